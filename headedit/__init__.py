@@ -1,0 +1,61 @@
+"""Learned, gated edits to the attention heads of any Hugging Face causal LM.
+
+>>> import headedit
+>>> headedit.__version__
+'0.1.0'
+
+Everything public is here, and loads what it needs when it is first used, so that importing is light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from headedit.errors import HeadEditError
+from headedit.version import __version__
+
+if TYPE_CHECKING:
+    from headedit.edits import EditConfig, Gates, HeadEdits, attach, load
+    from headedit.evaluation import ExactMatch, exact_match
+    from headedit.interpret import plot
+    from headedit.specs import HeadSite
+    from headedit.training import HeadEditTrainer, Objective, Run, fit, read_records
+
+__all__ = [
+    "EditConfig",
+    "ExactMatch",
+    "Gates",
+    "HeadEditError",
+    "HeadEditTrainer",
+    "HeadEdits",
+    "HeadSite",
+    "Objective",
+    "Run",
+    "__version__",
+    "attach",
+    "exact_match",
+    "fit",
+    "load",
+    "plot",
+    "read_records",
+]
+
+_ROOMS = {
+    "headedit.edits": ("EditConfig", "Gates", "HeadEdits", "attach", "load"),
+    "headedit.evaluation": ("ExactMatch", "exact_match"),
+    "headedit.interpret": ("plot",),
+    "headedit.specs": ("HeadSite",),
+    "headedit.training": ("HeadEditTrainer", "Objective", "Run", "fit", "read_records"),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'headedit' has no attribute {name!r}")
+    value = getattr(import_module(_ROOM_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""``python -m headedit`` is the command ``headedit``."""
+
+from headedit.cli import main
+
+main()

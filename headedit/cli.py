@@ -1,0 +1,314 @@
+"""The command line: parses, calls, prints. ``headedit COMMAND --help`` has an example for each command."""
+
+import logging
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from headedit.errors import HeadEditError
+from headedit.version import __version__
+
+app = typer.Typer(
+    name="headedit",
+    help="Learned, gated edits to the attention heads of any Hugging Face causal LM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+console = Console(highlight=False)
+
+
+class Dtype(str, Enum):
+    """Dtypes that a model can be loaded in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of a causal LM.")]
+Data = Annotated[
+    Path, typer.Option("--data", "-d", help="JSON list or JSON lines with instruction/answer or prompt/response.")
+]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Dtype to load the model in.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda:0, …  [default: a GPU if there is one]")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many records, drawn by the seed.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Skip = Annotated[bool, typer.Option("--skip-broken", help="Leave broken records out and report them.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"headedit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything written.")] = Path(
+        "headedit-demo"
+    ),
+    task: Annotated[str, typer.Option("--task", help="copy, reverse, sort, next, first or swap.")] = "reverse",
+    seed: Seed = 0,
+) -> None:
+    """Teach a small embedded model one task from 200 examples and draw the heads that were chosen.
+
+    Example: `headedit demo --output my-demo`
+    """
+    from headedit.demo.run import run_demo
+
+    result = run_demo(output, task=task, seed=seed)
+    _print_rows("headedit demo", result.rows())
+    _print_files([*result.files, result.run.output_dir / "headedit.safetensors"])
+
+
+@app.command()
+def train(
+    model: Model,
+    data: Data,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the edits and the run's history.")],
+    valid: Annotated[Path | None, typer.Option("--valid", help="Validation records, in the same form.")] = None,
+    valid_share: Annotated[
+        float, typer.Option("--valid-share", min=0.0, max=0.9, help="Share of --data held out without --valid.")
+    ] = 0.2,
+    recipe: Annotated[str, typer.Option("--recipe", help="Name of the recipe.")] = "jola",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A field of the recipe, such as epochs=5; may be repeated.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Layers to edit, such as 8:24.  [default: all]")
+    ] = None,
+    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file for an architecture without one.")] = None,
+    max_length: Annotated[int | None, typer.Option("--max-length", min=2, help="Leave out longer examples.")] = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    dtype: DtypeOption = Dtype.auto,
+    device: Device = None,
+    skip_broken: Skip = False,
+) -> None:
+    """Learn edits for a model from a file of examples.
+
+    Example: `headedit train --model ./my-model --data train.jsonl --output out --set epochs=10`
+    """
+    from headedit.edits import EditConfig, attach
+    from headedit.loading import load_model, load_tokenizer
+    from headedit.specs.strict import read_assignments
+    from headedit.training import fit
+    from headedit.training.recipes import make_recipe
+    from headedit.training.records import split
+    from headedit.training.run import writable_folder
+
+    overrides = read_assignments(settings or [])
+    make_recipe(recipe, overrides)
+    config = EditConfig(layers=layers)
+    pairs = _read(data, limit, seed, skip_broken)
+    held_out = _read(valid, None, seed, skip_broken) if valid else None
+    if held_out is None:
+        pairs, held_out = split(pairs, valid_share, seed)
+    writable_folder(output)
+    loaded, tokenizer = load_model(model, dtype=dtype.value, device=device), load_tokenizer(model)
+    edits = attach(loaded, spec=spec, config=config)
+    edits.print_trainable_parameters()
+    run = fit(
+        edits,
+        pairs,
+        held_out,
+        output_dir=output,
+        recipe=recipe,
+        seed=seed,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        **overrides,
+    )
+    record = run.record
+    best = record["best_eval_loss"]
+    rows = [
+        ("examples", f"{record['train_examples']} to train on, {record['valid_examples']} to stop on"),
+        ("steps", str(record["steps"])),
+        ("validation loss", "not measured" if best is None else f"{best:.4f} nats a token"),
+        *((f"open {kind} gates", f"{c['open']} of {c['of']}") for kind, c in record["open"].items()),
+        ("time", f"{record['seconds']:.0f} s"),
+    ]
+    _print_rows(f"headedit train ({recipe})", rows)
+    _print_files([output])
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    data: Data,
+    edits: Annotated[Path | None, typer.Option("--edits", "-e", help="Folder or hub id of saved edits.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the report.")] = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts a batch.")] = 32,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="[default: the longest expected response]")
+    ] = None,
+    dtype: DtypeOption = Dtype.auto,
+    device: Device = None,
+    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file for an architecture without one.")] = None,
+    skip_broken: Skip = False,
+) -> None:
+    """Measure exact match of greedy responses, with edits, without, and of a constant answer.
+
+    Example: `headedit eval --model ./my-model --edits out --data test.jsonl --limit 500`
+    """
+    from headedit.edits import load
+    from headedit.evaluation import exact_match
+    from headedit.loading import load_model, load_tokenizer
+
+    pairs = _read(data, limit, seed, skip_broken)
+    loaded, tokenizer = load_model(model, dtype=dtype.value, device=device), load_tokenizer(model)
+    handle = load(loaded, edits, spec=spec) if edits else None
+    report = exact_match(loaded, tokenizer, pairs, edits=handle, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    base = report.accuracy if report.base_accuracy is None else report.base_accuracy
+    rows = [
+        ("examples", str(report.n)),
+        ("base model", f"{base:.1%} exact match"),
+        ("constant answer", f"{report.constant_accuracy:.1%} ('{report.constant_answer}')"),
+    ]
+    if handle is not None:
+        rows.append(("edited model", f"{report.accuracy:.1%} exact match"))
+    _print_rows("headedit eval", [*rows, ("time", f"{report.seconds:.1f} s")])
+    if output is not None:
+        _write_json(output, report.to_dict())
+        _print_files([output])
+
+
+@app.command("plot")
+def draw(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or of saved edits.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the pictures.  [default: RUN]")
+    ] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Kind of site to draw.")] = None,
+) -> None:
+    """Draw the gates of saved edits, and the history of the run if there is one; needs no model.
+
+    Example: `headedit plot out`
+    """
+    from headedit.history import HISTORY_FILE
+    from headedit.interpret import plot
+    from headedit.training.run import writable_folder
+
+    figures = {"gates.png": plot.gates(run, kind=kind)}
+    if (run / HISTORY_FILE).is_file():
+        figures["history.png"] = plot.history(run)
+    folder = writable_folder(run if output is None else output)
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=150)
+    _print_files([folder / name for name in figures])
+
+
+@app.command()
+def bench(
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each variant.")] = 30,
+    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the random Llama.")] = 8,
+    hidden: Annotated[int, typer.Option("--hidden", min=8, help="Width of it; a multiple of 16.")] = 512,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences a batch.")] = 4,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens a sequence.")] = 128,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda:0, …")] = "cpu",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the figures.")] = None,
+) -> None:
+    """Measure what edits add to a training step and a forward pass, as ratios of medians.
+
+    Example: `headedit bench --repeats 50`
+    """
+    from headedit.evaluation.bench import Shape, measure_cost
+
+    if hidden % 16:
+        raise HeadEditError(f"--hidden {hidden}: expected a multiple of 16, for 8 heads of even width.")
+    cost = measure_cost(Shape(layers=layers, hidden=hidden, batch=batch, tokens=tokens), repeats=repeats, device=device)
+    rows = [
+        ("measured on", f"{cost.device}; {layers} layers of width {hidden}, batch {batch} × {tokens}"),
+        ("training step", f"{cost.step_edited:.1f} ms, limit {cost.step_limit:.1f} ms: {cost.step_ratio:.3f} ×"),
+        ("forward", f"{cost.forward_edited:.1f} ms, bare {cost.forward_bare:.1f} ms: {cost.forward_ratio:.3f} ×"),
+    ]
+    _print_rows(f"headedit bench (medians of {repeats})", rows)
+    if output is not None:
+        _write_json(output, cost.to_dict())
+        _print_files([output])
+
+
+def _read(path: Path, limit: int | None, seed: int, skip_broken: bool) -> list[tuple[str, str]]:
+    from headedit.training.records import read_records, sample
+
+    records = read_records(path, skip_broken=skip_broken)
+    for message in records.broken[:5]:
+        console.print(f"[yellow]left out:[/] {escape(message)}")
+    if records.broken:
+        console.print(f"{len(records.broken)} broken records of {path} are left out.")
+    return sample(records.pairs, limit, seed)
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    import json
+
+    from headedit.edits.files import write_atomically
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(data, indent=2) + "\n").encode())
+    except OSError as error:
+        raise HeadEditError(f"{path}: cannot be written ({error.strerror}).") from None
+
+
+def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
+    table = Table(title=title, show_header=False, title_justify="left")
+    for what, value in rows:
+        table.add_row(what, escape(value))
+    console.print(table)
+
+
+def _print_files(files: list[Path]) -> None:
+    for file in files:
+        console.print(f"wrote {escape(str(file))}", soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command ``headedit``: exit 2 and one message for a user's mistake, a traceback with --debug."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [*(["--debug"] if debug else []), *(a for a in given if a != "--debug")]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(given, prog_name="headedit")
+    except HeadEditError as error:
+        if debug:
+            raise
+        print(f"headedit: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("headedit: stopped.", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"headedit: a fault of headedit itself, not of yours: {type(error).__name__}: {error}\n"
+            "Run the command again with --debug to see where, and please report it.",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None

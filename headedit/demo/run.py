@@ -1,0 +1,104 @@
+"""``headedit demo``: teaches the embedded model one task from 200 examples, and shows which heads it took."""
+
+import time
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from headedit.demo import tasks
+from headedit.edits import EditConfig, attach
+from headedit.errors import HeadEditError, suggest
+from headedit.evaluation import ExactMatch, exact_match
+from headedit.interpret import plot
+from headedit.loading import load_model, load_tokenizer
+from headedit.text import to_pair
+from headedit.training import Run, fit
+
+MODEL_FOLDER = Path(__file__).resolve().parent / "model"
+TRAIN, VALID, TEST = 160, 40, 500
+DEFAULT_TASK = "reverse"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo measured, and where it wrote.
+
+    Fields:
+        task: the task that was taught.
+        report: accuracy on the test examples, edited and base, with the constant-answer baseline.
+        run: the training run.
+        parameters: number of trained parameters.
+        seconds: from loading the model to the last picture.
+        files: what was written, in the order to look at it.
+    """
+
+    task: str
+    report: ExactMatch
+    run: Run
+    parameters: int
+    seconds: float
+    files: list[Path]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The summary as (what, value)."""
+        opened = self.run.record["open"]
+        report = self.report
+        return [
+            ("task", f"'{self.task}', which the prompt does not name"),
+            ("examples", f"{TRAIN + VALID} ({TRAIN} to train on, {VALID} to stop on); tested on {report.n} unseen"),
+            ("base model", f"{report.base_accuracy:.1%} exact match"),
+            ("constant answer", f"{report.constant_accuracy:.1%} ('{report.constant_answer}')"),
+            ("edited model", f"{report.accuracy:.1%} exact match"),
+            *(
+                (f"open {kind} gates", f"{opened[kind]['open']} of {opened[kind]['of']}")
+                for kind in ("offset", "scale")
+            ),
+            ("trained parameters", f"{self.parameters:,}"),
+            ("time", f"{self.seconds:.0f} s, of which training {self.run.record['seconds']:.0f} s"),
+        ]
+
+
+def run_demo(
+    output_dir: "str | PathLike[str]", *, task: str = DEFAULT_TASK, seed: int = 0, progress: bool = True
+) -> Demo:
+    """Runs the demo and writes the edits, two pictures and a summary.
+
+    Args:
+        output_dir: folder for everything that is written.
+        task: one of the six tasks of ``headedit.demo.tasks``.
+        seed: of the examples, their order and the gates' noise.
+        progress: show bars.
+
+    Raises:
+        HeadEditError: there is no such task, or the folder cannot be written.
+    """
+    if task not in tasks.TASKS:
+        raise HeadEditError(f"There is no task '{task}'.{suggest(task, tasks.TASKS)}")
+    started = time.perf_counter()
+    model = load_model(str(MODEL_FOLDER), dtype="float32", device="cpu")
+    tokenizer = load_tokenizer(str(MODEL_FOLDER))
+    rows = tasks.records(task, TRAIN + VALID + TEST, cued=False, seed=seed)
+    pairs = [to_pair(row, f"{task} example") for row in rows]
+    train, valid, test = pairs[:TRAIN], pairs[TRAIN : TRAIN + VALID], pairs[TRAIN + VALID :]
+    edits = attach(model, config=EditConfig())
+    run = fit(edits, train, valid, tokenizer=tokenizer, output_dir=output_dir, seed=seed, progress=progress)
+    report = exact_match(model, tokenizer, test, edits=edits, batch_size=250, progress=progress)
+    folder = run.output_dir
+    files = [folder / "gates.png", folder / "history.png", folder / "summary.md"]
+    title = f"Which heads learned '{task}': {report.base_accuracy:.0%} → {report.accuracy:.0%} exact match"
+    plot.gates(edits, title=title).savefig(files[0], dpi=150)
+    plot.history(run).savefig(files[1], dpi=150)
+    parameters, _ = edits.get_nb_trainable_parameters()
+    demo = Demo(task, report, run, parameters, time.perf_counter() - started, files)
+    files[2].write_text(_markdown(demo), encoding="utf-8")
+    return demo
+
+
+def _markdown(demo: Demo) -> str:
+    table = "\n".join(f"| {what} | {value} |" for what, value in demo.rows())
+    return (
+        f"# headedit demo\n\n| | |\n|---|---|\n{table}\n\n"
+        "![Gates, layers by heads](gates.png)\n\n![History of the run](history.png)\n\n"
+        "The edits are `headedit_config.json` and `headedit.safetensors`; put them on a fresh copy of the model "
+        "with `headedit.load(model, folder)`.\n"
+    )

@@ -1,0 +1,182 @@
+"""The handle of the edits on a model: look at them, switch them, set them, save them, take them off."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from headedit.edits.config import EditConfig
+from headedit.edits.module import EditModule, Gates
+from headedit.errors import HeadEditError
+from headedit.specs import HeadSite, Spec
+
+MODULE_NAME = "headedit"
+"""The name under which a model carries its edits as a submodule while they are attached."""
+
+
+class HeadEdits:
+    """Edits attached to a model; made by ``headedit.attach`` and ``headedit.load``.
+
+    Fields:
+        model: the model that is edited, the same object that was given to ``attach``.
+        spec: where its heads are.
+        config: the shape of the edits.
+        sites: list of ``HeadSite``, ordered by layer.
+        module: the parameters, an ``nn.Module`` that the model holds as its submodule ``headedit``.
+    """
+
+    def __init__(self, model: nn.Module, spec: Spec, config: EditConfig, sites: list[HeadSite]) -> None:
+        self.model, self.spec, self.config, self.sites = model, spec, config, sites
+        self.module = EditModule(sites, config)
+        self.module.train(model.training)
+        self._was_trainable = [p for p in model.parameters() if p.requires_grad]
+        for parameter in self._was_trainable:
+            parameter.requires_grad_(False)
+        self._hooks = [site.module.register_forward_pre_hook(edit.pre_hook) for site, edit in self.module.pairs()]
+        model.add_module(MODULE_NAME, self.module)
+
+    @property
+    def attached(self) -> bool:
+        """False once ``detach`` was called."""
+        return self.model._modules.get(MODULE_NAME) is self.module
+
+    def detach(self) -> nn.Module:
+        """Takes everything off: the model is exactly as it was before ``attach``, and is returned."""
+        if self.attached:
+            for hook in self._hooks:
+                hook.remove()
+            del self.model._modules[MODULE_NAME]
+            for parameter in self._was_trainable:
+                parameter.requires_grad_(True)
+        return self.model
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[nn.Module]:
+        """A context in which the model is the base model, bit for bit."""
+        before = [edit.enabled for edit in self.module]
+        for edit in self.module:
+            edit.enabled = False
+        try:
+            yield self.model
+        finally:
+            for edit, enabled in zip(self.module, before, strict=True):
+                edit.enabled = enabled
+
+    def gates(self, kind: str | None = None) -> Gates:
+        """The gates in eval mode, by the estimator that the config names.
+
+        Args:
+            kind: the kind of site; by default the first of the config.
+
+        Returns:
+            Additive and multiplicative gates on the CPU, each [layers, heads]: a row for every layer up to
+            the last with a site, NaN where there is no such head or no such vector. Where a layer has
+            several sites of the kind, their heads stand side by side.
+        """
+        return self.module.gates(kind)
+
+    def count_open(self) -> dict[str, tuple[int, int]]:
+        """For ``offset`` and ``scale``: gates open and gates in all, over every site.
+
+        A gate is open where the deterministic gate of Louizos et al. is above 0, whatever ``eval_gate`` is.
+        A vector without gates counts as open.
+        """
+        return self.module.count_open()
+
+    def penalty(self, vector: Literal["offset", "scale"] | None = None, *, share: bool = False) -> Tensor:
+        """Expected number of open gates, Σ P(g ≠ 0), differentiable (Louizos et al. 2018, equation 12).
+
+        Args:
+            vector: only the gates of this vector; by default both.
+            share: divide by the number of gates.
+
+        Returns:
+            A scalar. A λ on the number is the loss that one gate must save to stay open, and means the
+            same for a model of any size; a λ on the share is spread over all gates.
+        """
+        return self.module.penalty(vector, share=share)
+
+    def set_head(
+        self,
+        layer: int,
+        head: int,
+        *,
+        scale: float = 1.0,
+        offset: Tensor | None = None,
+        kind: str | None = None,
+    ) -> None:
+        """Writes the edit of one head by hand, in place of what it had: z' = scale · z + offset.
+
+        The gate of a part that acts is opened for good, that of a part left out is closed.
+
+        Args:
+            layer: index of the layer.
+            head: index of the head; with several sites a layer they are counted side by side.
+            scale: factor on the head's output; 0 ablates it, 1 leaves it.
+            offset: added to it, [head_dim]; None for nothing.
+            kind: the kind of site; by default the first of the config.
+
+        Raises:
+            HeadEditError: there is no such head, or ``offset`` has another shape.
+        """
+        kind = self.config.sites[0] if kind is None else kind
+        first = 0
+        for site, edit in self.module.pairs():
+            if (site.layer, site.kind) != (layer, kind):
+                continue
+            if 0 <= head - first < site.heads:
+                if offset is not None and tuple(offset.shape) != (site.head_dim,):
+                    raise HeadEditError(
+                        f"offset: found shape {tuple(offset.shape)}, expected ({site.head_dim},) at {site.path}."
+                    )
+                edit.set_head(head - first, scale, offset)
+                return
+            first += site.heads
+        known = sorted({site.layer for site in self.sites if site.kind == kind})
+        what = f"has {first} heads, 0 to {first - 1}" if first else f"has no {kind} site; edited layers: {known}"
+        raise HeadEditError(f"There is no head {head} in layer {layer} to set: the layer {what}.")
+
+    def vector_parameters(self) -> list[nn.Parameter]:
+        """Offsets and scales, for an optimiser group of their own."""
+        return [p for name, p in self.module.named_parameters() if not name.endswith("_gate")]
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """Gate logits, for an optimiser group of their own."""
+        return [p for name, p in self.module.named_parameters() if name.endswith("_gate")]
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Number of trainable parameters, and of all parameters of the model with its edits."""
+        parameters = [*self.model.parameters(), *(() if self.attached else self.module.parameters())]
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        return trainable, sum(_numel(p) for p in parameters)
+
+    def print_trainable_parameters(self) -> None:
+        """Prints the number of trainable parameters, of all, and the share, as PEFT does."""
+        trainable, total = self.get_nb_trainable_parameters()
+        share = 100 * trainable / total
+        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
+
+    def save_pretrained(self, save_directory: "str | PathLike[str]") -> None:
+        """Writes ``headedit_config.json`` and ``headedit.safetensors`` into a folder, atomically.
+
+        Raises:
+            HeadEditError: the folder cannot be made or written.
+        """
+        from headedit.edits.storage import save
+
+        save(self, save_directory)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{kind} {n} of {total}" for kind, (n, total) in self.count_open().items() if total)
+        kinds = ", ".join(self.config.sites)
+        layers = len({site.layer for site in self.sites})
+        state = "" if self.attached else ", detached"
+        return f"HeadEdits({type(self.model).__name__}, {layers} layers, {kinds}; gates open: {counts}{state})"
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    packed = getattr(parameter, "quant_state", None)  # a 4-bit weight counts its elements, not its bytes
+    return int(torch.Size(packed.shape).numel()) if packed is not None else parameter.numel()

@@ -1,0 +1,17 @@
+"""The one exception that headedit raises for a mistake its user can mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HeadEditError(Exception):
+    """Something is wrong that the user can put right; the message says what, where, and what to do."""
+
+
+def suggest(name: object, options: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` for the closest option, else the list of what is possible."""
+    options = sorted(options)
+    close = difflib.get_close_matches(str(name), options, n=1)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Possible: {', '.join(options)}." if options else ""

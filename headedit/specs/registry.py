@@ -1,0 +1,113 @@
+"""Which spec describes a model: a path that was given, the user's folders, installed packages, then ours."""
+
+import os
+from collections.abc import Iterable, Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from torch import nn
+
+from headedit.errors import HeadEditError, suggest
+from headedit.specs.schema import Spec, read_spec
+
+FOLDERS_VARIABLE = "HEADEDIT_SPECS"
+ENTRY_POINTS = "headedit.specs"
+
+_packaged_cache: dict[str, Spec] = {}
+
+
+def packaged_folder() -> Path:
+    """The folder ``arch_specs``: inside the installed package, or beside it in an editable install."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "arch_specs", package.parent / "arch_specs"):
+        if folder.is_dir():
+            return folder
+    raise HeadEditError(f"The folder arch_specs is missing beside {package}; reinstall headedit.")
+
+
+def find_spec(model: nn.Module, spec: str | os.PathLike[str] | Spec | None = None) -> Spec:
+    """The spec for a model.
+
+    Args:
+        model: a model with a ``config``.
+        spec: a spec, or the path of a spec file; None to look it up by ``config.model_type`` in the folders
+            of ``HEADEDIT_SPECS``, the entry points ``headedit.specs``, and the packaged specs, in this order.
+
+    Raises:
+        HeadEditError: there is no spec for the type, a spec file is faulty, or two of equal rank claim it.
+    """
+    if isinstance(spec, Spec):
+        return spec
+    model_type = model_type_of(model)
+    if spec is not None:
+        found = read_spec(Path(spec))
+        if model_type not in found.model_types:
+            listed = ", ".join(found.model_types)
+            raise HeadEditError(
+                f"{spec}: model_types lists {listed}, but this model is of type '{model_type}'. "
+                f"Add '{model_type}' to model_types if the spec is meant for it."
+            )
+        return found
+    known: dict[str, Spec] = {}
+    for specs in (_user_specs(), _installed_specs(), packaged_specs()):
+        if model_type in specs:
+            return specs[model_type]
+        known.update(specs)
+    raise HeadEditError(
+        f"No spec knows the model type '{model_type}'.{suggest(model_type, known)} Write one (ten lines, see "
+        "'Adding an architecture' in the README) and give its path: headedit.attach(model, spec='my_arch.yaml')."
+    )
+
+
+def model_type_of(model: nn.Module) -> str:
+    """``config.model_type`` of a model.
+
+    Raises:
+        HeadEditError: the object is not a transformers model.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if not isinstance(model_type, str):
+        raise HeadEditError(f"Expected a transformers model with config.model_type, found {type(model).__name__}.")
+    return model_type
+
+
+def packaged_specs() -> dict[str, Spec]:
+    """The specs that come with headedit, by model type; read once a process."""
+    if not _packaged_cache:
+        _packaged_cache.update(_by_type([packaged_folder()]))
+    return _packaged_cache
+
+
+def _user_specs() -> dict[str, Spec]:
+    folders = [Path(p) for p in os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep) if p]
+    for folder in folders:
+        if not folder.is_dir():
+            raise HeadEditError(f"{FOLDERS_VARIABLE} names {folder}, which is not a folder.")
+    return _by_type(folders)
+
+
+def _installed_specs() -> dict[str, Spec]:
+    folders = []
+    for entry in entry_points(group=ENTRY_POINTS):
+        value = entry.load()
+        folders.append(Path(value() if callable(value) else value))
+    return _by_type(folders)
+
+
+def _by_type(folders: Iterable[Path]) -> dict[str, Spec]:
+    specs: dict[str, Spec] = {}
+    for file in _files(folders):
+        spec = read_spec(file)
+        for model_type in spec.model_types:
+            if model_type in specs:
+                raise HeadEditError(
+                    f"The model type '{model_type}' is described twice: in {specs[model_type].source} "
+                    f"and in {file}. Remove it from one of them."
+                )
+            specs[model_type] = spec
+    return specs
+
+
+def _files(folders: Iterable[Path]) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])

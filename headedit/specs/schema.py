@@ -1,0 +1,209 @@
+"""What a spec file may say: where one architecture family keeps its heads.
+
+A spec is data. Everything that varies between architectures is a field here; no model class is named in
+code. The dataclasses are read by ``headedit.specs.strict``, which refuses what they do not know.
+"""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from headedit.errors import HeadEditError
+from headedit.specs import strict
+
+SITE_KINDS = ("attention", "linear", "mlp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberRule:
+    """A number of heads or a width that is not simply one config key.
+
+    Exactly one source is given:
+        config: a key of the text decoder's config; a list there is read at the layer's index.
+        module: an attribute of the module that holds the projection (``self_attn.num_heads``).
+        value: the number itself.
+        by_layer_type: a rule for each entry of the config's ``layer_types``.
+
+    ``times`` and ``divide`` are applied to what was found.
+    """
+
+    config: str | None = None
+    module: str | None = None
+    value: int | None = None
+    by_layer_type: "dict[str, int | str | NumberRule] | None" = None
+    times: int = 1
+    divide: int = 1
+
+    def __post_init__(self) -> None:
+        sources = [self.config, self.module, self.value, self.by_layer_type]
+        given = sum(source is not None for source in sources)
+        if given != 1:
+            raise HeadEditError(f"expected exactly one of config, module, value, by_layer_type; found {given} of them.")
+        if min(self.times, self.divide) < 1:
+            raise HeadEditError("times and divide must be 1 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteRule:
+    """One place in a layer where heads can be edited.
+
+    Fields:
+        path: dotted module name below the text decoder, ``{layer}`` standing for the layer's index. The
+            module's input is the site, so a norm's name puts the edit in front of the norm.
+        heads: number of heads, as a config key, a number or a ``NumberRule``.
+        head_dim: width of a head, likewise; left out or absent from the config: input width / heads.
+        position: ``raw`` where the heads arrive as attention made them, ``gated`` where an elementwise
+            gate was applied before (a scale commutes with it, an offset lands behind it).
+        layer_types: only layers whose entry in the config's ``layer_types`` is in this list.
+        parent_class: only where the class name of the module that holds the site fits this glob.
+    """
+
+    path: str
+    heads: int | str | NumberRule
+    head_dim: int | str | NumberRule | None = None
+    position: Literal["raw", "gated"] = "raw"
+    layer_types: list[str] | None = None
+    parent_class: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.path.count("{layer}") != 1 or not all(self.path.split(".")):
+            raise HeadEditError(
+                f"path: found '{self.path}', expected dotted module names with '{{layer}}' once, "
+                "as in layers.{layer}.self_attn.o_proj."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeRule:
+    """How an offset becomes part of a plain checkpoint, where the projection has no bias of its own.
+
+    Fields:
+        bias_key: the config switch that gives the projection a bias.
+        rehome: a model type to re-export to when the projection can have none.
+        never: the reason why a plain checkpoint cannot take an offset.
+    """
+
+    bias_key: str | None = None
+    rehome: str | None = None
+    never: str | None = None
+
+    def __post_init__(self) -> None:
+        if sum(v is not None for v in (self.bias_key, self.rehome, self.never)) != 1:
+            raise HeadEditError("expected exactly one of bias_key, rehome, never.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A model, or a configuration of it, that a hook cannot edit; the reason is shown to the user.
+
+    ``when`` gives config values that must all be met for the refusal (none: always). A value is compared
+    for equality; a text such as ``">1"`` compares numbers.
+    """
+
+    reason: str
+    when: dict[str, int | float | bool | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Where the model types of one family keep their heads.
+
+    Fields:
+        model_types: values of ``config.model_type`` that this spec describes.
+        sites: for each kind of site, one rule or several.
+        root: name of the module that the paths stand below, where more than one would fit.
+        merge: how an offset can be folded into the weights.
+        refuse: configurations that cannot be edited, with the reason.
+        source: the file it was read from; not a key of the file.
+    """
+
+    model_types: list[str]
+    sites: dict[Literal["attention", "linear", "mlp"], SiteRule | list[SiteRule]] = field(default_factory=dict)
+    root: str | list[str] | None = None
+    merge: MergeRule | None = None
+    refuse: list[Refusal] = field(default_factory=list)
+    source: str = field(default="spec", init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.model_types:
+            raise HeadEditError("model_types: the list is empty; name at least one config.model_type.")
+        if not self.sites and not self.refuse:
+            raise HeadEditError("sites: nothing is given; a spec names a site or refuses with a reason.")
+
+    def rules(self, kind: str) -> list[SiteRule]:
+        """The rules of one kind of site, none if the spec has no such kind."""
+        found = {str(k): v for k, v in self.sites.items()}.get(kind, [])
+        return found if isinstance(found, list) else [found]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that ``Spec`` can be built from again, defaults left out."""
+        data = dataclasses.asdict(self)
+        data.pop("source")
+        stripped = _without_defaults(data)
+        assert isinstance(stripped, dict)
+        return stripped
+
+    def digest(self) -> str:
+        """SHA-256 of what the spec says, without its comments and layout, in hexadecimal."""
+        return hashlib.sha256(yaml.safe_dump(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+_DEFAULTS: dict[str, object] = {"position": "raw", "times": 1, "divide": 1}
+
+
+def _without_defaults(data: object) -> object:
+    if isinstance(data, dict):
+        return {
+            key: _without_defaults(value)
+            for key, value in data.items()
+            if value is not None and value not in ({}, []) and _DEFAULTS.get(key, ...) != value
+        }
+    if isinstance(data, list | tuple):
+        return [_without_defaults(item) for item in data]
+    return data
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise HeadEditError(f"line {line}: the key '{key}' is given twice.")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> object:
+    """The content of a YAML file; faults of syntax become a HeadEditError with file and line."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except OSError as error:
+        raise HeadEditError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError as error:
+        raise HeadEditError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise HeadEditError(f"{path}: line {line}: not valid YAML ({error.problem}).") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise HeadEditError(f"{path}: not valid YAML ({error}).") from None
+    except HeadEditError as error:
+        raise HeadEditError(f"{path}: {error}") from None
+
+
+def read_spec(path: Path) -> Spec:
+    """The spec in a YAML file.
+
+    Raises:
+        HeadEditError: the file cannot be read, is not YAML, or says something the schema does not know.
+    """
+    spec = strict.build(Spec, read_yaml(path), str(path))
+    object.__setattr__(spec, "source", str(path))
+    return spec

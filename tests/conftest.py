@@ -1,0 +1,30 @@
+"""Tiny random models, offline, on two threads."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import matplotlib
+import pytest
+import torch
+from tiny import tiny_model
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+matplotlib.use("Agg")
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    """A fresh Llama of 2 layers with 4 heads of width 16, in eval mode."""
+    return tiny_model("llama")
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    """Token ids, [2, 7]."""
+    return torch.randint(3, 128, (2, 7), generator=torch.Generator().manual_seed(5))
