@@ -108,18 +108,20 @@ def read_assignments(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def _convert_union(options: tuple[Any, ...], value: object, where: str) -> Any:
-    failures = []
     for option in options:
         try:
             return convert(option, value, where)
-        except HeadEditError as error:
-            if isinstance(value, Mapping) and dataclasses.is_dataclass(option):
-                raise  # the shape fits only this one, so its message is the useful one
-            if isinstance(value, list | tuple) and get_origin(option) in (list, tuple):
-                raise
-            failures.append(error)
+        except HeadEditError:
+            if _same_shape(option, value):
+                raise  # the value is of this option's shape, so its message is the useful one
     expected = " or ".join(_describe(option) for option in options)
     raise HeadEditError(f"{where}: found {_show(value)}, expected {expected}.")
+
+
+def _same_shape(option: Any, value: object) -> bool:
+    if isinstance(value, Mapping):
+        return dataclasses.is_dataclass(option) or get_origin(option) is dict
+    return isinstance(value, list | tuple) and get_origin(option) in (list, tuple)
 
 
 def _is_a(hint: Any, value: object) -> bool:
