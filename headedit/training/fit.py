@@ -15,7 +15,6 @@ from headedit.errors import HeadEditError
 from headedit.loading import load_tokenizer
 from headedit.specs.numbers import text_config
 from headedit.training.encoding import Encoded, PadRight, encode
-from headedit.training.objective import Objective
 from headedit.training.recipes import Jola, make_recipe
 from headedit.training.run import Run, writable_folder
 from headedit.training.trainer import HeadEditTrainer
@@ -62,7 +61,6 @@ def fit(
     chosen = make_recipe(recipe, overrides)
     if not edits.attached:
         raise HeadEditError("These edits are detached from their model; attach or load them again to train.")
-    folder = writable_folder(output_dir)
     train, valid = list(train), None if valid is None else list(valid)
     if tokenizer is None and any(not _is_encoded(row) for row in [*train[:1], *(valid or [])[:1]]):
         tokenizer = load_tokenizer(getattr(edits.model.config, "_name_or_path", ""))
@@ -70,6 +68,7 @@ def fit(
     encoding = functools.partial(encode, tokenizer=tokenizer, max_length=length, progress=progress)
     train_rows = encoding(train, name="training")
     valid_rows = None if valid is None else encoding(valid, name="validation")
+    folder = writable_folder(output_dir)
     set_seed(seed)
     trainer = _trainer(edits, chosen, train_rows, valid_rows, folder, seed, tokenizer, progress)
     was_training = edits.model.training
@@ -133,7 +132,6 @@ def _trainer(
         prediction_loss_only=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         report_to=[],
         seed=seed,
         disable_tqdm=not progress,
@@ -141,11 +139,7 @@ def _trainer(
     pad = getattr(tokenizer, "pad_token_id", None)
     trainer = HeadEditTrainer(
         edits,
-        objective=Objective(
-            lambda_offset=recipe.lambda_offset,
-            lambda_scale=recipe.lambda_scale,
-            schedule=recipe.lambda_schedule,
-        ),
+        objective=recipe.objective(),
         gate_learning_rate=recipe.gate_lr,
         history_dir=folder,
         args=arguments,

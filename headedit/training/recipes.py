@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from headedit.errors import HeadEditError, suggest
 from headedit.specs import strict
+from headedit.training.objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class Jola:
         batch_size: examples a step.
         vector_lr: peak learning rate of offsets and scales.
         gate_lr: peak learning rate of gate logits.
-        lr_schedule: decay of both after the warm-up, by its name in transformers.
+        lr_schedule: course of both after the warm-up, by its name in transformers.
         warmup_epochs: epochs of linear warm-up.
         adam_epsilon: ε of AdamW.
         lambda_offset: λ_a, the price of an open offset gate in nats a token.
@@ -35,7 +36,7 @@ class Jola:
     batch_size: int = 8
     vector_lr: float = 2e-2
     gate_lr: float = 5e-2
-    lr_schedule: str = "cosine"
+    lr_schedule: Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"] = "cosine"
     warmup_epochs: float = 1.0
     adam_epsilon: float = 1e-6
     lambda_offset: float = 1e-2
@@ -49,6 +50,13 @@ class Jola:
         for name in ("epochs", "batch_size", "vector_lr", "gate_lr"):
             if getattr(self, name) <= 0:
                 raise HeadEditError(f"{name}: found {getattr(self, name)}, expected a number above 0.")
+        self.objective()
+
+    def objective(self) -> Objective:
+        """The penalty of this recipe."""
+        return Objective(
+            lambda_offset=self.lambda_offset, lambda_scale=self.lambda_scale, schedule=self.lambda_schedule
+        )
 
 
 RECIPES = {"jola": Jola}

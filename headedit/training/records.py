@@ -78,6 +78,8 @@ def _rows_of_list(text: str, file: Path) -> Iterator[tuple[str, Any]]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise HeadEditError(f"{file}, line {error.lineno}: not valid JSON ({error.msg}).") from None
+    except RecursionError:
+        raise HeadEditError(f"{file}: the JSON is nested too deeply.") from None
     for number, row in enumerate(rows, start=1):
         yield f"{file}, record {number}", row
 

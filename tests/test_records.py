@@ -1,0 +1,84 @@
+"""Data files: both forms are read, and a broken one is named by file and line."""
+
+import json
+
+import pytest
+
+from headedit import HeadEditError, read_records
+from headedit.training.records import sample, split
+
+ROWS = [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(5)]
+PAIRS = [(f"p{i}", f"r{i}") for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(ROWS),
+        "\n  " + json.dumps(ROWS, indent=2),
+        "\n".join(map(json.dumps, ROWS)),
+        "\r\n\n".join(map(json.dumps, ROWS)) + "\r\n",
+        "\ufeff" + "\n".join(map(json.dumps, ROWS)),
+    ],
+)
+def test_lists_and_lines_are_read(tmp_path, text):
+    file = tmp_path / "data.json"
+    file.write_text(text, encoding="utf-8", newline="")
+    assert read_records(file).pairs == PAIRS
+
+
+def test_a_separator_inside_a_text_is_no_new_line(tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps({"prompt": "a\u2028b", "response": "c"}, ensure_ascii=False), encoding="utf-8")
+    assert read_records(file).pairs == [("a\u2028b", "c")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"prompt": "p", "response": "r"}\n{"prompt": \n', r"data, line 2: not valid JSON \(Expecting value, column 12\)"),
+        ('{"prompt": "p", "response": "r"}\n{"prompt": "p"}', r"data, line 2: found the fields prompt; expected"),
+        ('{"prompt": "p", "response": ""}', r"data, line 1: the field 'response' is empty"),
+        ('[{"prompt": "p", "response": "r"},\n {"prompt" 3}]', r"data, line 2: not valid JSON \(Expecting ':' delimiter\)"),
+        ('[{"prompt": "p", "response": "r"}, 7]', r"data, record 2: expected an object with named fields, found int"),
+        ("[]", r"data: there is nothing to use: it holds no records"),
+        (" \n", r"data: there is nothing to use: it holds no records"),
+        ("[" * 100_000, r"not valid JSON|nested too deeply"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path, text, message):
+    (tmp_path / "data").write_text(text)
+    with pytest.raises(HeadEditError, match=message):
+        read_records(tmp_path / "data")
+
+
+def test_broken_records_can_be_left_out_and_are_counted(tmp_path):
+    lines = [*map(json.dumps, ROWS)]
+    lines[1:1] = ["{oops", '{"other": 1}']
+    (tmp_path / "data").write_text("\n".join(lines))
+    records = read_records(tmp_path / "data", skip_broken=True)
+    assert records.pairs == PAIRS
+    assert [message.split(": ")[0][-6:] for message in records.broken] == ["line 2", "line 3"]
+    (tmp_path / "data").write_text("{oops")
+    with pytest.raises(HeadEditError, match="all 1 records are broken, the first"):
+        read_records(tmp_path / "data", skip_broken=True)
+
+
+def test_files_that_are_not_text_or_not_there(tmp_path):
+    with pytest.raises(HeadEditError, match=r"cannot be read \(No such file"):
+        read_records(tmp_path / "missing")
+    (tmp_path / "bytes").write_bytes(b"\x80abc")
+    with pytest.raises(HeadEditError, match=r"is not UTF-8 text \(byte 0\)"):
+        read_records(tmp_path / "bytes")
+
+
+def test_samples_and_splits_are_seeded_and_lose_nothing():
+    assert sample(PAIRS, None, 0) == sample(PAIRS, 9, 0) == PAIRS
+    assert sample(PAIRS, 3, 1) == sample(PAIRS, 3, 1) != sample(PAIRS, 3, 2)
+    train, held_out = split(PAIRS, 0.4, 0)
+    assert (len(train), len(held_out)) == (3, 2)
+    assert sorted(train + held_out) == PAIRS
+    assert split(PAIRS, 0.4, 0) == (train, held_out)
+    assert split(PAIRS, 0, 0) == (PAIRS, None)
+    with pytest.raises(HeadEditError, match="5 records cannot be split .* share of 0.05"):
+        split(PAIRS, 0.05, 0)

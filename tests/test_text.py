@@ -1,0 +1,85 @@
+"""Prompts and responses become the tokens that generation will see."""
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from headedit import HeadEditError
+from headedit.text import prompt_ids, response_ids, to_pair
+
+WORDS = ["<pad>", "<s>", "</s>", "a", "b", "c", "ab", "x", "▁"]
+
+
+def tokenizer(model, template="<s> $A"):
+    ids = {word: i for i, word in enumerate(WORDS)}
+    made = Tokenizer(model(ids))
+    if isinstance(made.model, models.WordLevel):
+        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    specials = [(token, ids[token]) for token in ("<s>", "</s>")]
+    made.post_processor = processors.TemplateProcessing(single=template, special_tokens=specials)
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def word_level(ids):
+    return models.WordLevel(ids, unk_token="x")
+
+
+def merging(ids):
+    return models.BPE(vocab=ids, merges=[("a", "b")], unk_token="x")
+
+
+def test_a_response_is_closed_by_the_end_of_text():
+    made = tokenizer(word_level)
+    assert prompt_ids(made, "a b") == [1, 3, 4]
+    assert response_ids(made, "a b", " c a") == [5, 3, 2]
+
+
+def test_an_end_of_text_that_the_tokenizer_adds_is_not_doubled_nor_put_behind_the_prompt():
+    made = tokenizer(word_level, template="<s> $A </s>")
+    assert prompt_ids(made, "a b") == [1, 3, 4]
+    assert response_ids(made, "a b", " c") == [5, 2]
+
+
+def test_a_merge_across_the_seam_leaves_the_prompt_as_generation_sees_it():
+    made = tokenizer(merging)
+    assert prompt_ids(made, "ca") == [1, 5, 3]
+    assert prompt_ids(made, "cab") == [1, 5, 6]
+    assert response_ids(made, "ca", "b") == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("record", "pair"),
+    [
+        ({"prompt": "p", "response": "r"}, ("p", "r")),
+        ({"prompt": "p", "completion": "r", "id": 3}, ("p", "r")),
+        ({"instruction": "Why {x}?", "output": "long", "answer": "r"}, ("Why {x}?", "r")),
+        ({"instruction": "Why?", "input": "  ", "output": "r"}, ("Why?", "r")),
+        ({"instruction": "Why?", "input": "This.", "output": "r"}, ("Why?\n\nThis.", "r")),
+    ],
+)
+def test_records_of_every_form(record, pair):
+    prompt, response = to_pair(record, "here")
+    assert response == pair[1]
+    if "instruction" in record:
+        assert prompt == (
+            "Below is an instruction that describes a task. Write a response that appropriately completes the "
+            f"request.\n ### Instruction:\n{pair[0]}\n\n### Response:\n"
+        )
+    else:
+        assert prompt == pair[0]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("text", r"here: expected an object with named fields, found str"),
+        ({"question": "q"}, r"here: found the fields question; expected prompt/response or"),
+        ({"prompt": "p", "response": 3}, r"here: the field 'response' holds int, expected text"),
+        ({"prompt": None, "response": "r"}, r"here: the field 'prompt' holds NoneType"),
+        ({"instruction": "i", "answer": " \n"}, r"here: the field 'answer' is empty"),
+        ({"instruction": "i", "input": 1, "answer": "a"}, r"here: the field 'input' holds int"),
+    ],
+)
+def test_records_that_cannot_be_used(record, message):
+    with pytest.raises(HeadEditError, match=message):
+        to_pair(record, "here")
