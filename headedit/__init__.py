@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from headedit.evaluation import ExactMatch, exact_match
     from headedit.interpret import plot
     from headedit.specs import HeadSite
-    from headedit.training import HeadEditTrainer, Objective, Run, fit, read_records
+    from headedit.training.fit import fit
+    from headedit.training.objective import Objective
+    from headedit.training.records import read_records
+    from headedit.training.run import Run
+    from headedit.training.trainer import HeadEditTrainer
 
 __all__ = [
     "EditConfig",
@@ -39,20 +43,24 @@ __all__ = [
     "read_records",
 ]
 
-_ROOMS = {
+_HOMES = {
     "headedit.edits": ("EditConfig", "Gates", "HeadEdits", "attach", "load"),
     "headedit.evaluation": ("ExactMatch", "exact_match"),
     "headedit.interpret": ("plot",),
     "headedit.specs": ("HeadSite",),
-    "headedit.training": ("HeadEditTrainer", "Objective", "Run", "fit", "read_records"),
+    "headedit.training.fit": ("fit",),
+    "headedit.training.objective": ("Objective",),
+    "headedit.training.records": ("read_records",),
+    "headedit.training.run": ("Run",),
+    "headedit.training.trainer": ("HeadEditTrainer",),
 }
-_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOM_OF:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'headedit' has no attribute {name!r}")
-    value = getattr(import_module(_ROOM_OF[name]), name)
+    value = getattr(import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value
 

@@ -112,12 +112,12 @@ def train(
     Example: `headedit train --model ./my-model --data train.jsonl --output out --set epochs=10`
     """
     from headedit.edits import EditConfig, attach
+    from headedit.edits.files import check_writable
     from headedit.loading import load_model, load_tokenizer
     from headedit.specs.strict import read_assignments
-    from headedit.training import fit
+    from headedit.training.fit import fit
     from headedit.training.recipes import make_recipe
     from headedit.training.records import split
-    from headedit.training.run import writable_folder
 
     overrides = read_assignments(settings or [])
     make_recipe(recipe, overrides)
@@ -126,7 +126,7 @@ def train(
     held_out = _read(valid, None, seed, skip_broken) if valid else None
     if held_out is None:
         pairs, held_out = split(pairs, valid_share, seed)
-    writable_folder(output)
+    check_writable(output)
     loaded, tokenizer = load_model(model, dtype=dtype.value, device=device), load_tokenizer(model)
     edits = attach(loaded, spec=spec, config=config)
     edits.print_trainable_parameters()
@@ -209,14 +209,15 @@ def draw(
 
     Example: `headedit plot out`
     """
+    from headedit.edits.files import check_writable
     from headedit.history import HISTORY_FILE
     from headedit.interpret import plot
-    from headedit.training.run import writable_folder
 
     figures = {"gates.png": plot.gates(run, kind=kind)}
     if (run / HISTORY_FILE).is_file():
         figures["history.png"] = plot.history(run)
-    folder = writable_folder(run if output is None else output)
+    folder = check_writable(run if output is None else output)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=150)
     _print_files([folder / name for name in figures])

@@ -174,7 +174,7 @@ def test_generation_by_pipeline_beams_and_left_padding(llama, ids):
 
 
 def test_a_text_generation_pipeline_runs_the_edits():
-    from headedit.demo.run import MODEL_FOLDER
+    from headedit.demo import MODEL_FOLDER
     from headedit.loading import load_model, load_tokenizer
 
     model, tokenizer = load_model(str(MODEL_FOLDER)), load_tokenizer(str(MODEL_FOLDER))

@@ -94,11 +94,14 @@ def test_disabling_ends_with_an_error_too_and_nests(llama, ids):
     edits = headedit.attach(llama)
     randomise(edits)
     edited = logits(llama, ids)
-    with pytest.raises(KeyError), edits.disable_adapter():
+    try:
         with edits.disable_adapter():
-            pass
-        assert torch.equal(logits(llama, ids), base)
-        raise KeyError
+            with edits.disable_adapter():
+                pass
+            assert torch.equal(logits(llama, ids), base)
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
     assert torch.equal(logits(llama, ids), edited)
 
 
@@ -205,8 +208,7 @@ def test_gradients_are_the_same_with_and_without_checkpointing(model_type, ids):
     def gradients():
         torch.manual_seed(3)
         losses = [model(input_ids=batch, labels=batch).loss for batch in (ids, ids.flip(0))]
-        grads = torch.autograd.grad(sum(losses), list(edits.module.parameters()))
-        return grads
+        return torch.autograd.grad(sum(losses), list(edits.module.parameters()))
 
     with torch.no_grad():
         for gate in edits.gate_parameters():

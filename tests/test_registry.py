@@ -69,7 +69,7 @@ def test_a_folder_that_is_not_there(llama, monkeypatch):
 
 
 def test_something_that_is_no_transformers_model():
-    with pytest.raises(HeadEditError, match="Expected a transformers model with config.model_type, found Linear"):
+    with pytest.raises(HeadEditError, match=r"Expected a transformers model with config\.model_type, found Linear"):
         headedit.attach(nn.Linear(2, 2))
 
 

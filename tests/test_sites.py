@@ -39,9 +39,17 @@ def test_sites_of_every_packaged_type(model_type):
 
 @pytest.mark.parametrize(
     "source",
-    [4, "num_attention_heads", {"value": 4}, {"config": "num_attention_heads"}, {"module": "heads_of_mine"}]
-    + [{"config": "per_layer"}, {"value": 8, "divide": 2}, {"value": 2, "times": 2}]
-    + [{"by_layer_type": {"even": 4, "odd": "num_attention_heads"}}],
+    [
+        4,
+        "num_attention_heads",
+        {"value": 4},
+        {"config": "num_attention_heads"},
+        {"config": "per_layer"},
+        {"module": "heads_of_mine"},
+        {"value": 8, "divide": 2},
+        {"value": 2, "times": 2},
+        {"by_layer_type": {"even": 4, "odd": "num_attention_heads"}},
+    ],
 )
 def test_heads_can_be_named_in_every_way(llama, source):
     llama.config.per_layer = [4, 4]

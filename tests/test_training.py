@@ -254,7 +254,9 @@ def test_the_history_has_what_plots_need(llama, tmp_path):
 def test_steps_that_are_not_logged_wait_for_no_device(llama, tmp_path, monkeypatch):
     """Reading a tensor's value is what makes the host wait: none may happen but when a step is logged."""
     edits = headedit.attach(llama)
-    made = trainer(edits, tmp_path, objective=Objective(lambda_offset=0.1), save_strategy="no", logging_strategy="no", max_steps=6)
+    made = trainer(
+        edits, tmp_path, objective=Objective(lambda_offset=0.1), save_strategy="no", logging_strategy="no", max_steps=6
+    )
     package = str(Path(headedit.__file__).parent)
     where: list[str] = []
     for name in ("item", "tolist", "cpu", "__bool__", "__float__"):

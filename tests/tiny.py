@@ -68,7 +68,12 @@ FACTS: dict[str, tuple[dict[str, Any], str, int, int]] = {
         16,
     ),
     "phi3": (COMMON, LLAMA_PATH, 4, 8),
-    "gpt2": ({**TOKENS, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}, "transformer.h.0.attn.c_proj", 4, 8),
+    "gpt2": (
+        {**TOKENS, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4},
+        "transformer.h.0.attn.c_proj",
+        4,
+        8,
+    ),
     "gpt_neox": (COMMON, "gpt_neox.layers.0.attention.dense", 4, 8),
     "opt": (
         {

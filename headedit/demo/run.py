@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from headedit.demo import tasks
+from headedit.demo import MODEL_FOLDER, tasks
 from headedit.edits import EditConfig, attach
 from headedit.errors import HeadEditError, suggest
 from headedit.evaluation import ExactMatch, exact_match
 from headedit.interpret import plot
 from headedit.loading import load_model, load_tokenizer
 from headedit.text import to_pair
-from headedit.training import Run, fit
+from headedit.training.fit import fit
+from headedit.training.run import Run
 
-MODEL_FOLDER = Path(__file__).resolve().parent / "model"
 TRAIN, VALID, TEST = 160, 40, 500
 DEFAULT_TASK = "reverse"
 

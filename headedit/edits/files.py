@@ -42,6 +42,27 @@ def write_pair(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor])
         ) from None
 
 
+def check_writable(directory: "str | PathLike[str]") -> Path:
+    """The folder as a path, after a trial that a file can be written there, of which nothing is left.
+
+    Raises:
+        HeadEditError: it cannot be made or written; raised before any work is done.
+    """
+    folder = Path(directory)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise HeadEditError(f"{folder}: cannot be written ({error.strerror}). Choose another output folder.") from None
+    finally:
+        for path in missing:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+    return folder
+
+
 def write_atomically(path: Path, payload: bytes) -> None:
     """Writes a file so that at every moment either the old content or the whole new one is there."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

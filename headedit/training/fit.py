@@ -11,12 +11,13 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
 
 from headedit.edits import HeadEdits
+from headedit.edits.files import check_writable
 from headedit.errors import HeadEditError
 from headedit.loading import load_tokenizer
 from headedit.specs.numbers import text_config
 from headedit.training.encoding import Encoded, PadRight, encode
 from headedit.training.recipes import Jola, make_recipe
-from headedit.training.run import Run, writable_folder
+from headedit.training.run import Run
 from headedit.training.trainer import HeadEditTrainer
 
 CHECKPOINTS = "checkpoints"
@@ -61,6 +62,7 @@ def fit(
     chosen = make_recipe(recipe, overrides)
     if not edits.attached:
         raise HeadEditError("These edits are detached from their model; attach or load them again to train.")
+    folder = check_writable(output_dir)
     train, valid = list(train), None if valid is None else list(valid)
     if tokenizer is None and any(not _is_encoded(row) for row in [*train[:1], *(valid or [])[:1]]):
         tokenizer = load_tokenizer(getattr(edits.model.config, "_name_or_path", ""))
@@ -68,7 +70,7 @@ def fit(
     encoding = functools.partial(encode, tokenizer=tokenizer, max_length=length, progress=progress)
     train_rows = encoding(train, name="training")
     valid_rows = None if valid is None else encoding(valid, name="validation")
-    folder = writable_folder(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
     set_seed(seed)
     trainer = _trainer(edits, chosen, train_rows, valid_rows, folder, seed, tokenizer, progress)
     was_training = edits.model.training

@@ -1,8 +1,6 @@
 """A finished run: its edits, history and settings, as ``fit`` returns them and as they lie on disk."""
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -51,27 +49,3 @@ class Run:
         except (OSError, ValueError) as error:
             raise HeadEditError(f"{folder / RUN_FILE}: cannot be read ({error}).") from None
         return Run(folder, history, record)
-
-
-def writable_folder(directory: "str | PathLike[str]") -> Path:
-    """The folder, made if needed, after a trial that a file can be written there.
-
-    Raises:
-        HeadEditError: it cannot be made or written; raised before any work is done.
-    """
-    folder = Path(directory)
-    made = _missing_parents(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        for path in made:
-            if path.is_dir() and not any(os.scandir(path)):
-                path.rmdir()
-        raise HeadEditError(f"{folder}: cannot be written ({error.strerror}). Choose another output folder.") from None
-    return folder
-
-
-def _missing_parents(folder: Path) -> list[Path]:
-    return [path for path in (folder, *folder.parents) if not path.exists()]

@@ -1,0 +1,228 @@
+"""The command line from files to saved edits, and what it says when something is wrong."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from tiny import tiny_model
+from transformers import AutoTokenizer
+
+import headedit
+from headedit.cli import main
+from headedit.demo import MODEL_FOLDER, tasks
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    """A tiny random Llama saved to disk, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("llama").save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODEL_FOLDER).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def data(tmp_path):
+    rows = [
+        {"instruction": f"{r['prompt']}", "input": "", "output": "long", "answer": r["response"]}
+        for r in tasks.records("sort", 30, cued=True, seed=0)
+    ]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    return str(tmp_path / "train.json")
+
+
+def run(*arguments):
+    """Runs a command in this process; its exit code."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    return caught.value.code
+
+
+def test_from_files_to_edits_to_figures_and_pictures(model_folder, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    quick = ["--set", "epochs=2", "--set", "vector_lr=1e-2", "--device", "cpu"]
+    assert run("train", "--model", model_folder, "--data", data, "--output", out, *quick) == 0
+    printed = capsys.readouterr().out
+    assert "trainable params: 272 ||" in printed
+    assert "24 to train on, 6 to stop on" in printed
+    record = json.loads((out / "run.json").read_text())
+    assert (record["steps"], record["settings"]["vector_lr"]) == (6, 0.01)
+    assert record["base_model"] == model_folder
+
+    report = tmp_path / "reports" / "report.json"
+    arguments = ["--data", data, "--limit", 10, "--output", report, "--device", "cpu"]
+    assert run("eval", "--model", model_folder, "--edits", out, *arguments) == 0
+    assert "constant answer" in capsys.readouterr().out
+    figures = json.loads(report.read_text())
+    assert figures["n"] == 10
+    assert figures["base_accuracy"] == 0.0
+    assert figures["constant_accuracy"] >= 0.1
+
+    assert run("eval", "--model", model_folder, "--data", data, "--device", "cpu", "--limit", 3) == 0
+    assert "edited model" not in capsys.readouterr().out
+
+    assert run("plot", out, "--output", tmp_path / "pictures") == 0
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["gates.png", "history.png"]
+    (out / "history.jsonl").unlink()
+    assert run("plot", out) == 0
+    assert (out / "gates.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_json_lines_with_a_validation_file_a_seed_and_layers(model_folder, tmp_path):
+    for name, seed in (("train", 1), ("valid", 2)):
+        rows = tasks.records("copy", 12, cued=True, seed=seed)
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ["train", "--model", model_folder, "--data", tmp_path / "train.jsonl", "--device", "cpu"]
+    arguments += ["--valid", tmp_path / "valid.jsonl", "--limit", 8, "--layers", "1:", "--set", "epochs=1"]
+    for name in ("a", "b"):
+        assert run(*arguments, "--output", tmp_path / name) == 0
+    assert (tmp_path / "a/headedit.safetensors").read_bytes() == (tmp_path / "b/headedit.safetensors").read_bytes()
+    record = json.loads((tmp_path / "a/run.json").read_text())
+    assert (record["train_examples"], record["valid_examples"]) == (8, 12)
+    assert [s.layer for s in headedit.load(tiny_model("llama"), tmp_path / "a").sites] == [1]
+
+
+def test_broken_lines_are_skipped_when_asked_and_counted(model_folder, tmp_path, capsys):
+    rows = tasks.records("copy", 12, cued=True, seed=1)
+    lines = [*map(json.dumps, rows), "{oops"]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    arguments = ["train", "-m", model_folder, "-d", tmp_path / "d.jsonl", "-o", tmp_path / "out", "--set", "epochs=1"]
+    assert run(*arguments, "--device", "cpu", "--skip-broken") == 0
+    printed = capsys.readouterr().out
+    assert "line 13" in re.sub(r"\s+", " ", printed)
+    assert "1 broken records" in printed
+
+
+def mistakes(model_folder, tmp_path):
+    """(arguments, what the message must say) for every mistake of a newcomer that the issue names."""
+    good = json.dumps({"prompt": "a", "response": "b"})
+    files = {
+        "good.jsonl": "\n".join([good] * 10),
+        "broken.jsonl": f"{good}\n{{oops",
+        "empty.jsonl": "",
+        "one.jsonl": good,
+        "spec.yaml": "model_types: [llama]\nsites: {attention: {path: 'layers.{layer}.o', head: 4}}",
+        "file": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    unknown = tmp_path / "unknown"
+    tiny_model("llama").save_pretrained(unknown)
+    AutoTokenizer.from_pretrained(MODEL_FOLDER).save_pretrained(unknown)
+    config = json.loads((unknown / "config.json").read_text())
+    (unknown / "config.json").write_text(
+        json.dumps({**config, "model_type": "mamba", "architectures": ["MambaForCausalLM"]})
+    )
+    headedit.attach(tiny_model("qwen3")).save_pretrained(tmp_path / "qwen_edits")
+
+    def train(*more, model=model_folder, data="good.jsonl", output="out"):
+        device = ["--device", "cpu"]
+        return ["train", "--model", model, "--data", tmp_path / data, "--output", tmp_path / output, *device, *more]
+
+    evaluate = ["eval", "--model", model_folder, "--data", tmp_path / "good.jsonl", "--device", "cpu"]
+    return {
+        "unknown model type": (train(model=unknown), r"No spec knows the model type 'mamba'.*Write one"),
+        "spec with a wrong key": (
+            train("--spec", tmp_path / "spec.yaml"),
+            r"spec\.yaml: sites: attention: unknown key 'head'\. Did you mean 'heads'\?",
+        ),
+        "broken line": (train(data="broken.jsonl"), r"broken\.jsonl, line 2: not valid JSON.*--skip-broken"),
+        "empty set": (train(data="empty.jsonl"), r"empty\.jsonl: there is nothing to use"),
+        "too few to split": (train(data="one.jsonl"), r"1 records cannot be split.*--valid"),
+        "no such file": (train(data="none.jsonl"), r"none\.jsonl: cannot be read \(No such file"),
+        "no such model": (train(model="/nowhere"), r"No model could be loaded from '/nowhere'\. Give a folder"),
+        "no such device": (train("--device", "cuda:9"), r"cannot be moved to the device 'cuda:9'"),
+        "unwritable output": (train(output="file/out"), r"file/out: cannot be written.*Choose another output folder"),
+        "no such recipe": (train("--recipe", "jolla"), r"There is no recipe 'jolla'\. Did you mean 'jola'\?"),
+        "no such setting": (train("--set", "epoch=3"), r"recipe jola: unknown key 'epoch'\. Did you mean 'epochs'\?"),
+        "half a setting": (train("--set", "epochs"), r"epochs: expected name=value"),
+        "layers not there": (train("--layers", "7:"), r"layers: found '7:', but no layer is left"),
+        "layers not a slice": (train("--layers", "7-9"), r"layers: found '7-9', expected a slice"),
+        "edits of another model": (
+            [*evaluate, "--edits", tmp_path / "qwen_edits"],
+            r"qwen_edits: these edits were made for another model.*model_type: edits qwen3, model llama",
+        ),
+        "no edits": ([*evaluate, "--edits", tmp_path], r"holds no headedit_config\.json"),
+        "report not writable": ([*evaluate, "--output", tmp_path / "file" / "r.json"], r"r\.json: cannot be written"),
+        "nothing to plot": (["plot", tmp_path / "none"], r"no saved edits here"),
+        "no such task": (["demo", "--task", "rever", "--output", tmp_path / "demo"], r"Did you mean 'reverse'\?"),
+    }
+
+
+NAMES = [
+    "unknown model type",
+    "spec with a wrong key",
+    "broken line",
+    "empty set",
+    "too few to split",
+    "no such file",
+    "no such model",
+    "no such device",
+    "unwritable output",
+    "no such recipe",
+    "no such setting",
+    "half a setting",
+    "layers not there",
+    "layers not a slice",
+    "edits of another model",
+    "no edits",
+    "report not writable",
+    "nothing to plot",
+    "no such task",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mistake_ends_with_two_and_one_message_and_leaves_nothing(name, model_folder, tmp_path, capsys):
+    table = mistakes(model_folder, tmp_path)
+    assert sorted(table) == sorted(NAMES)
+    before = sorted(tmp_path.rglob("*"))
+    arguments, message = table[name]
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    said = [line for line in re.split(r"[\r\n]+", error) if line.startswith("headedit: ")]
+    assert len(said) == 1
+    assert re.search(message, said[0])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback_wherever_it_stands():
+    for arguments in (["--debug", "plot", "/nowhere"], ["plot", "/nowhere", "--debug"]):
+        with pytest.raises(headedit.HeadEditError):
+            main(arguments)
+
+
+def test_a_fault_of_our_own_is_said_to_be_one(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("headedit.interpret.plot.gates", lambda *a, **k: 1 / 0)
+    assert run("plot", tmp_path) == 1
+    error = capsys.readouterr().err
+    assert "a fault of headedit itself" in error
+    assert "ZeroDivisionError" in error
+    with pytest.raises(ZeroDivisionError):
+        main(["plot", str(tmp_path), "--debug"])
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "eval", "plot", "bench"])
+def test_help_has_an_example(command, capsys):
+    assert run(command, "--help") == 0
+    assert f"headedit {command}" in re.sub(r"\s+", " ", capsys.readouterr().out.replace("│", " ")).split("Example:")[1]
+
+
+def test_usage_errors_and_the_version(capsys):
+    assert run("train") == 2
+    assert "Missing option" in capsys.readouterr().err
+    assert run("bench", "--hidden", 100) == 2
+    assert "expected a multiple of 16" in capsys.readouterr().err
+    assert run("--version") == 0
+    assert headedit.__version__ in capsys.readouterr().out
+
+
+def test_the_module_is_the_command():
+    command = [sys.executable, "-m", "headedit", "plot", "/nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("headedit: /nowhere: ")
+    assert done.stdout == ""

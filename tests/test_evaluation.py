@@ -1,0 +1,96 @@
+"""Generation and exact match on the embedded model: independent of batching, with honest baselines."""
+
+import pytest
+import torch
+from tiny import tiny_model
+
+import headedit
+from headedit import HeadEditError, exact_match
+from headedit.demo import MODEL_FOLDER, tasks
+from headedit.evaluation.bench import Shape, measure_cost
+from headedit.evaluation.exact_match import first_line
+from headedit.evaluation.generation import generate
+from headedit.loading import load_model, load_tokenizer
+from headedit.text import to_pair
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(str(MODEL_FOLDER))
+
+
+@pytest.fixture
+def model():
+    return load_model(str(MODEL_FOLDER), device="cpu")
+
+
+def pairs(task, count, *, cued=True):
+    return [to_pair(row, "row") for row in tasks.records(task, count, cued=cued, seed=77)]
+
+
+def test_predictions_do_not_depend_on_the_batch_size(model, tokenizer):
+    prompts = [prompt for prompt, _ in pairs("swap", 40, cued=False)]
+    options = {"max_new_tokens": 9, "progress": False}
+    one = generate(model, tokenizer, prompts, batch_size=1, **options)
+    assert one == generate(model, tokenizer, prompts, batch_size=7, **options)
+    assert one == generate(model, tokenizer, prompts, batch_size=32, **options)
+    assert len({len(text.split()) for text in one}) > 1
+
+
+def test_generation_uses_deterministic_gates_and_restores_the_mode(model, tokenizer):
+    edits = headedit.attach(model, config=headedit.EditConfig(init_std=0.5))
+    model.train()
+    prompts = [prompt for prompt, _ in pairs("copy", 4)]
+    options = {"max_new_tokens": 5, "progress": False}
+    assert generate(model, tokenizer, prompts, **options) == generate(model, tokenizer, prompts, **options)
+    assert model.training
+    assert edits.module.training
+
+
+def test_exact_match_counts_and_compares(model, tokenizer):
+    right = pairs("reverse", 10)
+    wrong = [(prompt, " z z z z") for prompt, _ in right[:6]]
+    edits = headedit.attach(model)
+    for layer in range(4):
+        for head in range(8):
+            edits.set_head(layer, head, scale=0.0)
+    report = exact_match(model, tokenizer, right[6:] + wrong, edits=edits, progress=False)
+    assert (report.n, report.accuracy, report.base_accuracy) == (10, 0.0, 0.4)
+    assert (report.constant_answer, report.constant_accuracy) == ("z z z z", 0.6)
+    assert exact_match(model, tokenizer, right, progress=False).base_accuracy is None
+
+
+def test_only_the_first_line_is_compared():
+    assert first_line("  yes \n and more") == "yes"
+    assert first_line("\n\n a b\n") == "a b"
+    assert first_line(" ") == ""
+
+
+def test_what_cannot_be_evaluated(model, tokenizer):
+    with pytest.raises(HeadEditError, match="the set of examples is empty"):
+        exact_match(model, tokenizer, [])
+    with pytest.raises(HeadEditError, match="the list of prompts is empty"):
+        generate(model, tokenizer, [])
+    long = [("a =", "b"), ("a " * 60, "b")]
+    with pytest.raises(HeadEditError, match=r"Prompt 2 has 61 tokens; with 16 new ones it does not fit .* of 64"):
+        generate(model, tokenizer, [prompt for prompt, _ in long])
+
+
+def test_the_bench_measures_what_it_says():
+    cost = measure_cost(Shape(layers=2, hidden=32, heads=2, batch=1, tokens=4), repeats=2, progress=False)
+    figures = cost.to_dict()
+    assert min(cost.step_limit, cost.step_edited, cost.forward_bare, cost.forward_edited) > 0
+    assert figures["step_ratio"] == cost.step_edited / cost.step_limit
+    assert figures["shape"]["layers"] == 2
+    assert figures["device"].startswith("cpu")
+
+
+def test_the_limit_of_the_bench_trains_one_vector_of_the_first_layer():
+    from headedit.evaluation.bench import _limit_vector
+
+    model = tiny_model("llama").train()
+    vector = _limit_vector(model)
+    ids = torch.arange(8)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert vector.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in model.parameters())

@@ -1,0 +1,113 @@
+"""Pictures show the numbers they are of, say what is on their axes, and mark what is not there."""
+
+import numpy
+import pytest
+import torch
+from tiny import randomise, tiny_model
+
+import headedit
+from headedit import EditConfig, HeadEditError
+from headedit.history import History
+
+
+def images(axis):
+    return [numpy.ma.filled(image.get_array().astype(float), numpy.nan) for image in axis.get_images()]
+
+
+def test_the_heatmap_holds_the_gates(llama, tmp_path):
+    edits = headedit.attach(llama)
+    randomise(edits)
+    figure = headedit.plot.gates(edits)
+    gates = edits.gates()
+    offset, scale, bar = figure.axes
+    assert numpy.array_equal(images(offset)[0], gates.additive.double().numpy())
+    assert numpy.array_equal(images(scale)[0], gates.multiplicative.double().numpy())
+    assert offset.get_images()[0].get_clim() == (0, 1)
+    opened = edits.count_open()
+    assert f"{opened['offset'][0]} of 8 open" in offset.get_title()
+    assert f"{opened['scale'][0]} of 8 open" in scale.get_title()
+    assert (offset.get_xlabel(), offset.get_ylabel()) == ("head", "layer")
+    assert "0 closed, 1 open" in bar.get_ylabel()
+    assert not figure.legends
+    edits.save_pretrained(tmp_path)
+    from_disk = headedit.plot.gates(tmp_path)
+    assert numpy.array_equal(images(from_disk.axes[0])[0], images(offset)[0])
+
+
+def test_layers_without_edited_heads_are_marked(llama):
+    edits = headedit.attach(llama, config=EditConfig(layers=[1], vectors="scale"))
+    figure = headedit.plot.gates(edits)
+    offset, scale, _ = figure.axes
+    assert numpy.isnan(images(offset)[0]).all()
+    assert "none" in offset.get_title()
+    assert numpy.isnan(images(scale)[0][0]).all()
+    assert not numpy.isnan(images(scale)[0][1]).any()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["no edited head"]
+    assert any(patch.get_hatch() for patch in scale.patches)
+
+
+def test_layers_of_different_head_counts_are_drawn_as_they_are(llama, tmp_path):
+    path = tmp_path / "ragged.yaml"
+    rule = "{path: 'layers.{layer}.self_attn.o_proj', heads: per_layer}"
+    path.write_text(f"model_types: [llama]\nsites: {{attention: {rule}}}\n")
+    llama.config.per_layer = [2, 8]
+    edits = headedit.attach(llama, spec=path)
+    additive = edits.gates().additive
+    assert additive.shape == (2, 8)
+    assert torch.isnan(additive).tolist() == [[False] * 2 + [True] * 6, [False] * 8]
+    figure = headedit.plot.gates(edits)
+    assert len(figure.axes[0].patches) == 1
+
+
+@pytest.mark.parametrize(("layers", "heads"), [(4, 8), (80, 64)])
+def test_pictures_of_any_size_fit_a_notebook(layers, heads):
+    model = tiny_model("llama", num_hidden_layers=layers, num_attention_heads=heads, hidden_size=64, head_dim=2)
+    figure = headedit.plot.gates(headedit.attach(model))
+    width, height = figure.get_size_inches()
+    assert 6 <= width <= 14
+    assert height <= 12
+    figure.canvas.draw()
+    for axis in figure.axes[:2]:
+        assert len(axis.get_xticks()) <= 16
+        assert len(axis.get_yticks()) <= 16
+
+
+def test_a_kind_that_is_not_there(llama):
+    with pytest.raises(HeadEditError, match="no site of kind 'mlp'; they have"):
+        headedit.plot.gates(headedit.attach(llama), kind="mlp")
+    with pytest.raises(HeadEditError, match="no saved edits here"):
+        headedit.plot.gates("/nowhere")
+
+
+def rows():
+    gates = [{"offset": [0.2, 0.4], "scale": [0.6, 0.8]}]
+    train = {"loss": 2.0, "penalty": 0.1, "open_offset": 2.0, "open_scale": 1.0, "gates": gates}
+    return [
+        {"step": 2, **train},
+        {"step": 4, "eval_loss": 1.5},
+        {"step": 4, **train, "loss": 1.0},
+        {"step": 4, "kept": True},
+    ]
+
+
+def test_the_history_shows_what_was_logged(tmp_path):
+    history = History(tmp_path / "history.jsonl", rows())
+    history.restart(100)
+    for source in (history, tmp_path, str(tmp_path / "history.jsonl")):
+        figure = headedit.plot.history(source)
+        losses, opened, gates = figure.axes
+        lines = {line.get_label(): line.get_xydata().tolist() for line in losses.get_lines()}
+        assert lines["training loss"] == [[2, 2.0], [4, 1.0]]
+        assert lines["validation loss"] == [[4, 1.5]]
+        assert lines["edits kept"][0][0] == 4
+        assert [line.get_ydata().tolist() for line in opened.get_lines()[:2]] == [[2.0, 2.0], [1.0, 1.0]]
+        assert len(gates.get_lines()) == 4 + 1
+        assert losses.get_ylabel() == "nats a token"
+        assert gates.get_xlabel() == "optimiser step"
+
+
+def test_a_history_without_steps(tmp_path):
+    with pytest.raises(HeadEditError, match="no step was logged"):
+        headedit.plot.history(History(None, [{"step": 1, "eval_loss": 1.0}]))
+    with pytest.raises(HeadEditError, match="there is no history of a run here"):
+        headedit.plot.history(tmp_path)
