@@ -147,7 +147,7 @@ def train(
         ("examples", f"{record['train_examples']} to train on, {record['valid_examples']} to stop on"),
         ("steps", str(record["steps"])),
         ("validation loss", "not measured" if best is None else f"{best:.4f} nats a token"),
-        *((f"open {kind} gates", f"{c['open']} of {c['of']}") for kind, c in record["open"].items()),
+        *run.open_rows(),
         ("time", f"{record['seconds']:.0f} s"),
     ]
     _print_rows(f"headedit train ({recipe})", rows)

@@ -96,7 +96,7 @@ def test_the_demo_teaches_its_task_and_writes_what_it_says(tmp_path):
     names = {path.name for path in (tmp_path / "demo").iterdir()}
     assert {"gates.png", "history.png", "summary.md", "headedit.safetensors", "headedit_config.json"} <= names
     summary = (tmp_path / "demo" / "summary.md").read_text()
-    for what in ("base model", "constant answer", "edited model", "open offset gates", "time"):
+    for what in ("base model", "constant answer", "edited model", "edited heads", "open offset gates", "time"):
         assert f"| {what} |" in summary
     assert f"{demo.report.accuracy:.1%}" in summary
 

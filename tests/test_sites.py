@@ -101,6 +101,23 @@ def test_a_norm_can_be_a_site(llama):
     assert (site.kind, site.heads, site.head_dim, site.position) == ("linear", 4, 8, "gated")
 
 
+def test_a_projection_that_takes_groups_by_themselves():
+    """The module's own input size is a group's; the edit sees all heads, in the shape they come in."""
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.self_attn.o_proj = nn.Linear(32, 16, bias=False)
+    with pytest.raises(HeadEditError, match=r"4 heads of width 16 make 64, but the module .* takes 32 inputs"):
+        find_sites(model, attention(head_dim=16))
+    site = find_sites(model, attention(head_dim=16, groups={"value": 2}))[0]
+    assert (site.heads, site.head_dim, site.width) == (4, 16, 64)
+    grouped = torch.randn(2, 5, 2, 32)
+    edits = headedit.attach(model, spec=attention(head_dim=16, groups=2))
+    edits.set_head(0, 1, scale=0.0)
+    seen = edits.module.sites[0](grouped).view(2, 5, 4, 16)
+    assert (seen[:, :, 1] == 0).all()
+    assert torch.equal(seen[:, :, [0, 2, 3]], grouped.view(2, 5, 4, 16)[:, :, [0, 2, 3]])
+
+
 class TwoTowers(PreTrainedModel):
     config_class = LlamaConfig
 

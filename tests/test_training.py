@@ -158,7 +158,7 @@ def test_a_price_closes_gates_and_no_price_does_not(llama, tmp_path):
     long = {"patience": None, "epochs": 10, "gate_lr": 0.5, "lambda_scale": 0.0, "lambda_schedule": "constant"}
     free, _ = fit(tiny_model("llama"), tmp_path / "free", lambda_offset=0.0, **long)
     _, run = fit(llama, tmp_path / "dear", lambda_offset=3.0, **long)
-    assert free.count_open() == {"offset": (8, 8), "scale": (8, 8)}
+    assert free.count_open() == {"offset": (8, 8), "scale": (8, 8), "any": (8, 8)}
     steps, opened = run.history.column("open_offset")
     assert (opened[0], opened[-1]) == (8, 0)
     assert run.history.column("open_scale")[1][-1] == 8

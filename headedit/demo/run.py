@@ -41,7 +41,6 @@ class Demo:
 
     def rows(self) -> list[tuple[str, str]]:
         """The summary as (what, value)."""
-        opened = self.run.record["open"]
         report = self.report
         return [
             ("task", f"'{self.task}', which the prompt does not name"),
@@ -49,10 +48,7 @@ class Demo:
             ("base model", f"{report.base_accuracy:.1%} exact match"),
             ("constant answer", f"{report.constant_accuracy:.1%} ('{report.constant_answer}')"),
             ("edited model", f"{report.accuracy:.1%} exact match"),
-            *(
-                (f"open {kind} gates", f"{opened[kind]['open']} of {opened[kind]['of']}")
-                for kind in ("offset", "scale")
-            ),
+            *self.run.open_rows(),
             ("trained parameters", f"{self.parameters:,}"),
             ("time", f"{self.seconds:.0f} s, of which training {self.run.record['seconds']:.0f} s"),
         ]

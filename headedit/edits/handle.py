@@ -79,7 +79,7 @@ class HeadEdits:
         return self.module.gates(kind)
 
     def count_open(self) -> dict[str, tuple[int, int]]:
-        """For ``offset`` and ``scale``: gates open and gates in all, over every site.
+        """For ``offset`` and ``scale``: gates open and gates in all, over every site; for ``any``: heads.
 
         A gate is open where the deterministic gate of Louizos et al. is above 0, whatever ``eval_gate`` is.
         A vector without gates counts as open.
@@ -170,7 +170,8 @@ class HeadEdits:
         save(self, save_directory)
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{kind} {n} of {total}" for kind, (n, total) in self.count_open().items() if total)
+        opened = {kind: count for kind, count in self.count_open().items() if kind != "any"}
+        counts = ", ".join(f"{kind} {n} of {total}" for kind, (n, total) in opened.items() if total)
         kinds = ", ".join(self.config.sites)
         layers = len({site.layer for site in self.sites})
         state = "" if self.attached else ", detached"

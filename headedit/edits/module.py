@@ -60,10 +60,12 @@ class EditModule(nn.Module):
     @torch.no_grad()
     def count_open(self) -> dict[str, tuple[int, int]]:
         """Open gates and all gates of each vector; see ``HeadEdits.count_open``."""
+        open_by_site = [{vector: edit.is_open(vector) for vector in edit.vectors} for edit in self]
         counts = {}
         for vector in VECTORS:
-            opened = [edit.is_open(vector) for edit in self if vector in edit.vectors]
-            counts[vector] = (sum(int(o.sum()) for o in opened), sum(o.numel() for o in opened))
+            opened = [site[vector] for site in open_by_site if vector in site]
+            counts[vector] = _count(opened)
+        counts["any"] = _count([torch.stack(list(site.values())).any(0) for site in open_by_site])
         return counts
 
     def penalty(self, vector: Literal["offset", "scale"] | None, *, share: bool) -> Tensor:
@@ -73,6 +75,10 @@ class EditModule(nn.Module):
             return torch.zeros((), device=next(self.parameters()).device)
         total = torch.stack([gate.sum().to(gates[0].device) for gate in gates]).sum()
         return total / sum(gate.numel() for gate in gates) if share else total
+
+
+def _count(opened: list[Tensor]) -> tuple[int, int]:
+    return sum(int(o.sum()) for o in opened), sum(o.numel() for o in opened)
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -92,12 +92,12 @@ class SiteEdit(nn.Module):
         """Writes the edit of one head by hand; see ``HeadEdits.set_head``."""
         values = {"scale": scale - 1.0, "offset": offset}
         acts = {"scale": scale != 1.0, "offset": offset is not None}
-        for kind, value in values.items():
-            vector, gate = getattr(self, kind), self.log_alpha(kind)
-            if vector is None and acts[kind]:
+        for kind in VECTORS:
+            if acts[kind] and kind not in self.vectors:
                 raise HeadEditError(f"These edits have no {kind}: they were made with vectors='{self.vectors[0]}'.")
-            if vector is not None:
-                vector[head] = value if acts[kind] else 0.0
+        for kind in self.vectors:
+            vector, gate = getattr(self, kind), self.log_alpha(kind)
+            vector[head] = values[kind] if acts[kind] else 0.0
             if gate is not None:
                 is_open = any(acts.values()) if self.shared else acts[kind]
                 gate[head] = SATURATED if is_open else -SATURATED

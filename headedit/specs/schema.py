@@ -56,6 +56,8 @@ class SiteRule:
             module's input is the site, so a norm's name puts the edit in front of the norm.
         heads: number of heads, as a config key, a number or a ``NumberRule``.
         head_dim: width of a head, likewise; left out or absent from the config: input width / heads.
+        groups: number of groups that the input is split into, [..., groups, width / groups], where the module
+            treats each by itself and its own input size is that of one group.
         position: ``raw`` where the heads arrive as attention made them, ``gated`` where an elementwise
             gate was applied before (a scale commutes with it, an offset lands behind it).
         layer_types: only layers whose entry in the config's ``layer_types`` is in this list.
@@ -65,6 +67,7 @@ class SiteRule:
     path: str
     heads: int | str | NumberRule
     head_dim: int | str | NumberRule | None = None
+    groups: int | str | NumberRule = 1
     position: Literal["raw", "gated"] = "raw"
     layer_types: list[str] | None = None
     parent_class: str | None = None
@@ -152,7 +155,7 @@ class Spec:
         return hashlib.sha256(yaml.safe_dump(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
-_DEFAULTS: dict[str, object] = {"position": "raw", "times": 1, "divide": 1}
+_DEFAULTS: dict[str, object] = {"position": "raw", "times": 1, "divide": 1, "groups": 1}
 
 
 def _without_defaults(data: object) -> object:

@@ -11,7 +11,7 @@ from torch import nn
 
 from headedit.errors import HeadEditError
 from headedit.specs.numbers import layer_type, meets, number, read_config, text_config
-from headedit.specs.schema import SITE_KINDS, Refusal, SiteRule, Spec
+from headedit.specs.schema import SITE_KINDS, NumberRule, Refusal, SiteRule, Spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +99,11 @@ def _sites_of(
             continue
         module = modules[path]
         where = f"{spec.source}: {kind} site {path}"
-        heads = number(rule.heads, config, parent, layer, spec, f"{where}: heads")
-        if heads is None:
-            raise HeadEditError(f"{where}: heads: the config has no value for {rule.heads!r}.")
+        heads, groups = (
+            _required(key, getattr(rule, key), config, parent, layer, spec, where) for key in ("heads", "groups")
+        )
         width = input_width(module)
+        width = None if width is None else width * groups
         dim = None
         if rule.head_dim is not None:
             dim = number(rule.head_dim, config, parent, layer, spec, f"{where}: head_dim")
@@ -123,6 +124,15 @@ def _sites_of(
             position=rule.position,
             module=module,
         )
+
+
+def _required(
+    key: str, rule: int | str | NumberRule, config: Any, parent: nn.Module, layer: int, spec: Spec, where: str
+) -> int:
+    found = number(rule, config, parent, layer, spec, f"{where}: {key}")
+    if found is None:
+        raise HeadEditError(f"{where}: {key}: the config has no value for {rule!r}.")
+    return found
 
 
 def input_width(module: nn.Module) -> int | None:

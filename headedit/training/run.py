@@ -30,6 +30,12 @@ class Run:
     record: dict[str, Any]
     edits: HeadEdits | None = None
 
+    def open_rows(self) -> list[tuple[str, str]]:
+        """What is open of how many, as (what, value) for a table."""
+        labels = {"any": "edited heads", "offset": "open offset gates", "scale": "open scale gates"}
+        counts = self.record["open"]
+        return [(label, f"{counts[key]['open']} of {counts[key]['of']}") for key, label in labels.items()]
+
     def save(self) -> None:
         """Writes ``run.json``."""
         text = json.dumps(self.record, indent=2) + "\n"
