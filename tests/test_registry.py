@@ -40,6 +40,15 @@ def test_a_path_comes_before_folders_before_packages_before_ours(llama, tmp_path
     assert headedit.attach(llama, spec=given).sites[0].heads == 8
 
 
+def test_an_entry_point_that_fails_is_named(llama, monkeypatch):
+    entry = EntryPoint("toys", "no_such_package:FOLDER", registry.ENTRY_POINTS)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+    with pytest.raises(
+        HeadEditError, match=r"'toys' \(no_such_package:FOLDER\).*ModuleNotFoundError.*Mend or uninstall"
+    ):
+        find_spec(llama)
+
+
 def test_one_type_in_two_files_names_both(llama, tmp_path, monkeypatch):
     first, second = write(tmp_path, "a.yaml"), write(tmp_path, "b.yaml")
     monkeypatch.setenv("HEADEDIT_SPECS", str(tmp_path))

@@ -65,6 +65,16 @@ def test_detached_edits_can_be_saved_and_the_base_may_be_bf16(llama, ids, tmp_pa
     assert torch.equal(logits(llama, ids), wanted)
 
 
+def test_edits_cast_to_low_precision_come_back_in_it(llama, ids, tmp_path):
+    edits = headedit.attach(llama)
+    randomise(edits)
+    llama.to(torch.bfloat16)
+    edits.save_pretrained(tmp_path)
+    fresh = tiny_model("llama").to(torch.bfloat16)
+    headedit.load(fresh, tmp_path)
+    assert torch.equal(logits(fresh, ids), logits(llama, ids))
+
+
 def test_the_config_says_what_the_edits_are_of(saved):
     config = json.loads((saved / CONFIG_FILE).read_text())
     assert config["base_model"]["model_type"] == "llama"
@@ -148,6 +158,7 @@ def damage(folder, what):
         "a tensor missing": lambda: pair({k: v for k, v in values.items() if k != first}),
         "a tensor more": lambda: pair({**values, "more": torch.zeros(1)}),
         "another shape": lambda: pair({**values, first: values[first][:1]}),
+        "whole numbers": lambda: pair({**values, first: values[first].int()}),
         "not a number": lambda: pair({**values, first: values[first] * torch.nan}),
     }[what]()
 
@@ -176,7 +187,8 @@ def rewrite_hash(config, data, payload):
         ("a tensor missing", r"o_proj\.offset' is missing"),
         ("a tensor more", r"the tensor 'more' is not known"),
         ("another shape", r"has shape \(1, 16\), expected \(4, 16\)"),
-        ("not a number", r"holds NaN or infinity"),
+        ("whole numbers", r"holds NaN, infinity or no floating-point"),
+        ("not a number", r"holds NaN, infinity"),
     ],
 )
 def test_damaged_files_are_refused_before_the_model_is_touched(saved, ids, what, message):

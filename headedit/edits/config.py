@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from headedit.errors import HeadEditError
 from headedit.specs import strict
@@ -77,10 +77,6 @@ class EditConfig:
     def from_dict(data: object, where: str) -> "EditConfig":
         """A config from plain data, as it stands in ``headedit_config.json``."""
         return strict.build(EditConfig, data, where)
-
-    def replace(self, **changes: Any) -> "EditConfig":
-        """The same config with some fields changed."""
-        return strict.build(EditConfig, {**vars(self), **changes}, "EditConfig")
 
 
 def _ranges(layers: list[int]) -> str:

@@ -103,10 +103,10 @@ def restore(edits: EditModule, tensors: dict[str, Tensor], where: str) -> None:
         if tensors[name].shape != expected[name].shape:
             found, wanted = tuple(tensors[name].shape), tuple(expected[name].shape)
             raise HeadEditError(f"{where}: the tensor '{name}' has shape {found}, expected {wanted}.")
-        if not torch.isfinite(tensors[name]).all():
-            raise HeadEditError(f"{where}: the tensor '{name}' holds NaN or infinity.")
+        if not (tensors[name].is_floating_point() and torch.isfinite(tensors[name]).all()):
+            raise HeadEditError(f"{where}: the tensor '{name}' holds NaN, infinity or no floating-point numbers.")
     for name, parameter in _parameters(edits).items():
-        parameter.copy_(tensors[name])
+        parameter.data = tensors[name].to(parameter.device)  # in the dtype it was saved in
 
 
 def load_tensors(edits: HeadEdits, directory: "str | PathLike[str]") -> None:

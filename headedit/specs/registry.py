@@ -89,8 +89,14 @@ def _user_specs() -> dict[str, Spec]:
 def _installed_specs() -> dict[str, Spec]:
     folders = []
     for entry in entry_points(group=ENTRY_POINTS):
-        value = entry.load()
-        folders.append(Path(value() if callable(value) else value))
+        try:
+            value = entry.load()
+            folders.append(Path(value() if callable(value) else value))
+        except Exception as error:  # whatever the package that registered it raises
+            raise HeadEditError(
+                f"The entry point '{entry.name}' ({entry.value}) in the group {ENTRY_POINTS} does not give a folder "
+                f"of specs: {type(error).__name__}: {error}. Mend or uninstall the package."
+            ) from None
     return _by_type(folders)
 
 
