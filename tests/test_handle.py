@@ -77,8 +77,8 @@ def test_heads_that_cannot_be_set(llama, config, arguments, message):
 
 
 def test_gates_are_nan_where_there_is_no_head_or_no_vector(llama):
-    gates = headedit.attach(llama, config=EditConfig(layers=[1], vectors="offset")).gates()
-    assert torch.isnan(gates.additive).tolist() == [[True] * 4, [False] * 4]
+    gates = headedit.attach(llama, config=EditConfig(layers=[0], vectors="offset")).gates()
+    assert torch.isnan(gates.additive).tolist() == [[False] * 4, [True] * 4]
     assert torch.isnan(gates.multiplicative).all()
 
 

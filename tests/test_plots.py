@@ -35,13 +35,13 @@ def test_the_heatmap_holds_the_gates(llama, tmp_path):
 
 
 def test_layers_without_edited_heads_are_marked(llama):
-    edits = headedit.attach(llama, config=EditConfig(layers=[1], vectors="scale"))
+    edits = headedit.attach(llama, config=EditConfig(layers=[0], vectors="scale"))
     figure = headedit.plot.gates(edits)
     offset, scale, _ = figure.axes
     assert numpy.isnan(images(offset)[0]).all()
     assert "none" in offset.get_title()
-    assert numpy.isnan(images(scale)[0][0]).all()
-    assert not numpy.isnan(images(scale)[0][1]).any()
+    assert not numpy.isnan(images(scale)[0][0]).any()
+    assert numpy.isnan(images(scale)[0][1]).all()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["no edited head"]
     assert any(patch.get_hatch() for patch in scale.patches)
 

@@ -14,7 +14,14 @@ HEADS, WIDTH = 4, 8
 
 def site_edit(**config) -> SiteEdit:
     site = HeadSite(
-        layer=0, kind="attention", path="p", name="p", heads=HEADS, head_dim=WIDTH, module=nn.Linear(HEADS * WIDTH, 3)
+        layer=0,
+        layers=1,
+        kind="attention",
+        path="p",
+        name="p",
+        heads=HEADS,
+        head_dim=WIDTH,
+        module=nn.Linear(HEADS * WIDTH, 3),
     )
     edit = SiteEdit(site, EditConfig(init_std=0.5, **config), torch.device("cpu")).eval()
     with torch.no_grad():

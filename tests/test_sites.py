@@ -194,3 +194,16 @@ def test_the_bias_key_of_a_spec_gives_the_projection_a_bias(model_type):
         changes = {"text_config": {**FACTS[model_type][0]["text_config"], key: True}}
     model = tiny_model(model_type, **changes)
     assert all(isinstance(site.module.bias, torch.Tensor) for site in find_sites(model, find_spec(model)))
+
+
+def test_a_stack_of_layers_may_be_the_model_itself(llama):
+    stack = llama.model.layers
+    stack.config = llama.config
+    sites = find_sites(stack, spec_of(sites={"attention": {"path": "{layer}.self_attn.o_proj", "heads": 4}}))
+    assert [(s.layer, s.layers, s.path) for s in sites] == [(i, 2, f"{i}.self_attn.o_proj") for i in (0, 1)]
+
+
+def test_the_number_of_layers_counts_those_without_a_site(llama):
+    llama.config.layer_types = ["full_attention", "linear_attention"]
+    (site,) = find_sites(llama, attention(layer_types=["full_attention"]))
+    assert (site.layer, site.layers) == (0, 2)

@@ -82,7 +82,7 @@ def test_the_config_says_what_the_edits_are_of(saved):
     assert {"name_or_path", "revision", "hidden_size", "num_hidden_layers", "vocab_size"} <= set(config["base_model"])
     assert set(config["versions"]) == {"headedit", "torch", "transformers"}
     assert len(config["spec_sha256"]) == len(config["tensors_sha256"]) == 64
-    assert config["sites"][1] == {"layer": 1, "kind": "attention", "name": "layers.1.self_attn.o_proj"} | {
+    assert config["sites"][1] == {"layer": 1, "layers": 2, "kind": "attention", "name": "layers.1.self_attn.o_proj"} | {
         "heads": 4,
         "head_dim": 16,
     }
@@ -179,7 +179,7 @@ def rewrite_hash(config, data, payload):
         ("config of bytes", r"headedit_config\.json: cannot be read"),
         ("a newer format", r"format_version is 99, this headedit reads 1; it was written by headedit"),
         ("no sites", r"the key 'sites' is missing or not a list"),
-        ("an odd site", r"sites: found \{'layer': 0\}, expected the keys layer, kind"),
+        ("an odd site", r"sites: found \{'layer': 0\}, expected the keys layer, layers"),
         ("an unknown setting", r"config: unknown key 'gate'\. Did you mean 'gates'\?"),
         ("tensors cut", r"does not belong to the headedit_config\.json beside it"),
         ("tensors of another run", r"does not belong to the headedit_config\.json beside it"),

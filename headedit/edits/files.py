@@ -21,7 +21,7 @@ from headedit.errors import HeadEditError
 CONFIG_FILE = "headedit_config.json"
 TENSOR_FILE = "headedit.safetensors"
 FORMAT_VERSION = 1
-SITE_KEYS = ("layer", "kind", "name", "heads", "head_dim")
+SITE_KEYS = ("layer", "layers", "kind", "name", "heads", "head_dim")
 
 
 def write_pair(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:

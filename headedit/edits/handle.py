@@ -72,9 +72,9 @@ class HeadEdits:
             kind: the kind of site; by default the first of the config.
 
         Returns:
-            Additive and multiplicative gates on the CPU, each [layers, heads]: a row for every layer up to
-            the last with a site, NaN where there is no such head or no such vector. Where a layer has
-            several sites of the kind, their heads stand side by side.
+            Additive and multiplicative gates on the CPU, each [layers, heads]: a row for every layer of the
+            stack, NaN where there is no edited head or no such vector. Where a layer has several sites of
+            the kind, their heads stand side by side.
         """
         return self.module.gates(kind)
 

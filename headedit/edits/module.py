@@ -52,7 +52,8 @@ class EditModule(nn.Module):
                 empty = torch.full((site.heads,), torch.nan)
                 rows.setdefault(site.layer, []).append(empty if gate is None else gate.float().cpu())
         joined = {layer: torch.cat(parts) for layer, parts in rows.items()}
-        grid = torch.full((max(joined) + 1, max(map(len, joined.values()))), torch.nan)
+        layers = max(site.layers for site in self.where if site.kind == kind)
+        grid = torch.full((layers, max(map(len, joined.values()))), torch.nan)
         for layer, values in joined.items():
             grid[layer, : len(values)] = values
         return grid

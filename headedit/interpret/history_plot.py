@@ -41,7 +41,7 @@ def history(run: "HasHistory | History | str | PathLike[str]") -> Figure:
         rows = run if isinstance(run, History) else run.history
     if not rows.column("loss")[0]:
         raise HeadEditError(f"{rows.path or 'The history'}: no step was logged, so there is nothing to draw.")
-    figure, axes = plt.subplots(3, 1, figsize=(7.5, 8.0), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(3, 1, figsize=(9.0, 8.0), layout="constrained", sharex=True)
     _losses(axes[0], rows)
     _open_gates(axes[1], rows)
     _single_gates(axes[2], rows)
@@ -49,7 +49,7 @@ def history(run: "HasHistory | History | str | PathLike[str]") -> Figure:
         for axis in axes:
             axis.axvline(step, color=THIRD, linestyle=":", linewidth=1.2, label="edits kept")
     for axis in axes:
-        axis.legend(frameon=False, fontsize=9)
+        axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the curves
     axes[-1].set_xlabel("optimiser step")
     figure.suptitle("History of the run", fontsize=12)
     return figure

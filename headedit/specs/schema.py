@@ -73,7 +73,7 @@ class SiteRule:
     parent_class: str | None = None
 
     def __post_init__(self) -> None:
-        if self.path.count("{layer}") != 1 or not all(self.path.split(".")):
+        if self.path.split(".").count("{layer}") != 1 or not all(self.path.split(".")):
             raise HeadEditError(
                 f"path: found '{self.path}', expected dotted module names with '{{layer}}' once, "
                 "as in layers.{layer}.self_attn.o_proj."

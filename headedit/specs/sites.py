@@ -20,6 +20,7 @@ class HeadSite:
 
     Fields:
         layer: index of the layer.
+        layers: number of layers in the stack that it is one of, those without a site counted in.
         kind: ``attention``, ``linear`` or ``mlp``.
         path: dotted name of the module in the model.
         name: the same without what stands above the text decoder's layers; it does not change when the
@@ -31,6 +32,7 @@ class HeadSite:
     """
 
     layer: int
+    layers: int
     kind: str
     path: str
     name: str
@@ -91,7 +93,9 @@ def _sites_of(
     kind: str,
     rule: SiteRule,
 ) -> Iterator[HeadSite]:
-    for layer, prefix, path in _matches(model, modules, spec, rule):
+    matches = _matches(model, modules, spec, rule)
+    layers = {prefix: _count_layers(modules, rule, prefix) for _, prefix, _ in matches}
+    for layer, prefix, path in matches:
         parent = modules[path.rpartition(".")[0]]
         if rule.layer_types is not None and layer_type(config, layer, spec) not in rule.layer_types:
             continue
@@ -116,6 +120,7 @@ def _sites_of(
             )
         yield HeadSite(
             layer=layer,
+            layers=layers[prefix],
             kind=kind,
             path=path,
             name=path.removeprefix(prefix).lstrip("."),
@@ -178,6 +183,12 @@ def _matches(
             )
         found = [match for match in found if match[1] == decoder]
     return found
+
+
+def _count_layers(modules: Mapping[str, nn.Module], rule: SiteRule, prefix: str) -> int:
+    stack = ".".join(part for part in (prefix, rule.path.partition("{layer}")[0].rstrip(".")) if part)
+    indices = [int(name[len(stack) + 1 :]) for name in modules if re.fullmatch(re.escape(stack) + r"\.\d+", name)]
+    return max(indices) + 1
 
 
 def _decoder_name(model: nn.Module, modules: Mapping[str, nn.Module]) -> str | None:
