@@ -186,9 +186,9 @@ def _matches(
 
 
 def _count_layers(modules: Mapping[str, nn.Module], rule: SiteRule, prefix: str) -> int:
-    stack = ".".join(part for part in (prefix, rule.path.partition("{layer}")[0].rstrip(".")) if part)
-    indices = [int(name[len(stack) + 1 :]) for name in modules if re.fullmatch(re.escape(stack) + r"\.\d+", name)]
-    return max(indices) + 1
+    above = [prefix, rule.path.partition("{layer}")[0].rstrip(".")]
+    stack = re.escape("".join(f"{part}." for part in above if part))
+    return 1 + max(int(match[1]) for match in (re.fullmatch(rf"{stack}(\d+)", name) for name in modules) if match)
 
 
 def _decoder_name(model: nn.Module, modules: Mapping[str, nn.Module]) -> str | None:
