@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from headedit import cli_spec
 from headedit.errors import HeadEditError
 from headedit.version import __version__
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+app.add_typer(cli_spec.app)
 console = Console(highlight=False)
 
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, PreTrainedModel
 
 import headedit
 from headedit import HeadEditError
-from headedit.specs import Spec, find_sites, find_spec, packaged_specs
+from headedit.specs import Spec, find_sites, find_spec
 from headedit.specs.strict import build
 
 
@@ -20,10 +20,6 @@ def spec_of(**sites) -> Spec:
 
 def attention(**rule) -> Spec:
     return spec_of(sites={"attention": {"path": "layers.{layer}.self_attn.o_proj", "heads": 4, **rule}})
-
-
-def test_every_packaged_type_is_among_the_facts():
-    assert set(packaged_specs()) == set(FACTS)
 
 
 @pytest.mark.parametrize("model_type", sorted(FACTS))
@@ -184,16 +180,6 @@ def test_one_site_named_twice_is_refused(llama):
 def test_a_kind_that_the_spec_does_not_have(llama):
     with pytest.raises(HeadEditError, match="has no sites of kind 'linear'; it has attention"):
         headedit.attach(llama, config=headedit.EditConfig(sites=["linear"]))
-
-
-@pytest.mark.parametrize("model_type", sorted(t for t, s in packaged_specs().items() if s.merge and s.merge.bias_key))
-def test_the_bias_key_of_a_spec_gives_the_projection_a_bias(model_type):
-    key = packaged_specs()[model_type].merge.bias_key
-    changes = {key: True}
-    if model_type == "gemma3":
-        changes = {"text_config": {**FACTS[model_type][0]["text_config"], key: True}}
-    model = tiny_model(model_type, **changes)
-    assert all(isinstance(site.module.bias, torch.Tensor) for site in find_sites(model, find_spec(model)))
 
 
 def test_a_stack_of_layers_may_be_the_model_itself(llama):

@@ -36,7 +36,7 @@ def attach(
     config = EditConfig() if config is None else config
     check_unattached(model)
     found = find_spec(model, spec)
-    sites = find_sites(model, found, config.sites)
+    sites = find_sites(model, found, config.sites, mlp_groups=config.mlp_groups)
     layers = set(config.select_layers(sorted({site.layer for site in sites})))
     return HeadEdits(model, found, config, [site for site in sites if site.layer in layers])
 

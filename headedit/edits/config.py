@@ -1,7 +1,7 @@
 """What an edit is made of: which layers and sites, which vectors, which gates."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from headedit.errors import HeadEditError
@@ -15,7 +15,10 @@ class EditConfig:
     Fields:
         layers: which layers are edited: None for all, a slice such as ``"8:24"`` or ``":4"``, or a list of
             indices; negative ones count from the last edited layer.
-        sites: kinds of site: ``attention``, ``linear``, ``mlp``.
+        sites: kinds of site: ``attention``, ``linear``, ``mlp``. None for attention, or, in a model that has
+            none, for its linear mixer.
+        mlp_groups: into how many groups of equal width the input of an MLP's down projection is split; each is
+            edited as a head is.
         vectors: ``both``, or only ``offset`` or ``scale`` (the paper's ablations).
         gates: ``separate`` for a gate on each vector of a head, ``shared`` for one gate a head, ``none``
             for vectors without gates.
@@ -29,7 +32,8 @@ class EditConfig:
     """
 
     layers: str | list[int] | None = None
-    sites: list[str] = field(default_factory=lambda: ["attention"])
+    sites: list[str] | None = None
+    mlp_groups: int = 1
     vectors: Literal["both", "offset", "scale"] = "both"
     gates: Literal["separate", "shared", "none"] = "separate"
     eval_gate: Literal["clip", "expectation"] = "clip"
@@ -40,10 +44,12 @@ class EditConfig:
 
     def __post_init__(self) -> None:
         strict.check(self)
-        if not self.sites:
+        if self.sites == []:
             raise HeadEditError("sites: the list is empty; name at least one kind, such as 'attention'.")
-        for kind in self.sites:
+        for kind in self.sites or []:
             strict.convert(Literal["attention", "linear", "mlp"], kind, "sites")
+        if self.mlp_groups < 1:
+            raise HeadEditError(f"mlp_groups: found {self.mlp_groups}, expected 1 or more.")
         if self.temperature <= 0:
             raise HeadEditError(f"temperature: found {self.temperature}, expected a number above 0.")
         if not (self.stretch[0] < 0 and self.stretch[1] > 1):

@@ -69,7 +69,7 @@ class HeadEdits:
         """The gates in eval mode, by the estimator that the config names.
 
         Args:
-            kind: the kind of site; by default the first of the config.
+            kind: the kind of site; by default attention, or what there is.
 
         Returns:
             Additive and multiplicative gates on the CPU, each [layers, heads]: a row for every layer of the
@@ -117,12 +117,12 @@ class HeadEdits:
             head: index of the head; with several sites a layer they are counted side by side.
             scale: factor on the head's output; 0 ablates it, 1 leaves it.
             offset: added to it, [head_dim]; None for nothing.
-            kind: the kind of site; by default the first of the config.
+            kind: the kind of site; by default attention, or what there is.
 
         Raises:
             HeadEditError: there is no such head, or ``offset`` has another shape.
         """
-        kind = self.config.sites[0] if kind is None else kind
+        kind = self.module.kinds()[0] if kind is None else kind
         first = 0
         for site, edit in self.module.pairs():
             if (site.layer, site.kind) != (layer, kind):
@@ -172,7 +172,7 @@ class HeadEdits:
     def __repr__(self) -> str:
         opened = {kind: count for kind, count in self.count_open().items() if kind != "any"}
         counts = ", ".join(f"{kind} {n} of {total}" for kind, (n, total) in opened.items() if total)
-        kinds = ", ".join(self.config.sites)
+        kinds = ", ".join(self.module.kinds())
         layers = len({site.layer for site in self.sites})
         state = "" if self.attached else ", detached"
         return f"HeadEdits({type(self.model).__name__}, {layers} layers, {kinds}; gates open: {counts}{state})"

@@ -10,6 +10,7 @@ from headedit.edits.config import EditConfig
 from headedit.edits.site import VECTORS, SiteEdit
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite
+from headedit.specs.schema import SITE_KINDS
 
 
 class Gates(NamedTuple):
@@ -32,6 +33,11 @@ class EditModule(nn.Module):
             assert isinstance(site, SiteEdit)
             yield site
 
+    def kinds(self) -> list[str]:
+        """The kinds of site that are edited: attention first, if it is among them."""
+        there = {site.kind for site in self.where}
+        return [kind for kind in SITE_KINDS if kind in there]
+
     def pairs(self) -> Iterator[tuple[HeadSite, SiteEdit]]:
         """Every site with its edit."""
         return zip(self.where, self, strict=True)
@@ -39,9 +45,9 @@ class EditModule(nn.Module):
     @torch.no_grad()
     def gates(self, kind: str | None = None) -> Gates:
         """The gates in eval mode; see ``HeadEdits.gates``."""
-        kind = self.config.sites[0] if kind is None else kind
-        if not any(site.kind == kind for site in self.where):
-            raise HeadEditError(f"These edits have no site of kind '{kind}'; they have {self.config.sites}.")
+        kind = self.kinds()[0] if kind is None else kind
+        if kind not in self.kinds():
+            raise HeadEditError(f"These edits have no site of kind '{kind}'; they have {', '.join(self.kinds())}.")
         return Gates(*(self._grid(vector, kind) for vector in VECTORS))
 
     def _grid(self, vector: str, kind: str) -> Tensor:

@@ -76,7 +76,9 @@ def load(
     found = _spec_for(model, spec, saved, folder)
     wanted = saved["sites"]
     names = {row["name"] for row in wanted}
-    sites = [site for site in find_sites(model, found, config.sites) if site.name in names]
+    sites = [
+        site for site in find_sites(model, found, config.sites, mlp_groups=config.mlp_groups) if site.name in names
+    ]
     if [_site_row(site) for site in sites] != wanted:
         differences = _site_differences(wanted, [_site_row(site) for site in sites])
         raise HeadEditError(_another_model(folder, saved, differences))

@@ -26,7 +26,7 @@ def gates(edits: "HeadEdits | str | PathLike[str]", *, kind: str | None = None, 
 
     Args:
         edits: the handle, attached or detached, or a folder of saved edits.
-        kind: the kind of site; by default the first of the config.
+        kind: the kind of site; by default attention, or what there is.
         title: by default what kind of site is shown.
 
     Returns:
@@ -54,7 +54,7 @@ def gates(edits: "HeadEdits | str | PathLike[str]", *, kind: str | None = None, 
     if any(numpy.isnan(grid).any() for grid in grids):
         patch = Patch(facecolor=NO_HEAD, hatch="////", edgecolor="white", label="no edited head")
         figure.legend(handles=[patch], loc="outside lower center", frameon=False, fontsize=9)
-    shown = module.config.sites[0] if kind is None else kind
+    shown = module.kinds()[0] if kind is None else kind
     figure.suptitle(title if title is not None else f"Edits of {shown} heads", fontsize=12)
     return figure
 

@@ -1,7 +1,7 @@
 """Reads the numbers and conditions that a spec names off a live model's config and modules."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -19,9 +19,7 @@ def text_config(model: nn.Module) -> Any:
 
 def read_config(config: Any, key: str, layer: int, *, spread: bool = True) -> Any:
     """A config value, from the layer's own config where there is one; None where it is absent."""
-    own = getattr(config, "per_layer_config", None)  # transformers keeps layers that differ there
-    sources = [own[layer]] if isinstance(own, Sequence) and layer < len(own) else []
-    for source in [*sources, config]:
+    for source in (_own_config(config, layer), config):
         try:
             value = source.get(key) if isinstance(source, Mapping) else getattr(source, key)
         except (AttributeError, RuntimeError):  # some configs raise where layers differ
@@ -31,6 +29,14 @@ def read_config(config: Any, key: str, layer: int, *, spread: bool = True) -> An
                 return value[layer] if layer < len(value) else None
             return value
     return None
+
+
+def _own_config(config: Any, layer: int) -> Any:
+    """The layer's own config, where transformers keeps one for layers that differ; an empty one elsewhere."""
+    try:
+        return config.per_layer_config[layer]
+    except (AttributeError, IndexError, RuntimeError):  # an old version, no such layer, no count of layers
+        return {}
 
 
 def number(

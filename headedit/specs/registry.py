@@ -48,15 +48,31 @@ def find_spec(model: nn.Module, spec: str | os.PathLike[str] | Spec | None = Non
                 f"Add '{model_type}' to model_types if the spec is meant for it."
             )
         return found
-    known: dict[str, Spec] = {}
-    for specs in (_user_specs(), _installed_specs(), packaged_specs()):
-        if model_type in specs:
-            return specs[model_type]
-        known.update(specs)
+    return spec_of_type(model_type)
+
+
+def spec_of_type(model_type: str) -> Spec:
+    """The spec for a ``config.model_type``.
+
+    Raises:
+        HeadEditError: there is none; the message has the nearest type and says how to write one.
+    """
+    known = all_specs()
+    if model_type in known:
+        return known[model_type]
     raise HeadEditError(
         f"No spec knows the model type '{model_type}'.{suggest(model_type, known)} Write one (ten lines, see "
         "'Adding an architecture' in the README) and give its path: headedit.attach(model, spec='my_arch.yaml')."
     )
+
+
+def all_specs() -> dict[str, Spec]:
+    """Every spec by model type, those of the user's folders first, then installed packages', then ours.
+
+    Raises:
+        HeadEditError: a spec file is faulty, or two of equal rank claim a type.
+    """
+    return {**packaged_specs(), **_installed_specs(), **_user_specs()}
 
 
 def model_type_of(model: nn.Module) -> str:

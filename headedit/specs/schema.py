@@ -137,6 +137,10 @@ class Spec:
         if not self.sites and not self.refuse:
             raise HeadEditError("sites: nothing is given; a spec names a site or refuses with a reason.")
 
+    def kinds(self) -> list[str]:
+        """The kinds of site that there are rules for: attention first, if it is among them."""
+        return [kind for kind in SITE_KINDS if self.rules(kind)]
+
     def rules(self, kind: str) -> list[SiteRule]:
         """The rules of one kind of site, none if the spec has no such kind."""
         found = {str(k): v for k, v in self.sites.items()}.get(kind, [])

@@ -1,5 +1,6 @@
 """A spec applied to a live model: the list of places where its heads can be edited."""
 
+import dataclasses
 import difflib
 import fnmatch
 import re
@@ -47,13 +48,16 @@ class HeadSite:
         return self.heads * self.head_dim
 
 
-def find_sites(model: nn.Module, spec: Spec, kinds: Iterable[str] = ("attention",)) -> list[HeadSite]:
+def find_sites(
+    model: nn.Module, spec: Spec, kinds: Iterable[str] | None = None, *, mlp_groups: int = 1
+) -> list[HeadSite]:
     """The sites of the given kinds, ordered by layer.
 
     Args:
         model: a live causal LM with a ``config``.
         spec: where this family keeps its heads.
-        kinds: which kinds of site to find.
+        kinds: which kinds of site to find; by default attention, or what the spec has where it has none.
+        mlp_groups: into how many groups the input of an MLP site is split, in place of heads.
 
     Raises:
         HeadEditError: the spec refuses this configuration, names no such kind, matches no module or
@@ -65,11 +69,13 @@ def find_sites(model: nn.Module, spec: Spec, kinds: Iterable[str] = ("attention"
             raise HeadEditError(_refused(config, spec, refusal))
     modules = dict(model.named_modules())
     sites: list[HeadSite] = []
-    for kind in kinds:
-        rules = spec.rules(kind)
+    for kind in spec.kinds()[:1] if kinds is None else kinds:
+        rules = [
+            dataclasses.replace(rule, heads=mlp_groups) if kind == "mlp" and mlp_groups != 1 else rule
+            for rule in spec.rules(kind)
+        ]
         if not rules:
-            known = [k for k in SITE_KINDS if spec.rules(k)]
-            raise HeadEditError(f"{spec.source}: has no sites of kind '{kind}'; it has {', '.join(known)}.")
+            raise HeadEditError(f"{spec.source}: has no sites of kind '{kind}'; it has {', '.join(spec.kinds())}.")
         found = [site for rule in rules for site in _sites_of(model, modules, config, spec, kind, rule)]
         if not found:
             paths = ", ".join(rule.path for rule in rules)

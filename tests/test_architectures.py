@@ -1,0 +1,169 @@
+"""Every causal-LM type of transformers: its sites are found where they are, and editing them is exact."""
+
+import copy
+
+import pytest
+import torch
+from tiny import randomise
+from zoo import WITH_HEADS, WITHOUT_HEADS, ZOO, zoo_ids, zoo_model
+
+import headedit
+from headedit import EditConfig, HeadEditError
+from headedit.specs import packaged_specs
+
+
+def logits(model, ids):
+    torch.manual_seed(0)  # reformer draws its hashes
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+@pytest.mark.parametrize("model_type", WITH_HEADS)
+def test_sites_are_where_they_are_and_edits_are_exact(model_type):
+    facts, model = ZOO[model_type], zoo_model(model_type)
+    ids = zoo_ids(model)
+    base = logits(model, ids)
+    hooks = {name: len(module._forward_pre_hooks) for name, module in model.named_modules()}
+    edits = headedit.attach(model)
+    assert sorted((s.path, s.heads, s.head_dim) for s in edits.sites) == sorted(facts.sites)
+    assert {s.position for s in edits.sites} == {facts.position}
+    assert torch.equal(logits(model, ids), base)
+    randomise(edits)
+    assert not torch.equal(logits(model, ids), base)
+    with edits.disable_adapter():
+        assert torch.equal(logits(model, ids), base)
+    edits.detach()
+    assert torch.equal(logits(model, ids), base)
+    assert {name: len(module._forward_pre_hooks) for name, module in model.named_modules()} == hooks
+
+
+@pytest.mark.parametrize("model_type", WITHOUT_HEADS)
+def test_types_without_heads_are_refused_with_the_reason(model_type):
+    with pytest.raises(HeadEditError, match=f"The model type {model_type} cannot be edited: its .*heads"):
+        headedit.attach(zoo_model(model_type))
+
+
+def test_every_type_of_transformers_is_covered():
+    assert set(ZOO) <= set(packaged_specs())
+    assert len(WITHOUT_HEADS) == 4
+    assert len(ZOO) - len(WITHOUT_HEADS) == 185
+
+
+def biased(model_type):
+    """Config values of a type with the switch of its spec on."""
+    key = packaged_specs()[model_type].merge.bias_key
+    config = copy.deepcopy(ZOO[model_type].config)
+    together = {"internlm3": {"qkv_bias": True}}.get(model_type, {})
+    config.get("text_config", config).update({key: True, **together})
+    return config
+
+
+@pytest.mark.parametrize(
+    "model_type", [t for t in WITH_HEADS if packaged_specs()[t].merge and packaged_specs()[t].merge.bias_key]
+)
+def test_the_bias_key_of_a_spec_gives_the_projection_a_bias(model_type):
+    model = zoo_model(model_type, biased(model_type))
+    assert all(isinstance(site.module.bias, torch.Tensor) for site in headedit.attach(model).sites)
+
+
+@pytest.mark.parametrize("model_type", [t for t in WITH_HEADS if packaged_specs()[t].merge is None])
+def test_a_spec_without_a_merge_rule_has_a_bias_already(model_type):
+    assert all(isinstance(site.module.bias, torch.Tensor) for site in headedit.attach(zoo_model(model_type)).sites)
+
+
+LINEAR = {
+    "bailing_hybrid": ("model.layers.0.self_attn.o_proj", 4, 8),
+    "bamba": ("model.layers.0.mamba.norm", 8, 8),
+    "falcon_h1": ("model.layers.0.mamba.out_proj", 8, 8),
+    "granitemoehybrid": ("model.layers.0.mamba.norm", 8, 8),
+    "kimi_linear": ("model.layers.0.self_attn.o_proj", 4, 8),
+    "minimax": ("model.layers.0.self_attn.norm", 4, 16),
+    "nemotron_h": ("model.layers.0.mixer.norm", 8, 8),
+    "olmo_hybrid": ("model.layers.0.linear_attn.o_proj", 4, 8),
+    "qwen3_5": ("model.layers.0.linear_attn.out_proj", 4, 8),
+    "qwen3_5_moe": ("model.layers.0.linear_attn.out_proj", 4, 8),
+    "qwen3_5_moe_text": ("model.layers.0.linear_attn.out_proj", 4, 8),
+    "qwen3_5_text": ("model.layers.0.linear_attn.out_proj", 4, 8),
+    "qwen3_next": ("model.layers.0.linear_attn.out_proj", 4, 8),
+    "qwen4_exp": ("model.layers.0.linear_attn.out_proj", 4, 8),
+    "qwen4_exp_text": ("model.layers.0.linear_attn.out_proj", 4, 8),
+    "zamba2": ("model.layers.0.mamba.norm", 8, 8),
+}
+
+
+def test_other_mixers_are_sites_of_their_own_kind():
+    offered = {t for t in WITH_HEADS if {"attention", "linear"} <= set(packaged_specs()[t].kinds())}
+    assert offered == set(LINEAR)
+    assert [packaged_specs()[t].kinds()[0] for t in ("mamba2", "xlstm")] == ["linear", "linear"]
+
+
+@pytest.mark.parametrize("model_type", sorted(LINEAR))
+def test_other_mixers_are_edited_when_asked_for(model_type):
+    model = zoo_model(model_type)
+    ids = zoo_ids(model)
+    base = logits(model, ids)
+    edits = headedit.attach(model)
+    assert {site.kind for site in edits.sites} == {"attention"}
+    edits.detach()
+    edits = headedit.attach(model, config=EditConfig(sites=["attention", "linear"]))
+    linear = [site for site in edits.sites if site.kind == "linear"]
+    assert (linear[0].path, linear[0].heads, linear[0].head_dim) == LINEAR[model_type]
+    assert {site.kind for site in edits.sites} == {"attention", "linear"}
+    assert torch.equal(logits(model, ids), base)
+    edits.set_head(linear[0].layer, 1, scale=0.5, kind="linear")
+    assert not torch.equal(logits(model, ids), base)
+    edits.detach()
+    assert torch.equal(logits(model, ids), base)
+
+
+EXPERTS_ONLY = [
+    "aria_text",
+    "cohere2_moe",
+    "flex_olmo",
+    "gpt_oss",
+    "granitemoe",
+    "granitemoe_swa",
+    "granitemoehybrid",
+    "granitemoeshared",
+    "hunyuan_v1_moe",
+    "kolibri1",
+    "llama4",
+    "llama4_text",
+    "mellum",
+    "minimax_m2",
+    "minimax_m3_vl_text",
+    "mixtral",
+    "olmoe",
+    "phimoe",
+    "qwen2_moe",
+    "qwen3_5_moe",
+    "qwen3_5_moe_text",
+    "qwen3_moe",
+    "qwen3_next",
+    "qwen4_exp",
+    "qwen4_exp_text",
+    "solar_open",
+    "zaya",
+]
+
+
+@pytest.mark.parametrize(
+    "model_type", [t for t in WITH_HEADS if "mlp" in packaged_specs()[t].kinds() and t not in EXPERTS_ONLY]
+)
+def test_the_mlp_is_a_site_of_one_group_or_of_several(model_type):
+    model = zoo_model(model_type)
+    ids = zoo_ids(model)
+    base = logits(model, ids)
+    for groups in (1, 4):
+        edits = headedit.attach(model, config=EditConfig(sites=["mlp"], mlp_groups=groups))
+        assert {(site.kind, site.heads) for site in edits.sites} == {("mlp", groups)}
+        assert torch.equal(logits(model, ids), base)
+        randomise(edits)
+        assert not torch.equal(logits(model, ids), base)
+        edits.detach()
+
+
+@pytest.mark.parametrize("model_type", EXPERTS_ONLY)
+def test_layers_of_experts_have_no_mlp_site(model_type):
+    with pytest.raises(HeadEditError, match="is a mlp site by the path"):
+        headedit.attach(zoo_model(model_type), config=EditConfig(sites=["mlp"]))
