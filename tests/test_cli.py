@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 import headedit
 from headedit.cli import main
 from headedit.demo import MODEL_FOLDER, tasks
+from headedit.specs import registry
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +109,11 @@ def mistakes(model_folder, tmp_path):
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    unknown = tmp_path / "unknown"
-    tiny_model("llama").save_pretrained(unknown)
-    AutoTokenizer.from_pretrained(MODEL_FOLDER).save_pretrained(unknown)
-    config = json.loads((unknown / "config.json").read_text())
-    (unknown / "config.json").write_text(
+    headless = tmp_path / "headless"
+    tiny_model("llama").save_pretrained(headless)
+    AutoTokenizer.from_pretrained(MODEL_FOLDER).save_pretrained(headless)
+    config = json.loads((headless / "config.json").read_text())
+    (headless / "config.json").write_text(
         json.dumps({**config, "model_type": "mamba", "architectures": ["MambaForCausalLM"]})
     )
     headedit.attach(tiny_model("qwen3")).save_pretrained(tmp_path / "qwen_edits")
@@ -123,7 +124,11 @@ def mistakes(model_folder, tmp_path):
 
     evaluate = ["eval", "--model", model_folder, "--data", tmp_path / "good.jsonl", "--device", "cpu"]
     return {
-        "unknown model type": (train(model=unknown), r"No spec knows the model type 'mamba'.*Write one"),
+        "unknown model type": (train(), r"No spec knows the model type 'llama'\. Did you mean 'lama'\?.*Write one"),
+        "a type without heads": (
+            train(model=headless),
+            r"The model type mamba cannot be edited: its mixer is channel-wise",
+        ),
         "spec with a wrong key": (
             train("--spec", tmp_path / "spec.yaml"),
             r"spec\.yaml: sites: attention: unknown key 'head'\. Did you mean 'heads'\?",
@@ -153,6 +158,7 @@ def mistakes(model_folder, tmp_path):
 
 NAMES = [
     "unknown model type",
+    "a type without heads",
     "spec with a wrong key",
     "broken line",
     "empty set",
@@ -175,8 +181,10 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_mistake_ends_with_two_and_one_message_and_leaves_nothing(name, model_folder, tmp_path, capsys):
+def test_a_mistake_ends_with_two_and_one_message_and_leaves_nothing(name, model_folder, tmp_path, capsys, monkeypatch):
     table = mistakes(model_folder, tmp_path)
+    if name == "unknown model type":  # all that transformers has are known, so ours are taken away
+        monkeypatch.setattr(registry, "packaged_specs", lambda: {"lama": None})
     assert sorted(table) == sorted(NAMES)
     before = sorted(tmp_path.rglob("*"))
     arguments, message = table[name]
