@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from headedit.errors import HeadEditError, suggest
+from headedit.specs.numbers import text_config
 from headedit.specs.schema import Spec, read_spec
 
 FOLDERS_VARIABLE = "HEADEDIT_SPECS"
@@ -30,8 +31,9 @@ def find_spec(model: nn.Module, spec: str | os.PathLike[str] | Spec | None = Non
 
     Args:
         model: a model with a ``config``.
-        spec: a spec, or the path of a spec file; None to look it up by ``config.model_type`` in the folders
-            of ``HEADEDIT_SPECS``, the entry points ``headedit.specs``, and the packaged specs, in this order.
+        spec: a spec, or the path of a spec file; None to look it up by ``config.model_type``, or that of the
+            text decoder in a model of several parts, in the folders of ``HEADEDIT_SPECS``, the entry points
+            ``headedit.specs``, and the packaged specs, in this order.
 
     Raises:
         HeadEditError: there is no spec for the type, a spec file is faulty, or two of equal rank claim it.
@@ -48,7 +50,9 @@ def find_spec(model: nn.Module, spec: str | os.PathLike[str] | Spec | None = Non
                 f"Add '{model_type}' to model_types if the spec is meant for it."
             )
         return found
-    return spec_of_type(model_type)
+    known = all_specs()
+    inner = text_config(model).model_type
+    return _look_up(inner if model_type not in known and inner in known else model_type, known)
 
 
 def spec_of_type(model_type: str) -> Spec:
@@ -57,7 +61,10 @@ def spec_of_type(model_type: str) -> Spec:
     Raises:
         HeadEditError: there is none; the message has the nearest type and says how to write one.
     """
-    known = all_specs()
+    return _look_up(model_type, all_specs())
+
+
+def _look_up(model_type: str, known: dict[str, Spec]) -> Spec:
     if model_type in known:
         return known[model_type]
     raise HeadEditError(

@@ -181,13 +181,14 @@ def _matches(
     prefixes = {prefix for _, prefix, _ in found}
     if len(prefixes) > 1:
         decoder = _decoder_name(model, modules)
-        if decoder not in prefixes:
+        inside = [prefix for prefix in prefixes if f"{prefix}.".startswith(f"{decoder}.")]
+        if decoder is None or len(inside) != 1:
             listed = ", ".join(sorted(prefixes))
             raise HeadEditError(
                 f"{spec.source}: the path {rule.path} fits below several modules: {listed}. "
                 "Say which one holds the text decoder's layers with the key 'root'."
             )
-        found = [match for match in found if match[1] == decoder]
+        found = [match for match in found if match[1] == inside[0]]
     return found
 
 
