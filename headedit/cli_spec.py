@@ -5,10 +5,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(
-    name="spec", help="Where the heads are: list and show the specs.", no_args_is_help=True, rich_markup_mode="markdown"
+    name="spec",
+    help="Where the heads are: list, show and check the specs.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
 )
 console = Console(highlight=False)
 
@@ -61,6 +65,87 @@ def schema() -> None:
     from headedit.specs.json_schema import json_schema
 
     print(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def check(
+    model: Annotated[
+        str | None, typer.Argument(help="Folder or hub id of a model, or a type, of which a tiny one is made.")
+    ] = None,
+    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file to check instead of the one known.")] = None,
+    kind: Annotated[list[str] | None, typer.Option("--kind", help="Kind of site; may be repeated.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Check every causal-LM type on a tiny model.")] = False,
+) -> None:
+    """Prove on a live model that the heads are where a spec says, and print the certificate.
+
+    Example: `headedit spec check qwen3`
+    """
+    from headedit.errors import HeadEditError
+
+    if every:
+        _check_all()
+    elif model is None:
+        raise HeadEditError("Give a model or a type to check, or --all.")
+    elif not _print_certificate(model, spec, kind or None):
+        raise typer.Exit(1)
+
+
+def _print_certificate(model: str, spec: Path | None, kinds: list[str] | None) -> bool:
+    from headedit.evaluation.certificate import certify
+    from headedit.loading import load_model
+    from headedit.specs.tiny import tiny_configs, tiny_model
+
+    is_type = model in tiny_configs() and not Path(model).is_dir()
+    live = tiny_model(model) if is_type else load_model(model, dtype="float32")
+    certificate = certify(live, spec, kinds=kinds)
+    table = Table(
+        "site", "heads", "width", "position", "proved under", title=f"{certificate.model}", title_justify="left"
+    )
+    for site, proof in zip(certificate.sites, certificate.proofs, strict=True):
+        proved = ", ".join(proof.proved) if proof.ok else "not probed" if not proof.probed else "WRONG"
+        table.add_row(site.path, str(site.heads), str(site.head_dim), site.position, proved)
+    console.print(table)
+    for what, outcome in (
+        ("spec", certificate.spec.source),
+        ("a fresh edit and its removal", "exact" if certificate.exact else "not exact"),
+        ("decoding with a cache", certificate.cache),
+        ("gradients through checkpointing", certificate.checkpointing),
+        ("an offset merges", certificate.offset),
+        *(("note", note) for note in dict.fromkeys(note for proof in certificate.proofs for note in proof.notes)),
+        *(("problem", problem) for problem in certificate.problems),
+    ):
+        console.print(f"{what}: {escape(outcome)}", soft_wrap=True)
+    console.print(certificate.verdict)
+    return certificate.ok
+
+
+def _check_all() -> None:
+    from tqdm.auto import tqdm
+
+    from headedit.errors import HeadEditError
+    from headedit.evaluation.certificate import certify
+    from headedit.specs.tiny import tiny_configs, tiny_model
+
+    groups: dict[str, list[str]] = {}
+    for model_type in tqdm(sorted(tiny_configs()), desc="checking", unit="type", leave=False):
+        try:
+            certificate = certify(tiny_model(model_type))
+        except HeadEditError as error:
+            groups.setdefault("refused" if "cannot be edited" in str(error) else "not built", []).append(model_type)
+            continue
+        if certificate.ok:
+            under = sorted({name for proof in certificate.proofs for name in proof.proved})
+            groups.setdefault(f"proved under {' and '.join(under)}", []).append(model_type)
+        elif any(proof.probed for proof in certificate.proofs):
+            groups.setdefault("WRONG", []).append(model_type)
+        else:
+            groups.setdefault("not probed", []).append(model_type)
+    table = Table("certificate", "types", "which")
+    for outcome, names in sorted(groups.items(), key=lambda group: -len(group[1])):
+        table.add_row(outcome, str(len(names)), "" if len(names) > 40 else ", ".join(names))
+    console.print(table)
+    if "WRONG" in groups:
+        raise typer.Exit(1)
 
 
 def _name(source: str) -> str:

@@ -1,6 +1,7 @@
 """Every causal-LM type of transformers: its sites are found where they are, and editing them is exact."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from zoo import WITH_HEADS, WITHOUT_HEADS, ZOO, zoo_ids, zoo_model
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.specs import packaged_specs
+from headedit.specs import Spec, packaged_specs
+from headedit.specs.probe import prove_sites
+from headedit.specs.strict import build
+from headedit.specs.tiny import tiny_configs
 
 
 def logits(model, ids):
@@ -56,7 +60,7 @@ def test_every_type_of_transformers_is_covered():
 def biased(model_type):
     """Config values of a type with the switch of its spec on."""
     key = packaged_specs()[model_type].merge.bias_key
-    config = copy.deepcopy(ZOO[model_type].config)
+    config = copy.deepcopy(tiny_configs()[model_type])
     together = {"internlm3": {"qkv_bias": True}}.get(model_type, {})
     config.get("text_config", config).update({key: True, **together})
     return config
@@ -253,3 +257,58 @@ def test_gradients_are_the_same_with_and_without_checkpointing(model_type):
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for a, b in zip(plain, gradients(), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-9)
+
+
+WITHOUT_SOFTMAX = ["reformer"]
+"""Types whose heads never pass a softmax or scaled_dot_product_attention, nor have parameters of their own."""
+
+
+@pytest.mark.parametrize("model_type", sorted(set(WITH_HEADS) - set(WITHOUT_SOFTMAX)))
+def test_every_slot_is_the_head_that_it_is_called(model_type):
+    model = zoo_model(model_type)
+    for proof in prove_sites(model, headedit.attach(model).sites, input_ids=zoo_ids(model)):
+        assert proof.ok, proof.problems
+        assert proof.proved
+
+
+@pytest.mark.parametrize("model_type", WITHOUT_SOFTMAX)
+def test_what_cannot_be_probed_is_not_called_proved(model_type):
+    model = zoo_model(model_type)
+    for proof in prove_sites(model, headedit.attach(model).sites, input_ids=zoo_ids(model)):
+        assert not proof.probed
+        assert not proof.ok
+
+
+def test_the_naive_spec_of_diffllama_is_caught():
+    naive = {"path": "layers.{layer}.self_attn.o_proj", "heads": "num_attention_heads", "head_dim": "head_dim"}
+    spec = build(Spec, {"model_types": ["diffllama"], "sites": {"attention": naive}}, "naive")
+    model = zoo_model("diffllama")
+    edits = headedit.attach(model, spec=spec)  # shapes alone cannot tell
+    for proof in prove_sites(model, edits.sites):
+        assert not proof.ok
+        assert any("head 3 moved the coordinates 32-63: slots 2-3; the spec says slot 3" in p for p in proof.problems)
+
+
+@pytest.mark.parametrize("model_type", sorted(set(LINEAR) - {"minimax"} | {"mamba2", "xlstm"}))
+def test_every_slot_of_another_mixer_is_the_head_that_it_is_called(model_type):
+    model = zoo_model(model_type)
+    edits = headedit.attach(model, config=EditConfig(sites=["linear"]))
+    weights = {name: p.clone() for name, p in model.named_parameters()}
+    for proof in prove_sites(model, edits.sites, input_ids=zoo_ids(model)):
+        assert proof.ok, proof.problems
+        assert any("its place is proved" in note for note in proof.notes)
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+    swapped = [dataclasses.replace(site, heads=site.head_dim, head_dim=site.heads) for site in edits.sites]
+    if edits.sites[0].heads != edits.sites[0].head_dim:
+        assert not any(proof.ok for proof in prove_sites(model, swapped, input_ids=zoo_ids(model)))
+
+
+@pytest.mark.parametrize("model_type", sorted(set(WITH_HEADS) - set(WITHOUT_SOFTMAX)))
+def test_wrong_heads_are_never_proved(model_type):
+    """Twice the heads of half the width, and half of twice: shapes allow them, the probe does not."""
+    model = zoo_model(model_type)
+    sites = headedit.attach(model).sites
+    wrong = [dataclasses.replace(s, heads=2 * s.heads, head_dim=s.head_dim // 2) for s in sites if s.head_dim % 2 == 0]
+    halved = [dataclasses.replace(s, heads=s.heads // 2, head_dim=2 * s.head_dim) for s in sites if s.heads % 2 == 0]
+    for claims in (wrong, halved):
+        assert not any(proof.ok for proof in prove_sites(model, claims, input_ids=zoo_ids(model)))

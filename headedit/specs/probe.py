@@ -2,7 +2,8 @@
 
 Shapes cannot tell: heads of the right number and width may be in another order, or mixed on their way. So each
 head is scaled where the attention makes it, in the result of softmax or of scaled_dot_product_attention, and the
-site's input has to change as if its slot had been scaled there: that slot, by that factor, and nothing else.
+site's input has to change as if its slot had been scaled there: that slot, by that factor, and nothing else. The
+heads of linear mixers are moved by their own parameters instead.
 """
 
 from collections import defaultdict
@@ -22,6 +23,7 @@ from headedit.errors import HeadEditError
 from headedit.specs.finding import Finding, compare
 from headedit.specs.head_pass import HeadPass
 from headedit.specs.numbers import read_config, text_config
+from headedit.specs.parameter_probe import probe_by_parameters
 from headedit.specs.registry import model_type_of
 from headedit.specs.sites import HeadSite
 
@@ -186,7 +188,10 @@ def _probe(model: nn.Module, sites: Sequence[HeadSite], ids: Tensor, factor: flo
     findings = []
     for site, window in zip(sites, nearest, strict=True):
         inputs = base.inputs[site.module]
-        if window is None or not inputs or site.kind == "mlp":
+        by_numbers = probe_by_parameters(model, site, ids) if site.kind == "linear" and inputs else None
+        if by_numbers is not None:
+            findings.append(by_numbers)
+        elif window is None or not inputs or site.kind == "mlp":
             findings.append(Finding(probed=False, problems=(f"not probed: {_reason(site, bool(inputs))}",)))
         else:
             scaled = [p.inputs[site.module] for p in passes[: windows[window]]]
