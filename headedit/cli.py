@@ -255,6 +255,24 @@ def bench(
         _print_files([output])
 
 
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a causal LM.")],
+    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file instead of the one known.")] = None,
+    dtype: DtypeOption = Dtype.auto,
+    device: Device = None,
+) -> None:
+    """Say what attaching would do to a model, what will not work on it, and why.
+
+    Example: `headedit doctor ./my-model`
+    """
+    from headedit.evaluation.doctor import examine
+    from headedit.loading import load_model
+
+    findings = examine(load_model(model, dtype=dtype.value, device=device), spec)
+    _print_rows(f"headedit doctor {model}", findings)
+
+
 def _read(path: Path, limit: int | None, seed: int, skip_broken: bool) -> list[tuple[str, str]]:
     from headedit.training.records import read_records, sample
 

@@ -90,6 +90,41 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def draft(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for the spec.  [default: print it]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write it even where the probe does not prove it.")] = False,
+) -> None:
+    """Propose a spec for a model that has none, from a traced forward pass, and prove it.
+
+    Example: `headedit spec draft ./my-model --output my_arch.yaml`
+    """
+    from headedit.edits.files import write_atomically
+    from headedit.errors import HeadEditError
+    from headedit.loading import load_model
+    from headedit.specs.draft import draft_spec
+
+    drafted = draft_spec(load_model(model, dtype="float32"))
+    print(drafted.yaml, end="")
+    for proof in drafted.proofs:
+        for problem in proof.problems:
+            console.print(f"problem: {escape(proof.path)}: {escape(problem)}", soft_wrap=True)
+    if not drafted.ok and not force:
+        raise HeadEditError(
+            "The drafted spec is not proved on this model, so it is not written. Correct it by hand and check it with "
+            "headedit spec check MODEL --spec FILE, or write it all the same with --force."
+        )
+    if output is not None:
+        try:
+            write_atomically(output, drafted.yaml.encode())
+        except OSError as error:
+            raise HeadEditError(f"{output}: cannot be written ({error.strerror}).") from None
+        console.print(f"wrote {escape(str(output))}", soft_wrap=True)
+
+
 def _print_certificate(model: str, spec: Path | None, kinds: list[str] | None) -> bool:
     from headedit.evaluation.certificate import certify
     from headedit.loading import load_model

@@ -64,7 +64,7 @@ def test_the_commands_show_it(capsys):
     assert json.loads(capsys.readouterr().out) == json_schema()
 
 
-@pytest.mark.parametrize("command", ["list", "show", "schema"])
+@pytest.mark.parametrize("command", ["list", "show", "check", "draft", "schema"])
 def test_help_has_an_example(command, capsys):
     assert run("spec", command, "--help") == 0
     assert f"headedit spec {command}" in capsys.readouterr().out

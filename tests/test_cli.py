@@ -124,7 +124,10 @@ def mistakes(model_folder, tmp_path):
 
     evaluate = ["eval", "--model", model_folder, "--data", tmp_path / "good.jsonl", "--device", "cpu"]
     return {
-        "unknown model type": (train(), r"No spec knows the model type 'llama'\. Did you mean 'lama'\?.*Write one"),
+        "unknown model type": (
+            train(),
+            r"No spec knows the model type 'llama'\. Did you mean 'lama'\?.*headedit spec draft",
+        ),
         "a type without heads": (
             train(model=headless),
             r"The model type mamba cannot be edited: its mixer is channel-wise",
@@ -213,7 +216,7 @@ def test_a_fault_of_our_own_is_said_to_be_one(monkeypatch, capsys, tmp_path):
         main(["plot", str(tmp_path), "--debug"])
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "eval", "plot", "bench"])
+@pytest.mark.parametrize("command", ["demo", "train", "eval", "plot", "doctor", "bench"])
 def test_help_has_an_example(command, capsys):
     assert run(command, "--help") == 0
     assert f"headedit {command}" in re.sub(r"\s+", " ", capsys.readouterr().out.replace("│", " ")).split("Example:")[1]

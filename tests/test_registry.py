@@ -60,7 +60,9 @@ def test_one_type_in_two_files_names_both(llama, tmp_path, monkeypatch):
 
 def test_an_unknown_type_gets_the_nearest_and_the_way_out(llama):
     llama.config.model_type = "lama"
-    with pytest.raises(HeadEditError, match=r"model type 'lama'\. Did you mean 'llama'\?.*spec='my_arch\.yaml'"):
+    with pytest.raises(
+        HeadEditError, match=r"model type 'lama'\. Did you mean 'llama'\?.*spec draft.*spec check.*spec='lama\.yaml'"
+    ):
         headedit.attach(llama)
     assert not hasattr(llama, "headedit")
 

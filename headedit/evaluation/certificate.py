@@ -171,7 +171,7 @@ def _checkpointing(model: nn.Module, edits: HeadEdits, ids: Tensor) -> str:
         loss = model(input_ids=ids, use_cache=False).logits.float().square().mean()
         return torch.autograd.grad(loss, edits.vector_parameters())
 
-    with _training(model):
+    with _training(model), _no_hook_left(model):
         plain = gradients()
         try:
             enable({"use_reentrant": False})
@@ -190,6 +190,18 @@ def _switches(model: nn.Module) -> list[Callable[..., None] | None]:
     return (
         now if all(now) else [getattr(model, f"gradient_checkpointing_{what}", None) for what in ("enable", "disable")]
     )
+
+
+@contextmanager
+def _no_hook_left(model: nn.Module) -> Iterator[None]:
+    """Takes off the hooks that transformers puts on when checkpointing is turned on, and forgets."""
+    before = {module: set(module._forward_hooks) for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, kept in before.items():
+            for key in set(module._forward_hooks) - kept:
+                del module._forward_hooks[key]
 
 
 @contextmanager

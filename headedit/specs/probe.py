@@ -83,11 +83,11 @@ def prove_sites(
     for site in sites:
         if modules.get(site.path) is not site.module:
             raise HeadEditError(f"{site.path}: the site is of another model; find the sites on the one to be probed.")
-    ids = _random_ids(model) if input_ids is None else input_ids
+    ids = random_ids(model) if input_ids is None else input_ids
     found: dict[str, list[Finding]] = {}
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         for name in ATTENTIONS:
-            with _attention(model, name) as is_set:
+            with attention_set_to(model, name) as is_set:
                 if is_set:
                     found[name] = _probe(model, sites, ids, factor)
         if not found:
@@ -118,7 +118,8 @@ def _by_message(said: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; every module gets its own mode back."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -129,7 +130,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _attention(model: nn.Module, name: str) -> Iterator[bool]:
+def attention_set_to(model: nn.Module, name: str) -> Iterator[bool]:
     """Gives the model the named attention and puts its own back; yields whether the model has it."""
     base = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     configs = [config for module in model.modules() for config in _configs(getattr(module, "config", None))]
@@ -160,7 +161,7 @@ def _switch(base: PreTrainedModel, name: str) -> bool:
     return bool(text_config(base)._attn_implementation == name)
 
 
-def _random_ids(model: nn.Module) -> Tensor:
+def random_ids(model: nn.Module) -> Tensor:
     """Token ids without special ones, [1, 11], or [codebooks, 11] for a model over audio codes."""
     model_type_of(model)  # refuses what is no transformers model
     text = text_config(model)

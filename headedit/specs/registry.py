@@ -68,8 +68,10 @@ def _look_up(model_type: str, known: dict[str, Spec]) -> Spec:
     if model_type in known:
         return known[model_type]
     raise HeadEditError(
-        f"No spec knows the model type '{model_type}'.{suggest(model_type, known)} Write one (ten lines, see "
-        "'Adding an architecture' in the README) and give its path: headedit.attach(model, spec='my_arch.yaml')."
+        f"No spec knows the model type '{model_type}'.{suggest(model_type, known)} Draft one by a traced forward "
+        f"pass with 'headedit spec draft MODEL --output {model_type}.yaml', or write its ten lines by hand, prove it "
+        f"with 'headedit spec check MODEL --spec {model_type}.yaml', and give it: headedit.attach(model, "
+        f"spec='{model_type}.yaml')."
     )
 
 

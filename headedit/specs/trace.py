@@ -1,0 +1,115 @@
+"""Traces one forward pass: which modules were called where attention had run, and may be given its heads."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headedit.errors import HeadEditError
+from headedit.specs.head_pass import HeadPass
+from headedit.specs.probe import attention_set_to, evaluating
+from headedit.specs.sites import input_width
+
+BY_HAND = "Write the spec by hand, see 'Adding an architecture' in the README"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A module that was called in a window after attention had run there, given [..., (groups,) width]."""
+
+    path: str
+    window: str
+    heads: int
+    groups: int
+    width: int
+    order: int
+    module: nn.Module
+
+
+def trace_calls(model: nn.Module, ids: Tensor) -> list[Call]:
+    """Runs the model once and lists what was called after attention had run around it.
+
+    Args:
+        model: a live causal LM; it is given back as it was.
+        ids: one sequence of token ids, [1, tokens].
+
+    Returns:
+        A call for each module inside a numbered layer whose input divides into the heads of an attention before it.
+
+    Raises:
+        HeadEditError: no attention over heads was seen, no module could take its heads, or the model cannot run.
+    """
+    names = {name: module for name, module in model.named_modules() if general(name)[1] >= 0}
+    windows = {module: name for name, module in names.items() if any(module.children())}
+    trace = HeadPass([], dict.fromkeys(windows, 0))
+    calls: dict[str, Call] = {}
+    handles = [
+        module.register_forward_pre_hook(partial(_note, name, trace, windows, calls), with_kwargs=True)
+        for name, module in names.items()
+        if module not in windows
+    ]
+    try:
+        with torch.no_grad(), evaluating(model), attention_set_to(model, "eager"):  # flash attention would not be seen
+            trace.run(model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    ran = {name: numbers for module, name in windows.items() if (numbers := _heads(trace.seen[module]))}
+    if not ran:
+        raise HeadEditError(
+            f"{type(model).__name__}: neither softmax nor scaled_dot_product_attention ran over several heads inside "
+            "numbered layers (as in layers.0). Linear mixers and attention written with einsum or without softmax "
+            f"cannot be drafted. {BY_HAND}."
+        )
+    if not calls:
+        listed = ", ".join(f"{name} ({numbers[-1]} heads)" for name, numbers in list(ran.items())[-3:])
+        raise HeadEditError(
+            f"{type(model).__name__}: attention ran inside {listed}, but no module called after it there takes an "
+            f"input that divides into its heads. {BY_HAND}."
+        )
+    return list(calls.values())
+
+
+def _note(
+    path: str,
+    trace: HeadPass,
+    windows: Mapping[nn.Module, str],
+    calls: dict[str, Call],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    """Notes a call if attention ran before it in a module around it, and its input may hold the heads."""
+    value = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), None)
+    window = next((w for w in reversed(trace.running) if _heads(trace.seen[w])), None)
+    told = input_width(module)
+    if value is None or window is None or (told is None and next(module.parameters(recurse=False), None) is None):
+        return  # a dropout or an activation takes the heads too, but is no projection
+    groups = value.shape[-2] if value.dim() > 3 else 1
+    width = value.shape[-1]
+    heads = next((n for n in reversed(_heads(trace.seen[window])) if width * groups % n == 0), None)
+    if heads is not None and told in (None, width):
+        calls[path] = Call(
+            path=path,
+            window=windows[window],
+            heads=heads,
+            groups=groups,
+            width=width,
+            order=len(calls),
+            module=module,
+        )
+
+
+def _heads(seen: Iterable[int]) -> list[int]:
+    """Numbers of heads, without a router's softmax over [1, tokens, experts], which looks like a single head."""
+    return [number for number in seen if number > 1]
+
+
+def general(path: str) -> tuple[str, int]:
+    """A module's name with ``{layer}`` for the first number in it, and that number."""
+    match = re.search(r"(?<![^.])\d+(?![^.])", path)
+    return ("", -1) if match is None else (f"{path[: match.start()]}{{layer}}{path[match.end() :]}", int(match[0]))
