@@ -312,3 +312,29 @@ def test_wrong_heads_are_never_proved(model_type):
     halved = [dataclasses.replace(s, heads=s.heads // 2, head_dim=2 * s.head_dim) for s in sites if s.heads % 2 == 0]
     for claims in (wrong, halved):
         assert not any(proof.ok for proof in prove_sites(model, claims, input_ids=zoo_ids(model)))
+
+
+@pytest.mark.parametrize("model_type", ["gemma3n_text", "gemma4_text"])
+def test_reentrant_checkpointing_is_refused_where_it_would_be_silently_wrong(model_type):
+    model = zoo_model(model_type).train()
+    edits = headedit.attach(model)
+    randomise(edits)
+    ids = zoo_ids(model)
+
+    def gradients():
+        torch.manual_seed(0)
+        out = model(input_ids=ids, use_cache=False).logits
+        return torch.autograd.grad(out.square().mean(), edits.vector_parameters(), allow_unused=True)
+
+    gradients()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    with pytest.raises(
+        HeadEditError, match=r"Reentrant gradient checkpointing gives wrong gradients.*use_reentrant=False"
+    ):
+        gradients()
+    logits(model, ids)  # without gradients there is nothing to get wrong
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    gradients()
+    assert not model.headedit._forward_pre_hooks
+    edits.detach()
+    assert not model._forward_pre_hooks

@@ -36,7 +36,20 @@ class HeadEdits:
         for parameter in self._was_trainable:
             parameter.requires_grad_(False)
         self._hooks = [site.module.register_forward_pre_hook(edit.pre_hook) for site, edit in self.module.pairs()]
+        if spec.no_reentrant is not None:
+            self._hooks.append(model.register_forward_pre_hook(self._refuse_reentrant))
         model.add_module(MODULE_NAME, self.module)
+
+    def _refuse_reentrant(self, model: nn.Module, args: object) -> None:
+        if not (model.training and torch.is_grad_enabled()):
+            return
+        for module in model.modules():
+            chosen = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
+            if getattr(module, "gradient_checkpointing", False) and chosen.get("use_reentrant", False):
+                raise HeadEditError(
+                    f"Reentrant gradient checkpointing gives wrong gradients on {type(model).__name__}: "
+                    f"{self.spec.no_reentrant}. Turn it on with use_reentrant=False."
+                )
 
     @property
     def attached(self) -> bool:

@@ -121,6 +121,8 @@ class Spec:
         root: name of the module that the paths stand below, where more than one would fit.
         merge: how an offset can be folded into the weights.
         refuse: configurations that cannot be edited, with the reason.
+        no_reentrant: the reason why reentrant gradient checkpointing would give wrong gradients, silently; a
+            training step that uses it is refused.
         source: the file it was read from; not a key of the file.
     """
 
@@ -129,6 +131,7 @@ class Spec:
     root: str | list[str] | None = None
     merge: MergeRule | None = None
     refuse: list[Refusal] = field(default_factory=list)
+    no_reentrant: str | None = None
     source: str = field(default="spec", init=False, compare=False)
 
     def __post_init__(self) -> None:

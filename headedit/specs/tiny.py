@@ -1,6 +1,7 @@
 """A tiny random model of every causal-LM type of transformers, to check a spec on where no weights are at hand.
 
-``tiny_configs.jsonl`` has a line a type with the values of a config that builds in milliseconds.
+``tiny_configs.jsonl`` has a line a type with the values of a config that builds in milliseconds, and the names of
+its classes where transformers does not tell them.
 """
 
 import functools
@@ -9,29 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModelForCausalLM,
-    MusicgenDecoderConfig,
-    MusicgenForCausalLM,
-    MusicgenMelodyDecoderConfig,
-    MusicgenMelodyForCausalLM,
-    PreTrainedModel,
-)
+import transformers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from headedit.errors import HeadEditError, suggest
 
-_DECODERS = {  # the decoder of a larger model, with a config that the registry of transformers does not list
-    "musicgen": (MusicgenDecoderConfig, MusicgenForCausalLM),
-    "musicgen_melody": (MusicgenMelodyDecoderConfig, MusicgenMelodyForCausalLM),
-}
-
 
 @functools.cache
+def _rows() -> dict[str, dict[str, Any]]:
+    lines = Path(__file__).with_name("tiny_configs.jsonl").read_text(encoding="utf-8").splitlines()
+    return {row["model_type"]: row for row in map(json.loads, lines)}
+
+
 def tiny_configs() -> dict[str, dict[str, Any]]:
     """The values of a tiny config for each model type."""
-    lines = Path(__file__).with_name("tiny_configs.jsonl").read_text(encoding="utf-8").splitlines()
-    return {row["model_type"]: row["config"] for row in map(json.loads, lines)}
+    return {model_type: row["config"] for model_type, row in _rows().items()}
 
 
 def tiny_model(model_type: str, values: dict[str, Any] | None = None) -> PreTrainedModel:
@@ -50,11 +43,12 @@ def tiny_model(model_type: str, values: dict[str, Any] | None = None) -> PreTrai
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            if model_type in _DECODERS:
-                config_class, model_class = _DECODERS[model_type]
-                model = model_class(config_class(**values))
-            else:
+            classes = _rows()[model_type].get("classes")
+            if classes is None:
                 model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**values))
+            else:  # a decoder whose config the registry of transformers does not list
+                config_class, model_class = (getattr(transformers, name) for name in classes)
+                model = model_class(config_class(**values))
     except Exception as error:  # whatever a config or model class raises
         raise HeadEditError(
             f"The installed transformers cannot build a tiny {model_type} ({type(error).__name__}: {error}). "
