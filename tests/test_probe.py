@@ -61,7 +61,7 @@ class Attention(nn.Module):
                 return F.softmax(scores.flatten(0, 1), dim=-1).unflatten(0, (1, HEADS)) @ value
             case "module":
                 return nn.Softmax(dim=-1)(scores) @ value
-        return (scores.exp() / scores.exp().sum(-1, keepdim=True)) @ value
+        return (scores.relu() / scores.shape[-1]) @ value
 
 
 class Toy(nn.Module):

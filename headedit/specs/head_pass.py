@@ -15,13 +15,15 @@ from headedit.errors import HeadEditError
 from headedit.specs.sites import HeadSite
 
 _SOFTMAX = (F.softmax, torch.softmax, torch.special.softmax, Tensor.softmax)
+_EXP = (torch.exp, Tensor.exp)
 
 
 class HeadPass(TorchFunctionMode):
     """A forward pass that keeps what enters the sites, and may scale one head in every window.
 
     A window is a module in which a site's attention runs. Where a head is scaled, each window still returns what it
-    did in the base pass: what comes after starts from the same input, so all layers can be scaled at once.
+    did in the base pass: what comes after starts from the same input, so all layers can be scaled at once. With
+    ``by_exp`` the probabilities are those of an attention that normalises the exponent itself, as Reformer does.
     """
 
     def __init__(
@@ -32,10 +34,11 @@ class HeadPass(TorchFunctionMode):
         head: int = 0,
         factor: float = 1.0,
         base: "HeadPass | None" = None,
+        by_exp: bool = False,
     ) -> None:
         super().__init__()
         self.modules, self.windows = {site.module for site in sites}, windows
-        self.head, self.factor, self.base = head, factor, base
+        self.head, self.factor, self.base, self.by_exp = head, factor, base, by_exp
         self.running: list[nn.Module] = []
         self.inputs: dict[nn.Module, list[Tensor]] = defaultdict(list)
         self.outputs: dict[nn.Module, list[Any]] = defaultdict(list)
@@ -81,22 +84,31 @@ class HeadPass(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not self.running or not _is_attention(func, args, kwargs or {}, result):
+        found = self.running and (
+            func in _EXP and result.dim() > 3 if self.by_exp else _is_attention(func, args, kwargs or {}, result)
+        )
+        if not found:
             return result
         for window in self.running:
-            self.seen[window].append(prod(_head_axes(result)))
+            self.seen[window].append(prod(self._head_axes(result)))
         return result if self.base is None else self._scaled(result, self.windows[self.running[-1]])
 
     def _scaled(self, result: Tensor, heads: int) -> Tensor:
-        axes = _head_axes(result)
+        axes = self._head_axes(result)
         if self.head >= heads or heads not in (prod(axes), *axes):
             return result
         result = result.clone(memory_format=torch.contiguous_format)
-        if prod(axes) == heads:
+        if prod(axes) == heads and not self.by_exp:
             result.view(-1, heads, *result.shape[-2:])[:, self.head] *= self.factor
         else:  # several streams of all heads at once, [batch, streams, heads, tokens, tokens]
             result.select(1 + axes.index(heads), self.head).mul_(self.factor)
         return result
+
+    def _head_axes(self, result: Tensor) -> tuple[int, ...]:
+        """Sizes of the axes of heads: [batch, (key-value heads,) heads, ...], [batch * heads, ...], or one alone."""
+        if self.by_exp:  # [batch, heads, chunks, ...]
+            return tuple(result.shape[1:2])
+        return tuple(result.shape[1:-2]) if result.dim() > 3 else tuple(result.shape[:1])
 
 
 def _is_attention(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> bool:
@@ -105,11 +117,6 @@ def _is_attention(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], res
         return True
     over = kwargs.get("dim", args[1] if len(args) > 1 else None)
     return func in _SOFTMAX and result.dim() > 2 and over in (-1, result.dim() - 1)
-
-
-def _head_axes(result: Tensor) -> tuple[int, ...]:
-    """Sizes of the axes that the heads are in: [batch, (key-value heads,) heads, ...] or [batch * heads, ...]."""
-    return tuple(result.shape[1:-2]) if result.dim() > 3 else tuple(result.shape[:1])
 
 
 def _kept(output: Any) -> Any:
@@ -124,4 +131,6 @@ def _put_back(output: Any, kept: Any) -> Any:
         return kept.clone()
     if type(output) in (tuple, list):
         return type(output)(_put_back(*pair) for pair in zip(output, kept, strict=True))
+    if isinstance(output, tuple) and hasattr(output, "_fields"):  # a named tuple takes its fields one by one
+        return type(output)(*(_put_back(*pair) for pair in zip(output, kept, strict=True)))
     return output

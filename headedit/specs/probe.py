@@ -175,9 +175,21 @@ def random_ids(model: nn.Module) -> Tensor:
 
 
 def _probe(model: nn.Module, sites: Sequence[HeadSite], ids: Tensor, factor: float) -> list[Finding]:
-    """What the model's present attention shows at each site."""
+    """What the model's present attention shows at each site, by softmax or sdpa, or else by an exponential."""
+    findings = _probe_by(model, sites, ids, factor, by_exp=False)
+    rest = [i for i, finding in enumerate(findings) if not finding.probed and sites[i].kind == "attention"]
+    if rest:
+        again = _probe_by(model, [sites[i] for i in rest], ids, factor, by_exp=True)
+        for i, finding in zip(rest, again, strict=True):
+            findings[i] = finding
+    return findings
+
+
+def _probe_by(
+    model: nn.Module, sites: Sequence[HeadSite], ids: Tensor, factor: float, *, by_exp: bool
+) -> list[Finding]:
     around = [[model.get_submodule(path) for path in _around(site.path)] for site in sites]
-    base = HeadPass(sites, dict.fromkeys(chain(*around), 0)).run(model, ids)
+    base = HeadPass(sites, dict.fromkeys(chain(*around), 0), by_exp=by_exp).run(model, ids)
     nearest = [next((module for module in modules if base.seen[module]), None) for modules in around]
     windows: dict[nn.Module, int] = {}
     for site, window in zip(sites, nearest, strict=True):
@@ -185,7 +197,9 @@ def _probe(model: nn.Module, sites: Sequence[HeadSite], ids: Tensor, factor: flo
             seen = base.seen[window]
             windows[window] = site.heads if site.heads in seen else windows.get(window, seen[-1])
     heads = range(max(windows.values(), default=0))
-    passes = [HeadPass(sites, windows, head=head, factor=factor, base=base).run(model, ids) for head in heads]
+    passes = [
+        HeadPass(sites, windows, head=head, factor=factor, base=base, by_exp=by_exp).run(model, ids) for head in heads
+    ]
     findings = []
     for site, window in zip(sites, nearest, strict=True):
         inputs = base.inputs[site.module]
