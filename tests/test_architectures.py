@@ -326,3 +326,17 @@ def test_reentrant_checkpointing_is_refused_where_it_would_be_silently_wrong(mod
     assert not model.headedit._forward_pre_hooks
     edits.detach()
     assert not model._forward_pre_hooks
+
+
+UNPROVED = {
+    "muse_spark": "each head moves its own slot, but a norm in between takes the factor away",
+    "unlimited_ocr": "the unedited model does not run under eager attention",
+}
+
+
+@pytest.mark.parametrize("model_type", sorted(set(IMAGE_TEXT) - set(UNPROVED)))
+def test_every_slot_of_an_image_text_model_is_the_head_that_it_is_called(model_type):
+    model = image_text_model(model_type)
+    ids = torch.randint(3, 100, (1, 7), generator=torch.Generator().manual_seed(1))
+    for proof in prove_sites(model, headedit.attach(model).sites, input_ids=ids):
+        assert proof.ok, proof.problems
