@@ -5,14 +5,12 @@ import os
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from headedit import cli_spec
+from headedit.cli_files import console, print_files, print_rows, read_pairs, write_json
 from headedit.errors import HeadEditError
 from headedit.version import __version__
 
@@ -25,7 +23,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(cli_spec.app)
-console = Console(highlight=False)
 
 
 class Dtype(str, Enum):
@@ -81,8 +78,8 @@ def demo(
     from headedit.demo.run import run_demo
 
     result = run_demo(output, task=task, seed=seed)
-    _print_rows("headedit demo", result.rows())
-    _print_files([*result.files, result.run.output_dir / "headedit.safetensors"])
+    print_rows("headedit demo", result.rows())
+    print_files([*result.files, result.run.output_dir / "headedit.safetensors"])
 
 
 @app.command()
@@ -124,8 +121,8 @@ def train(
     overrides = read_assignments(settings or [])
     make_recipe(recipe, overrides)
     config = EditConfig(layers=layers)
-    pairs = _read(data, limit, seed, skip_broken)
-    held_out = _read(valid, None, seed, skip_broken) if valid else None
+    pairs = read_pairs(data, limit, seed, skip_broken)
+    held_out = read_pairs(valid, None, seed, skip_broken) if valid else None
     if held_out is None:
         pairs, held_out = split(pairs, valid_share, seed)
     check_writable(output)
@@ -152,8 +149,8 @@ def train(
         *run.open_rows(),
         ("time", f"{record['seconds']:.0f} s"),
     ]
-    _print_rows(f"headedit train ({recipe})", rows)
-    _print_files([output])
+    print_rows(f"headedit train ({recipe})", rows)
+    print_files([output])
 
 
 @app.command("eval")
@@ -181,7 +178,7 @@ def evaluate(
     from headedit.evaluation import exact_match
     from headedit.loading import load_model, load_tokenizer
 
-    pairs = _read(data, limit, seed, skip_broken)
+    pairs = read_pairs(data, limit, seed, skip_broken)
     loaded, tokenizer = load_model(model, dtype=dtype.value, device=device), load_tokenizer(model)
     handle = load(loaded, edits, spec=spec) if edits else None
     report = exact_match(loaded, tokenizer, pairs, edits=handle, batch_size=batch_size, max_new_tokens=max_new_tokens)
@@ -193,10 +190,10 @@ def evaluate(
     ]
     if handle is not None:
         rows.append(("edited model", f"{report.accuracy:.1%} exact match"))
-    _print_rows("headedit eval", [*rows, ("time", f"{report.seconds:.1f} s")])
+    print_rows("headedit eval", [*rows, ("time", f"{report.seconds:.1f} s")])
     if output is not None:
-        _write_json(output, report.to_dict())
-        _print_files([output])
+        write_json(output, report.to_dict())
+        print_files([output])
 
 
 @app.command("plot")
@@ -222,7 +219,7 @@ def draw(
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=150)
-    _print_files([folder / name for name in figures])
+    print_files([folder / name for name in figures])
 
 
 @app.command()
@@ -249,10 +246,10 @@ def bench(
         ("training step", f"{cost.step_edited:.1f} ms, limit {cost.step_limit:.1f} ms: {cost.step_ratio:.3f} ×"),
         ("forward", f"{cost.forward_edited:.1f} ms, bare {cost.forward_bare:.1f} ms: {cost.forward_ratio:.3f} ×"),
     ]
-    _print_rows(f"headedit bench (medians of {repeats})", rows)
+    print_rows(f"headedit bench (medians of {repeats})", rows)
     if output is not None:
-        _write_json(output, cost.to_dict())
-        _print_files([output])
+        write_json(output, cost.to_dict())
+        print_files([output])
 
 
 @app.command()
@@ -270,42 +267,7 @@ def doctor(
     from headedit.loading import load_model
 
     findings = examine(load_model(model, dtype=dtype.value, device=device), spec)
-    _print_rows(f"headedit doctor {model}", findings)
-
-
-def _read(path: Path, limit: int | None, seed: int, skip_broken: bool) -> list[tuple[str, str]]:
-    from headedit.training.records import read_records, sample
-
-    records = read_records(path, skip_broken=skip_broken)
-    for message in records.broken[:5]:
-        console.print(f"[yellow]left out:[/] {escape(message)}")
-    if records.broken:
-        console.print(f"{len(records.broken)} broken records of {path} are left out.")
-    return sample(records.pairs, limit, seed)
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    import json
-
-    from headedit.edits.files import write_atomically
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(data, indent=2) + "\n").encode())
-    except OSError as error:
-        raise HeadEditError(f"{path}: cannot be written ({error.strerror}).") from None
-
-
-def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
-    table = Table(title=title, show_header=False, title_justify="left")
-    for what, value in rows:
-        table.add_row(what, escape(value))
-    console.print(table)
-
-
-def _print_files(files: list[Path]) -> None:
-    for file in files:
-        console.print(f"wrote {escape(str(file))}", soft_wrap=True)
+    print_rows(f"headedit doctor {model}", findings)
 
 
 def main(arguments: list[str] | None = None) -> None:

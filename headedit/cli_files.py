@@ -1,0 +1,51 @@
+"""What the commands share: reading a data file, writing a report, printing tables and file names."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from headedit.errors import HeadEditError
+
+console = Console(highlight=False)
+
+
+def read_pairs(path: Path, limit: int | None, seed: int, skip_broken: bool) -> list[tuple[str, str]]:
+    """The records of a file, perhaps a sample of them; those that are broken and left out are printed."""
+    from headedit.training.records import read_records, sample
+
+    records = read_records(path, skip_broken=skip_broken)
+    for message in records.broken[:5]:
+        console.print(f"[yellow]left out:[/] {escape(message)}")
+    if records.broken:
+        console.print(f"{len(records.broken)} broken records of {path} are left out.")
+    return sample(records.pairs, limit, seed)
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Writes a report, whole or not at all."""
+    import json
+
+    from headedit.edits.files import write_atomically
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(data, indent=2) + "\n").encode())
+    except OSError as error:
+        raise HeadEditError(f"{path}: cannot be written ({error.strerror}).") from None
+
+
+def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
+    """Prints (what, value) rows as a table."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for what, value in rows:
+        table.add_row(what, escape(value))
+    console.print(table)
+
+
+def print_files(files: list[Path]) -> None:
+    """Prints which files were written."""
+    for file in files:
+        console.print(f"wrote {escape(str(file))}", soft_wrap=True)
