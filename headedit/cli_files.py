@@ -28,11 +28,16 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     """Writes a report, whole or not at all."""
     import json
 
+    write_whole(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all, in a folder that is made if it is not there."""
     from headedit.edits.files import write_atomically
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(data, indent=2) + "\n").encode())
+        write_atomically(path, text.encode())
     except OSError as error:
         raise HeadEditError(f"{path}: cannot be written ({error.strerror}).") from None
 

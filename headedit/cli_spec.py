@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from headedit.cli_files import console, print_files, write_whole
 
 app = typer.Typer(
     name="spec",
@@ -14,7 +15,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
-console = Console(highlight=False)
 
 
 @app.command("list")
@@ -33,8 +33,9 @@ def list_specs(
         return
     table = Table("spec", "types", "sites", "position", "an offset merges")
     for entry in catalogue():
+        spec = entry.spec
         names = ", ".join(entry.model_types) if types else str(len(entry.model_types))
-        table.add_row(_name(entry.spec.source), names, ", ".join(entry.spec.kinds()), entry.position, entry.offset)
+        table.add_row(_name(spec.source), names, ", ".join(spec.kinds()), spec.position, spec.offset)
     console.print(table)
     for what, number in counts():
         console.print(f"{what}: {number}")
@@ -102,7 +103,6 @@ def draft(
 
     Example: `headedit spec draft ./my-model --output my_arch.yaml`
     """
-    from headedit.edits.files import write_atomically
     from headedit.errors import HeadEditError
     from headedit.loading import load_model
     from headedit.specs.draft import draft_spec
@@ -118,11 +118,8 @@ def draft(
             "headedit spec check MODEL --spec FILE, or write it all the same with --force."
         )
     if output is not None:
-        try:
-            write_atomically(output, drafted.yaml.encode())
-        except OSError as error:
-            raise HeadEditError(f"{output}: cannot be written ({error.strerror}).") from None
-        console.print(f"wrote {escape(str(output))}", soft_wrap=True)
+        write_whole(output, drafted.yaml)
+        print_files([output])
 
 
 def _print_certificate(model: str, spec: Path | None, kinds: list[str] | None) -> bool:
@@ -145,7 +142,7 @@ def _print_certificate(model: str, spec: Path | None, kinds: list[str] | None) -
         ("a fresh edit and its removal", "exact" if certificate.exact else "not exact"),
         ("decoding with a cache", certificate.cache),
         ("gradients through checkpointing", certificate.checkpointing),
-        ("an offset merges", certificate.offset),
+        ("an offset merges", certificate.spec.offset),
         *(("note", note) for note in dict.fromkeys(note for proof in certificate.proofs for note in proof.notes)),
         *(("problem", problem) for problem in certificate.problems),
     ):

@@ -40,6 +40,15 @@ def test_the_model_comes_back(llama, ids):
     assert snapshot(llama)["parameters"] == before["parameters"]
 
 
+def test_a_model_of_few_words_is_checked_on_ids_that_it_has():
+    from headedit.loading import load_model
+
+    model = load_model(str(MODEL_FOLDER), device="cpu")  # 39 words
+    state = torch.get_rng_state()
+    assert certify(model).ok
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_linear_and_attention_are_certified_together():
     certificate = certify(tiny_model("kimi_linear"), kinds=["attention", "linear"])
     assert certificate.ok

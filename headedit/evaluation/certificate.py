@@ -4,15 +4,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from headedit.edits import EditConfig, HeadEdits, attach
 from headedit.specs import HeadSite, Spec
-from headedit.specs.catalogue import Entry
-from headedit.specs.probe import SiteProof, prove_sites
+from headedit.specs.probe import SiteProof, evaluating, prove_sites, random_ids
 
 _TOLERANCE = 2e-5
 
@@ -29,7 +27,6 @@ class Certificate:
         exact: a fresh edit left every logit as it was, and so did taking it off.
         cache: ``equal``, or why decoding with a cache could not be compared, or how it differed.
         checkpointing: the same of gradients with and without checkpointing.
-        offset: whether an offset merges into a plain checkpoint, and how.
     """
 
     model: str
@@ -39,7 +36,6 @@ class Certificate:
     exact: bool
     cache: str
     checkpointing: str
-    offset: str
 
     @property
     def problems(self) -> list[str]:
@@ -85,11 +81,9 @@ def certify(
     Raises:
         HeadEditError: the spec does not fit the model at all, or the model does not run on the ids.
     """
-    ids = _ids(model) if input_ids is None else input_ids
+    ids = (random_ids(model) if input_ids is None else input_ids).to(next(model.parameters()).device)
     config = EditConfig(sites=None if kinds is None else list(kinds))
-    was_training = model.training
-    model.eval()
-    try:
+    with torch.random.fork_rng(devices=[]), evaluating(model):
         base = _logits(model, ids)
         edits = attach(model, spec, config)
         try:
@@ -102,8 +96,6 @@ def certify(
         finally:
             edits.detach()
         exact = fresh and torch.equal(_logits(model, ids), base)
-    finally:
-        model.train(was_training)
     return Certificate(
         model=type(model).__name__,
         spec=edits.spec,
@@ -112,15 +104,6 @@ def certify(
         exact=exact,
         cache=cache,
         checkpointing=checkpointing,
-        offset=Entry(spec=edits.spec, model_types=[]).offset,
-    )
-
-
-def _ids(model: nn.Module) -> Tensor:
-    config: Any = model.config
-    rows = getattr(config, "num_codebooks", 1) or 1
-    return torch.randint(3, 100, (rows, 7), generator=torch.Generator().manual_seed(1)).to(
-        next(model.parameters()).device
     )
 
 

@@ -8,7 +8,6 @@ from torch import nn
 
 from headedit.edits import attach
 from headedit.specs import Spec
-from headedit.specs.catalogue import Entry
 from headedit.specs.numbers import text_config
 
 _PACKAGES = ("headedit", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "nnsight")
@@ -32,7 +31,7 @@ def examine(model: nn.Module, spec: "str | PathLike[str] | Spec | None" = None) 
         edited = len({site.layer for site in edits.sites})
         shapes = sorted({(site.heads, site.head_dim) for site in edits.sites})
         gated = any(site.position == "gated" for site in edits.sites)
-        offset = Entry(spec=edits.spec, model_types=[]).offset
+        offset = edits.spec.offset
         others = [kind for kind in edits.spec.kinds() if kind not in edits.module.kinds()]
     finally:
         edits.detach()

@@ -21,27 +21,6 @@ class Entry:
     spec: Spec
     model_types: list[str]
 
-    @property
-    def refused(self) -> bool:
-        """The spec has no sites, only a reason."""
-        return not self.spec.sites
-
-    @property
-    def position(self) -> str:
-        """``raw`` or ``gated``, of the sites that are edited by default."""
-        rules = self.spec.rules(self.spec.kinds()[0]) if self.spec.sites else []
-        return ", ".join(sorted({rule.position for rule in rules})) or "refused"
-
-    @property
-    def offset(self) -> str:
-        """Whether an offset becomes part of a plain checkpoint, and by which switch or as which other type."""
-        merge = self.spec.merge
-        if self.refused:
-            return "-"
-        if merge is None:
-            return "yes"
-        return "no" if merge.never else f"as {merge.rehome}" if merge.rehome else f"by {merge.bias_key}"
-
 
 def catalogue() -> list[Entry]:
     """Every spec that is looked up, by the name of its file.
@@ -66,20 +45,26 @@ def counts() -> list[tuple[str, str]]:
     """
     specs = all_specs()
     types = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
-    known = {t: Entry(spec=specs[t], model_types=[t]) for t in types if t in specs}
-    edited = [entry for entry in known.values() if not entry.refused]
-    refused = [name for name, entry in known.items() if entry.refused]
+    edited = [specs[t] for t in types if t in specs and specs[t].sites]
+    refused = [t for t in types if t in specs and not specs[t].sites]
     missing = [t for t in types if t not in specs]
-    merges = [entry.spec.merge for entry in edited]
+    merges = [spec.merge for spec in edited]
+
+    def having(kind: str) -> str:
+        return str(sum(kind in spec.kinds() for spec in edited))
+
     return [
         ("causal-LM types of transformers", str(len(types))),
         ("edited", str(len(edited))),
         ("refused, with the reason", f"{len(refused)}: {', '.join(refused)}"),
         ("without a spec", f"{len(missing)}{': ' if missing else ''}{', '.join(missing)}"),
-        ("with sites at attention heads", str(sum("attention" in e.spec.kinds() for e in edited))),
-        ("with sites at the heads of another mixer", str(sum("linear" in e.spec.kinds() for e in edited))),
-        ("with sites at the MLP, in a family where layers have one", str(sum("mlp" in e.spec.kinds() for e in edited))),
-        ("with a gate between the heads and the projection", str(sum("gated" in e.position for e in edited))),
+        ("with sites at attention heads", having("attention")),
+        ("with sites at the heads of another mixer", having("linear")),
+        (
+            "with sites at the MLP, in a family where layers have one",
+            having("mlp"),
+        ),
+        ("with a gate between the heads and the projection", str(sum("gated" in spec.position for spec in edited))),
         ("whose projection has a bias that an offset merges into", str(merges.count(None))),
         ("whose config can give it one", str(sum(m is not None and m.bias_key is not None for m in merges))),
         ("that merge by exporting to another type", str(sum(m is not None and m.rehome is not None for m in merges))),

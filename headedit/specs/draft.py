@@ -14,8 +14,8 @@ from headedit.specs.numbers import read_config, text_config
 from headedit.specs.probe import SiteProof, prove_sites, random_ids
 from headedit.specs.registry import model_type_of
 from headedit.specs.schema import Spec
-from headedit.specs.sites import HeadSite, find_sites, input_width
-from headedit.specs.trace import BY_HAND, Call, general, trace_calls
+from headedit.specs.sites import HeadSite, find_sites, general, input_width
+from headedit.specs.trace import BY_HAND, Call, trace_calls
 
 HEAD_KEYS = ("num_attention_heads", "decoder_attention_heads", "n_head", "n_heads", "num_heads")
 WIDTH_KEYS = ("v_head_dim", "head_dim")

@@ -140,6 +140,23 @@ class Spec:
         if not self.sites and not self.refuse:
             raise HeadEditError("sites: nothing is given; a spec names a site or refuses with a reason.")
 
+    @property
+    def position(self) -> str:
+        """``raw`` or ``gated``, of the sites that are edited by default; ``refused`` where there are none."""
+        rules = self.rules(self.kinds()[0]) if self.sites else []
+        return ", ".join(sorted({rule.position for rule in rules})) or "refused"
+
+    @property
+    def offset(self) -> str:
+        """Whether an offset becomes part of a plain checkpoint, and by which switch or as which other type."""
+        if not self.sites:
+            return "-"
+        if self.merge is None:
+            return "yes"
+        if self.merge.never is not None:
+            return "no"
+        return f"by {self.merge.bias_key}" if self.merge.rehome is None else f"as {self.merge.rehome}"
+
     def kinds(self) -> list[str]:
         """The kinds of site that there are rules for: attention first, if it is among them."""
         return [kind for kind in SITE_KINDS if self.rules(kind)]

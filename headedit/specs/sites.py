@@ -205,13 +205,18 @@ def _decoder_name(model: nn.Module, modules: Mapping[str, nn.Module]) -> str | N
 
 
 def _closest_paths(rules: Iterable[SiteRule], modules: Mapping[str, nn.Module]) -> str:
-    general = {re.sub(r"\.\d+(?=\.|$)", ".{layer}", name, count=1) for name in modules if re.search(r"\.\d+\.", name)}
-    tails = {tail for name in general for tail in _tails(name) if "{layer}" in tail}
+    tails = {tail for name in modules for tail in _tails(general(name)[0]) if "{layer}." in tail}
     for rule in rules:
         close = difflib.get_close_matches(rule.path, sorted(tails), n=1, cutoff=0.6)
         if close:
             return f" Did you mean '{close[0]}'?"
     return ""
+
+
+def general(path: str) -> tuple[str, int]:
+    """A module's name with ``{layer}`` for the first number in it, and that number."""
+    match = re.search(r"(?<![^.])\d+(?![^.])", path)
+    return ("", -1) if match is None else (f"{path[: match.start()]}{{layer}}{path[match.end() :]}", int(match[0]))
 
 
 def _tails(name: str) -> Iterator[str]:

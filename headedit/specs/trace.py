@@ -1,6 +1,5 @@
 """Traces one forward pass: which modules were called where attention had run, and may be given its heads."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from headedit.errors import HeadEditError
 from headedit.specs.head_pass import HeadPass
 from headedit.specs.probe import attention_set_to, evaluating
-from headedit.specs.sites import input_width
+from headedit.specs.sites import general, input_width
 
 BY_HAND = "Write the spec by hand, see 'Adding an architecture' in the README"
 
@@ -107,9 +106,3 @@ def _note(
 def _heads(seen: Iterable[int]) -> list[int]:
     """Numbers of heads, without a router's softmax over [1, tokens, experts], which looks like a single head."""
     return [number for number in seen if number > 1]
-
-
-def general(path: str) -> tuple[str, int]:
-    """A module's name with ``{layer}`` for the first number in it, and that number."""
-    match = re.search(r"(?<![^.])\d+(?![^.])", path)
-    return ("", -1) if match is None else (f"{path[: match.start()]}{{layer}}{path[match.end() :]}", int(match[0]))
