@@ -152,13 +152,36 @@ class HeadEdits:
         what = f"has {first} heads, 0 to {first - 1}" if first else f"has no {kind} site; edited layers: {known}"
         raise HeadEditError(f"There is no head {head} in layer {layer} to set: the layer {what}.")
 
+    def harden(self) -> None:
+        """Fixes the gates at the value they have in eval mode, and drops the heads whose gates are closed.
+
+        The values go into the vectors, so that every gate is exactly 0 or 1 from then on, in training mode too; a site
+        without an open head costs nothing any more. With ``eval_gate="clip"`` the logits in eval mode stay the same to
+        the bit; with ``expectation`` what E[g] leaves of a closed gate is dropped. The gates are no longer trained.
+        """
+        from headedit.edits.support import harden
+
+        harden(self.module)
+
+    def snapshot(self) -> list[Tensor]:
+        """Copies of all parameters, for ``restore``."""
+        return [parameter.detach().clone() for parameter in self.module.parameters()]
+
+    @torch.no_grad()
+    def restore(self, snapshot: list[Tensor]) -> None:
+        """Puts parameters back to what they were at a ``snapshot``."""
+        for parameter, value in zip(self.module.parameters(), snapshot, strict=True):
+            parameter.copy_(value)
+        for edit in self.module:
+            edit.idle = False
+
     def vector_parameters(self) -> list[nn.Parameter]:
         """Offsets and scales, for an optimiser group of their own."""
         return [p for name, p in self.module.named_parameters() if not name.endswith("_gate")]
 
     def gate_parameters(self) -> list[nn.Parameter]:
-        """Gate logits, for an optimiser group of their own."""
-        return [p for name, p in self.module.named_parameters() if name.endswith("_gate")]
+        """Gate logits that can be trained, for an optimiser group of their own."""
+        return [p for name, p in self.module.named_parameters() if name.endswith("_gate") and p.requires_grad]
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Number of trainable parameters, and of all parameters of the model with its edits."""

@@ -24,6 +24,10 @@ class SiteEdit(nn.Module):
         offset, scale: [heads, head_dim]; one of them is None where the config leaves it out.
         offset_gate, scale_gate: log α, [heads]; with a shared gate only ``offset_gate`` is there and serves
             both, without gates both are None.
+
+    Fields:
+        enabled: False while the edit is switched off.
+        idle: True where hardening left no open head, so that the hook has nothing to do.
     """
 
     def __init__(self, site: HeadSite, config: EditConfig, device: torch.device) -> None:
@@ -35,6 +39,7 @@ class SiteEdit(nn.Module):
         self.distribution = HardConcrete(config.temperature, *config.stretch)
         self.expectation = config.eval_gate == "expectation"
         self.enabled = True
+        self.idle = False
         for kind in VECTORS:
             there = kind in self.vectors
             gated = there and config.gates != "none" and not (self.shared and kind != self.vectors[0])
@@ -53,6 +58,14 @@ class SiteEdit(nn.Module):
         owner = self.vectors[0] if self.shared else kind
         gate: nn.Parameter | None = getattr(self, f"{owner}_gate")
         return gate
+
+    def gated_vectors(self) -> list[str]:
+        """The vectors that own a gate: both, one of them where they share it, none without gates."""
+        return [kind for kind in VECTORS if getattr(self, f"{kind}_gate") is not None]
+
+    def under(self, kind: str) -> tuple[str, ...]:
+        """The vectors that the gate owned by one of them acts on."""
+        return self.vectors if self.shared else (kind,)
 
     def gates(self) -> dict[str, Tensor]:
         """The deterministic gate of each vector that is there, [heads]; ones where it has no gate."""
@@ -83,13 +96,14 @@ class SiteEdit(nn.Module):
 
     def pre_hook(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """A forward pre-hook for the site's module."""
-        if not self.enabled:
+        if not self.enabled or self.idle:
             return None
         return (self(args[0]), *args[1:])
 
     @torch.no_grad()
     def set_head(self, head: int, scale: float, offset: Tensor | None) -> None:
         """Writes the edit of one head by hand; see ``HeadEdits.set_head``."""
+        self.idle = False
         values = {"scale": scale - 1.0, "offset": offset}
         acts = {"scale": scale != 1.0, "offset": offset is not None}
         for kind in VECTORS:

@@ -1,0 +1,88 @@
+"""Gates by name, fixed gates, and hardened edits."""
+
+import pytest
+import torch
+from tiny import logits, randomise, tiny_model
+
+import headedit
+from headedit import EditConfig
+from headedit.edits.support import Gate, all_gates, close, fix, heads_of, open_gates
+
+
+def test_all_gates_are_named_once(llama):
+    gates = all_gates(headedit.attach(llama).module)
+    assert len(gates) == len(set(gates)) == 16
+    assert gates[0] == Gate(0, "offset", 0)
+    assert gates[-1] == Gate(1, "scale", 3)
+    assert len(heads_of(gates)) == 8
+
+
+@pytest.mark.parametrize(("gates", "count"), [("shared", 8), ("none", 0)])
+def test_shared_gates_count_once_and_missing_ones_never(llama, gates, count):
+    assert len(all_gates(headedit.attach(llama, config=EditConfig(gates=gates)).module)) == count
+
+
+def test_fixed_gates_are_exactly_open_or_closed_in_training_too(llama, ids):
+    edits = headedit.attach(llama)
+    randomise(edits)
+    chosen = [Gate(0, "offset", 2), Gate(1, "scale", 0)]
+    fix(edits.module, chosen)
+    assert open_gates(edits.module) == chosen
+    vectors = [edits.module.sites[0].offset, edits.module.sites[1].scale]
+    assert [int((v.abs().sum(-1) > 0).sum()) for v in vectors] == [1, 1]
+    assert edits.module.sites[0].scale.abs().sum() == 0
+    evaluated = logits(llama, ids)
+    llama.train()
+    assert torch.equal(logits(llama, ids), evaluated)
+
+
+def test_closing_leaves_the_other_gates_as_they_are(llama):
+    edits = headedit.attach(llama)
+    randomise(edits)
+    before = edits.module.sites[0].offset_gate.clone()
+    close(edits.module, [Gate(0, "offset", 1)])
+    after = edits.module.sites[0].offset_gate
+    assert torch.equal(after[[0, 2, 3]], before[[0, 2, 3]])
+    assert edits.module.sites[0].distribution.clip(after)[1] == 0
+
+
+@pytest.mark.parametrize("gates", ["separate", "shared"])
+def test_hardening_changes_no_logit_and_no_sample_is_left(ids, gates):
+    model = tiny_model("llama")
+    edits = headedit.attach(model, config=EditConfig(gates=gates))
+    randomise(edits)
+    before, opened = logits(model, ids), open_gates(edits.module)
+    values = edits.gates().additive
+    assert ((values > 0) & (values < 1)).any()
+    edits.harden()
+    assert torch.equal(logits(model, ids), before)
+    assert open_gates(edits.module) == opened
+    assert set(edits.gates().additive.unique().tolist()) <= {0.0, 1.0}
+    model.train()
+    assert torch.equal(logits(model, ids), before)
+    assert edits.gate_parameters() == []
+
+
+def test_a_hardened_site_without_open_heads_is_passed_by_until_it_is_set_again(llama, ids):
+    edits = headedit.attach(llama)
+    randomise(edits)
+    fix(edits.module, [Gate(1, "offset", 0)])
+    edits.harden()
+    first = edits.module.sites[0]
+    assert (first.idle, edits.module.sites[1].idle) == (True, False)
+    z = torch.ones(1, 1, 64)
+    assert first.pre_hook(None, (z,)) is None
+    before = logits(llama, ids)
+    edits.set_head(0, 1, scale=0.0)
+    assert not torch.equal(logits(llama, ids), before)
+
+
+def test_a_snapshot_brings_everything_back(llama, ids):
+    edits = headedit.attach(llama)
+    randomise(edits)
+    before, kept = logits(llama, ids), edits.snapshot()
+    fix(edits.module, [])
+    edits.harden()
+    assert not torch.equal(logits(llama, ids), before)
+    edits.restore(kept)
+    assert torch.equal(logits(llama, ids), before)
