@@ -91,7 +91,7 @@ def train(
     valid_share: Annotated[
         float, typer.Option("--valid-share", min=0.0, max=0.9, help="Share of --data held out without --valid.")
     ] = 0.2,
-    recipe: Annotated[str, typer.Option("--recipe", help="Name of the recipe.")] = "jola",
+    recipe: Annotated[str, typer.Option("--recipe", help="Name of the recipe.")] = "localise",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A field of the recipe, such as epochs=5; may be repeated.")
     ] = None,

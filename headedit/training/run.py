@@ -10,6 +10,8 @@ from headedit.edits import HeadEdits
 from headedit.edits.files import write_atomically
 from headedit.errors import HeadEditError
 from headedit.history import History
+from headedit.training.path import Level, PruningPath
+from headedit.training.stability import Stability
 
 RUN_FILE = "run.json"
 
@@ -29,6 +31,54 @@ class Run:
     history: History
     record: dict[str, Any]
     edits: HeadEdits | None = None
+
+    @property
+    def stability(self) -> Stability | None:
+        """How far the seeds agree; None for a single one."""
+        found = self.record.get("stability")
+        return None if found is None else Stability.from_dict(found)
+
+    @property
+    def controls(self) -> dict[str, dict[str, Any]] | None:
+        """Gates, validation loss and metric of the chosen heads and of every control; None without them."""
+        found: dict[str, dict[str, Any]] | None = self.record.get("controls")
+        return found
+
+    @property
+    def path(self) -> PruningPath:
+        """The pruning path of the recipe ``localise``.
+
+        Raises:
+            HeadEditError: the run has none.
+        """
+        return PruningPath.read(self.output_dir)
+
+    def at(self, *, heads: int | None = None, gates: int | None = None, edits: HeadEdits | None = None) -> Level:
+        """Puts the edits with some other number of heads, or of gates, on the model: those of the pruning path there.
+
+        They are as the search left them at that number, without a refit; ``fit(..., heads=12)`` refits. What the
+        run itself chose is in ``output_dir``.
+
+        Args:
+            heads: number of heads to edit.
+            gates: number of gates to leave open, in place of ``heads``.
+            edits: the handle; by default the run's own.
+
+        Returns:
+            The smallest level of the path that has these gates, with its validation loss.
+
+        Raises:
+            HeadEditError: the run has no pruning path, the number is not possible, or there is no handle.
+        """
+        handle = self.edits if edits is None else edits
+        if handle is None:
+            raise HeadEditError("This run was read from disk; give the handle of edits on its model, edits=...")
+        if (heads is None) == (gates is None):
+            raise HeadEditError("at: give heads=... or gates=..., one of the two.")
+        path = self.path
+        chosen = path.first(heads=heads, gates=gates)
+        path.put(handle, chosen)
+        return path.level_of(len(chosen))
 
     def open_rows(self) -> list[tuple[str, str]]:
         """What is open of how many, as (what, value) for a table."""

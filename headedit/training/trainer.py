@@ -1,34 +1,43 @@
-"""``HeadEditTrainer``: transformers' Trainer for edits, with two learning rates, a penalty and a history."""
+"""``HeadEditTrainer``: transformers' Trainer for edits, with rates of their own, a penalty and a history."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
-from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerState
 from transformers.trainer_callback import ProgressCallback
 
 from headedit.edits import HeadEdits
 from headedit.edits.storage import load_tensors
+from headedit.errors import HeadEditError
 from headedit.history import HISTORY_FILE, History
-from headedit.training.objective import Objective
+from headedit.training.finite import FiniteWatch
+from headedit.training.objective import Objective, Penalty
+from headedit.training.progress import EditProgress
+from headedit.training.schedules import Moment
 
 
 class HeadEditTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that learns the edits on a model and nothing else.
 
-    It differs from ``transformers.Trainer`` in four things: gates have their own learning rate; the penalty
-    of the ``Objective`` is added in training and never in evaluation; checkpoints hold the edits and the
-    optimiser, not the base model; every logged step becomes a row of ``history``.
+    It differs from ``transformers.Trainer`` in five things: gates and offsets can have learning rates of their own;
+    the penalty of the ``Objective`` is added in training and never in evaluation; checkpoints hold the edits and the
+    optimiser, not the base model; every logged step becomes a row of ``history``; and a loss that is not finite stops
+    the run with the last good edits on disk.
 
     Args:
         edits: the handle of the edits on the model to train.
         objective: the penalty; by default none.
-        gate_learning_rate: learning rate of the gate logits; ``args.learning_rate`` is that of the vectors.
+        gate_learning_rate: learning rate of the gate logits; by default ``args.learning_rate``, that of the vectors.
+        offset_learning_rates: learning rate of the offsets, one a site; by default ``args.learning_rate``.
+        lr_factor: course of all learning rates, factor by step, in place of ``args.lr_scheduler_type``.
         history_dir: folder for ``history.jsonl``; by default ``args.output_dir``.
+        history: rows to go on with, as the second stage of a run does, in place of ``history_dir``.
+        first_step: number of steps that the stages before took.
+        stage: name of the stage, a key of its rows.
         kwargs: as for ``transformers.Trainer``, without ``model``.
     """
 
@@ -36,39 +45,72 @@ class HeadEditTrainer(Trainer):  # type: ignore[misc]
         self,
         edits: HeadEdits,
         *,
-        objective: Objective | None = None,
+        objective: Penalty | None = None,
         gate_learning_rate: float | None = None,
+        offset_learning_rates: Sequence[float] | None = None,
+        lr_factor: Callable[[int], float] | None = None,
         history_dir: Path | None = None,
+        history: History | None = None,
+        first_step: int = 0,
+        stage: str | None = None,
         **kwargs: Any,
     ) -> None:
         with _accepted_for_training(edits.model):
             super().__init__(model=edits.model, **kwargs)
         self.edits = edits
-        self.objective = Objective() if objective is None else objective
+        self.objective: Penalty = Objective() if objective is None else objective
         self.gate_learning_rate = self.args.learning_rate if gate_learning_rate is None else gate_learning_rate
+        self.offset_learning_rates = offset_learning_rates
+        self.lr_factor = lr_factor
         folder = Path(self.args.output_dir if history_dir is None else history_dir)
-        self.history = History(folder / HISTORY_FILE if self.is_world_process_zero() else None)
+        if history is None:
+            history = History(folder / HISTORY_FILE if self.is_world_process_zero() else None)
+        self.history, self.first_step, self.stage = history, first_step, stage
+        self._watch = FiniteWatch(edits)
+        self._eval_losses: list[float] = []
         self._plain_loss: Tensor | None = None
         self._plain_since = 0
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(EditProgress)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """One group for vectors, one for gates, one for whatever else is trainable; no weight decay on gates."""
+        """A group for each learning rate of the vectors, one for gates, one for whatever else is trainable.
+
+        There is no weight decay on gates.
+        """
         made: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
         if made is None:
-            vectors, gates = self.edits.vector_parameters(), self.edits.gate_parameters()
-            ours = {id(p) for p in [*vectors, *gates]}
+            gates = self.edits.gate_parameters()
+            ours = {id(p) for p in [*self.edits.vector_parameters(), *gates]}
             others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in ours]
+            decay = self.args.weight_decay
             groups = [
-                {"params": vectors, "weight_decay": self.args.weight_decay},
+                *({"params": ps, "weight_decay": decay, "lr": lr} for lr, ps in self._vectors_by_rate().items()),
                 {"params": gates, "weight_decay": 0.0, "lr": self.gate_learning_rate},
-                {"params": others, "weight_decay": self.args.weight_decay},
+                {"params": others, "weight_decay": decay},
             ]
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = made = cls([group for group in groups if group["params"]], **kwargs)
         assert made is not None
         return made
+
+    def _vectors_by_rate(self) -> dict[float, list[nn.Parameter]]:
+        usual = self.args.learning_rate
+        rates = [usual] * len(self.edits.sites) if self.offset_learning_rates is None else self.offset_learning_rates
+        grouped: dict[float, list[nn.Parameter]] = {}
+        for edit, offset_rate in zip(self.edits.module, rates, strict=True):
+            for vector in edit.vectors:
+                grouped.setdefault(offset_rate if vector == "offset" else usual, []).append(getattr(edit, vector))
+        return grouped
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The scheduler of ``lr_factor``, or by the name in the arguments."""
+        if self.lr_factor is not None and getattr(self, "lr_scheduler", None) is None:
+            chosen = self.optimizer if optimizer is None else optimizer
+            assert chosen is not None
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, self.lr_factor)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(
         self,
@@ -85,38 +127,65 @@ class HeadEditTrainer(Trainer):  # type: ignore[misc]
             steps = self.current_gradient_accumulation_steps
             whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None
             plain = loss.detach() if whole else loss.detach() / steps
+            self._watch.observe(plain, self.state.global_step + 1)
             self._plain_loss = plain if self._plain_loss is None else self._plain_loss + plain
-            penalty = self.objective.penalty(self.edits, self.progress()).to(loss.device)
+            penalty = self.objective.penalty(self.edits, self.moment()).to(loss.device)
             loss = loss + (penalty / steps if whole else penalty)
         return (loss, outputs) if return_outputs else loss
 
-    def progress(self) -> float:
-        """Share of the run that is done, 0 to 1."""
-        done: int = self.state.global_step
-        return done / max(1, int(self.state.max_steps))
+    def moment(self) -> Moment:
+        """Where the run is."""
+        return Moment(self.state.global_step, int(self.state.max_steps), tuple(self._eval_losses))
 
     def kept_step(self) -> int:
         """The step that the edits are of after training: the best one that was loaded, or the last."""
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        return int(self.state.global_step if best is None else Path(best).name.rpartition("-")[2])
+        return self.first_step + int(self.state.global_step if best is None else Path(best).name.rpartition("-")[2])
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Trains the edits; see ``transformers.Trainer.train``."""
+        """Trains the edits; see ``transformers.Trainer.train``.
+
+        Raises:
+            HeadEditError: the loss became NaN or infinite; the last good edits are attached and saved.
+        """
         self._plain_loss, self._plain_since = None, 0
+        self._watch = FiniteWatch(self.edits)
         if not resume_from_checkpoint:
-            self.history.restart(-1)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            self._eval_losses = []
+            self.history.restart(self.first_step or -1)
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self._stop_unless_finite()
+        return result
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what concerns the edits to the logs, and a row to the history."""
-        row: dict[str, Any] = {"step": self.state.global_step, "epoch": self.state.epoch}
+        row: dict[str, Any] = {"step": self.first_step + self.state.global_step, "epoch": self.state.epoch}
+        if self.stage is not None:
+            row["stage"] = self.stage
         if "loss" in logs and self._plain_loss is not None:
+            self._stop_unless_finite()
             logs.update(self._measure(logs["loss"]))
             row.update(logs, gates=self._gate_values())
             self.history.append(row)
         elif "eval_loss" in logs:
+            self._stop_unless_finite()
+            self._eval_losses.append(logs["eval_loss"])
             self.history.append({**row, "eval_loss": logs["eval_loss"]})
         super().log(logs, start_time)
+
+    def _stop_unless_finite(self) -> None:
+        bad = self._watch.check(self.state.global_step)
+        if bad is None:
+            return
+        self._watch.restore()
+        folder = self.history.path.parent if self.history.path is not None else Path(self.args.output_dir)
+        if self.is_world_process_zero():
+            self.edits.save_pretrained(folder)
+        raise HeadEditError(
+            f"The loss became NaN or infinite at step {self.first_step + bad}; the run is stopped. The edits of step "
+            f"{self.first_step + self._watch.good_step}, the last good ones, are in {folder}. Lower the learning "
+            "rates, look at the examples of that step, or train in a wider dtype."
+        )
 
     def _measure(self, objective: float) -> dict[str, float]:
         assert self._plain_loss is not None
@@ -124,22 +193,22 @@ class HeadEditTrainer(Trainer):  # type: ignore[misc]
         steps = max(1, self.state.global_step - self._plain_since)
         loss = self.accelerator.reduce(self._plain_loss, "mean").item() / steps
         self._plain_loss, self._plain_since = None, self.state.global_step
-        offset, scale = self.objective.weights(self.progress())
+        offset, scale = self.objective.weights(self.moment())
         opened = self.edits.count_open()
-        rates = {group["params"][0].data_ptr(): group["lr"] for group in self.optimizer.param_groups}
+        rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
         measured = {
             "loss": loss,
             "objective": objective,
-            "penalty": self.objective.penalty(self.edits, self.progress()).item(),
+            "penalty": self.objective.penalty(self.edits, self.moment()).item(),
             "lambda_offset": offset,
             "lambda_scale": scale,
             "open_offset": float(opened["offset"][0]),
             "open_scale": float(opened["scale"][0]),
-            "learning_rate": rates[self.edits.vector_parameters()[0].data_ptr()],
+            "learning_rate": rates[id(self.edits.vector_parameters()[-1])],
         }
         gates = self.edits.gate_parameters()
         if gates:
-            measured["gate_learning_rate"] = rates[gates[0].data_ptr()]
+            measured["gate_learning_rate"] = rates[id(gates[0])]
         return measured
 
     def _gate_values(self) -> list[dict[str, list[float]]]:
@@ -156,49 +225,15 @@ class HeadEditTrainer(Trainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_tensors(self.edits, resume_from_checkpoint)
         state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+        self._eval_losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
         if self.history.path is not None and self.history.path.is_file():
             self.history.rows = History.read(self.history.path).rows
-        self.history.restart(state.global_step)
+        self.history.restart(self.first_step + state.global_step)
         self._plain_since = state.global_step
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         load_tensors(self.edits, self.state.best_model_checkpoint)
-
-
-class EditProgress(ProgressCallback):  # type: ignore[misc]
-    """transformers' bar, with the loss and the open gates beside it instead of a line a log."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Shows the latest loss, validation loss and open gates."""
-        if state.is_world_process_zero and self.training_bar is not None and logs is not None:
-            shown = {k: f"{logs[k]:.3g}" for k in ("loss", "open_offset", "open_scale", "eval_loss") if k in logs}
-            self._shown = {**getattr(self, "_shown", {}), **shown}
-            self.training_bar.set_postfix(self._shown, refresh=False)
-
-    def on_prediction_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        eval_dataloader: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Shows a second bar for a validation set that takes longer than a moment."""
-        if state.is_world_process_zero and eval_dataloader is not None:
-            bar = getattr(self, "prediction_bar", None)
-            if bar is None:
-                total = len(eval_dataloader)
-                bar = tqdm(total=total, desc="validating", leave=False, delay=5, dynamic_ncols=True)
-                self.prediction_bar = bar
-            bar.update(1)
 
 
 @contextmanager

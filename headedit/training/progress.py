@@ -1,0 +1,42 @@
+"""The progress bar of a run: loss, validation loss and open gates beside the steps."""
+
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+
+
+class EditProgress(ProgressCallback):  # type: ignore[misc]
+    """transformers' bar, with the loss and the open gates beside it instead of a line a log."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Shows the latest loss, validation loss and open gates."""
+        if state.is_world_process_zero and self.training_bar is not None and logs is not None:
+            shown = {k: f"{logs[k]:.3g}" for k in ("loss", "open_offset", "open_scale", "eval_loss") if k in logs}
+            self._shown = {**getattr(self, "_shown", {}), **shown}
+            self.training_bar.set_postfix(self._shown, refresh=False)
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Shows a second bar for a validation set that takes longer than a moment."""
+        if state.is_world_process_zero and eval_dataloader is not None:
+            bar = getattr(self, "prediction_bar", None)
+            if bar is None:
+                total = len(eval_dataloader)
+                bar = tqdm(total=total, desc="validating", leave=False, delay=5, dynamic_ncols=True)
+                self.prediction_bar = bar
+            bar.update(1)

@@ -1,0 +1,64 @@
+"""What every recipe has: the fields of one stage of training, checked, and a way to run."""
+
+from dataclasses import dataclass
+
+from headedit.errors import HeadEditError
+from headedit.specs import strict
+from headedit.training.schedules import LRSchedule
+from headedit.training.session import Session, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named set of choices for a run, every one of which can be overridden.
+
+    Fields:
+        epochs: passes over the training set.
+        batch_size: examples a step.
+        lr_schedule: course of all learning rates after the warm-up: ``cosine``, ``linear``, ``cyclic``, ``adaptive``,
+            ``exponential``, ``constant_with_warmup`` or ``inverse_sqrt``.
+        adam_epsilon: ε of AdamW.
+        weight_decay: of the vectors; gates have none.
+        max_grad_norm: clipping of the gradient's norm.
+    """
+
+    epochs: int = 20
+    batch_size: int = 8
+    lr_schedule: LRSchedule = "cosine"
+    adam_epsilon: float = 1e-6
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        strict.check(self)
+        self.check_above_zero("epochs", "batch_size", "max_grad_norm")
+
+    def check_above_zero(self, *names: str) -> None:
+        """Raises a HeadEditError for a field that is not above 0."""
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise HeadEditError(f"{name}: found {getattr(self, name)}, expected a number above 0.")
+
+    def check_share(self, *names: str) -> None:
+        """Raises a HeadEditError for a field that is not above 0 and below 1."""
+        for name in names:
+            if not 0 < getattr(self, name) < 1:
+                raise HeadEditError(f"{name}: found {getattr(self, name)}, expected a share above 0 and below 1.")
+
+    def stage(self, *, scale_lr: float, offset_lr: float, gate_lr: float = 0.0) -> Stage:
+        """A stage with the common choices and these rates."""
+        return Stage(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            scale_lr=scale_lr,
+            offset_lr=offset_lr,
+            gate_lr=gate_lr,
+            lr_schedule=self.lr_schedule,
+            adam_epsilon=self.adam_epsilon,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+        )
+
+    def run(self, session: Session) -> None:
+        """Trains the session's edits."""
+        raise NotImplementedError

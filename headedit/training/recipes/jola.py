@@ -1,0 +1,81 @@
+"""JoLA (Lai, Fraser, Titov, ICML 2025, arXiv 2502.01179), the paper's method with its released settings."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from headedit.edits import HeadEdits
+from headedit.training.objective import Objective, ReleasedObjective
+from headedit.training.path import allowed_by, check_budget
+from headedit.training.pruning import Pruning
+from headedit.training.recipes.base import Recipe
+from headedit.training.schedules import LambdaSchedule
+from headedit.training.session import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jola(Recipe):
+    """The paper's recipe.
+
+    The edit, the gates and the objective are the paper's: vectors from N(0, 1e-3), CE + λ_a·ΣP(g_a ≠ 0) +
+    λ_m·ΣP(g_m ≠ 0) with λ rising from 0, AdamW with ε 1e-6, one epoch of warm-up, early stopping on the plain
+    validation loss. The learning rate, its cosine, the batch, the epochs and the patience are the released code's. With
+    them a gate's logit moves by 1.3 at most, so gates stay open; ``gate_lr=5e-2, vector_lr=2e-2`` lets them close, as
+    ``budget`` does. ``lr_schedule="exponential"`` with ``vector_lr=5e-4`` is the schedule that the paper prints.
+
+    Fields:
+        vector_lr: peak learning rate of offsets and scales.
+        gate_lr: peak learning rate of gate logits.
+        warmup_epochs: epochs of linear warm-up.
+        lambda_offset: λ_a, the price of an open offset gate in nats a token.
+        lambda_scale: λ_m, the price of an open scale gate.
+        lambda_schedule: course of both: ``linear``, ``constant``, ``cyclic``, ``performance`` or ``exponential``.
+        budget: share of the gates that may be open at the end; between 30 % and 70 % of the run those with the
+            lowest log α are closed for good. None for no bound.
+        patience: epochs without a better validation loss before the run stops; None to never stop.
+        init_std: standard deviation of the vectors at the start, added to what they are.
+        released_objective: the penalty of the released code instead, λ·P_a + (1 − λ)·P_m over H and L·H, with
+            ``lambda_offset`` as its λ; for comparison.
+    """
+
+    vector_lr: float = 5e-3
+    gate_lr: float = 5e-3
+    warmup_epochs: float = 1.0
+    lambda_offset: float = 1e-3
+    lambda_scale: float = 1e-3
+    lambda_schedule: LambdaSchedule = "linear"
+    budget: float | None = None
+    patience: int | None = 2
+    init_std: float = 1e-3
+    released_objective: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_above_zero("vector_lr", "gate_lr")
+        check_budget(self.budget)
+        self.objective()
+
+    def objective(self) -> Objective:
+        """The penalty of this recipe."""
+        cls = ReleasedObjective if self.released_objective else Objective
+        return cls(lambda_offset=self.lambda_offset, lambda_scale=self.lambda_scale, schedule=self.lambda_schedule)
+
+    def run(self, session: Session) -> None:
+        """One stage, stopped by the validation loss; with a budget to its end."""
+        add_noise(session.edits, self.init_std, session.seed)
+        pruning = []
+        if self.budget is not None:
+            smallest = allowed_by(self.budget, session.edits)
+            pruning.append(Pruning(session.edits, smallest=smallest, window=(0.3, 0.7), memory=0.0, by="gate"))
+        rates = self.stage(scale_lr=self.vector_lr, offset_lr=self.vector_lr, gate_lr=self.gate_lr)
+        stage = replace(rates, warmup_epochs=self.warmup_epochs, patience=None if pruning else self.patience)
+        session.run(stage, name="jola", objective=self.objective(), callbacks=pruning, valid=session.valid)
+
+
+@torch.no_grad()
+def add_noise(edits: HeadEdits, std: float, seed: int) -> None:
+    """Adds N(0, std) to every vector, drawn from the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    for vector in edits.vector_parameters():
+        noise = torch.randn(vector.shape, generator=generator) * std
+        vector.add_(noise.to(vector))

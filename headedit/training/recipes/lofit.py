@@ -1,0 +1,98 @@
+"""LoFiT (Yin, Ye, Durrett, NeurIPS 2024, arXiv 2406.01563): heads chosen by their scales, edited by offsets."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from headedit.edits import HeadEdits
+from headedit.edits.support import Gate, all_gates, fix
+from headedit.errors import HeadEditError
+from headedit.training.recipes.base import Recipe
+from headedit.training.recipes.jola import add_noise
+from headedit.training.schedules import Moment
+from headedit.training.session import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lofit(Recipe):
+    """Two stages. The first learns z ← (1 + A) ⊙ z on all heads with CE + λ‖A‖₁; a head's score is ‖A‖₂.
+
+    The second drops A and learns z ← z + v on the heads with the highest scores, without a penalty. Both vectors start
+    from N(0, 1e-3). Rates, λ, epochs, batch and weight decay are the paper's, at the ends of its ranges that suit a few
+    hundred examples.
+
+    Fields:
+        select_lr: peak learning rate of the first stage; the paper's range is 5e-4 to 5e-3.
+        select_lambda: λ of the L1 penalty; 5e-4 to 5e-3.
+        edit_lr: peak learning rate of the second stage; 5e-3 to 2e-2.
+        share: share of the heads that is kept; 0.03 to 0.1.
+        heads: number of heads to keep instead.
+        init_std: standard deviation of the vectors at the start of either stage.
+    """
+
+    epochs: int = 5
+    weight_decay: float = 0.01
+    adam_epsilon: float = 1e-8
+    select_lr: float = 5e-3
+    select_lambda: float = 5e-4
+    edit_lr: float = 2e-2
+    share: float = 0.1
+    heads: int | None = None
+    init_std: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_above_zero("select_lr", "edit_lr")
+        if self.select_lambda < 0:
+            raise HeadEditError(f"select_lambda: found {self.select_lambda}, expected 0 or more.")
+        if not 0 < self.share <= 1:
+            raise HeadEditError(f"share: found {self.share}, expected a share of the heads above 0 and at most 1.")
+
+    def run(self, session: Session) -> None:
+        """Selection by scales, then offsets on the heads selected."""
+        edits = session.edits
+        if edits.config.vectors != "both" or edits.config.gates != "separate":
+            raise HeadEditError(
+                "The recipe 'lofit' needs both vectors with a gate each: EditConfig(vectors='both', gates='separate')."
+            )
+        gates = all_gates(edits.module)
+        scales = [gate for gate in gates if gate.vector == "scale"]
+        wanted = max(1, round(self.share * len(scales))) if self.heads is None else self.heads
+        if not 1 <= wanted <= len(scales):
+            raise HeadEditError(f"heads: found {self.heads}, expected 1 to {len(scales)}.")
+        add_noise(edits, self.init_std, session.seed)
+        fix(edits.module, scales)
+        stage = self.stage(scale_lr=self.select_lr, offset_lr=self.select_lr)
+        session.run(replace(stage, warmup_epochs=0.0), name="select", objective=ScaleNorm(self.select_lambda))
+        norms = [scale.norm(dim=-1).tolist() for scale in _scales(edits)]
+        ranked = sorted(scales, key=lambda gate: norms[gate.site][gate.head], reverse=True)[:wanted]
+        session.restart()
+        add_noise(edits, self.init_std, session.seed + 1)
+        fix(edits.module, [Gate(gate.site, "offset", gate.head) for gate in ranked])
+        stage = self.stage(scale_lr=self.edit_lr, offset_lr=self.edit_lr)
+        session.run(replace(stage, warmup_epochs=0.0), name="edit", valid=session.valid)
+
+
+@dataclass(frozen=True)
+class ScaleNorm:
+    """λ·‖A‖₁, the penalty of LoFiT's first stage.
+
+    Fields:
+        weight: λ.
+    """
+
+    weight: float
+
+    def weights(self, moment: Moment) -> tuple[float, float]:
+        """(0, λ), the same at every moment."""
+        return 0.0, self.weight
+
+    def penalty(self, edits: HeadEdits, moment: Moment) -> Tensor:
+        """λ times the sum of the absolute values of all scales."""
+        sums = [scale.abs().sum() for scale in _scales(edits)]
+        return self.weight * torch.stack([total.to(sums[0].device) for total in sums]).sum()
+
+
+def _scales(edits: HeadEdits) -> list[Tensor]:
+    return [edit.get_parameter("scale") for edit in edits.module]

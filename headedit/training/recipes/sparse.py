@@ -1,0 +1,46 @@
+"""IST and RST (Yao et al., Findings of EMNLP 2024, arXiv 2410.11772): a few layers are trained at a time."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from headedit.edits.support import all_gates, fix
+from headedit.errors import HeadEditError
+from headedit.training.recipes.refit import Refit
+from headedit.training.session import Session
+from headedit.training.sparse_tuning import SparseTuning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ist(Refit):
+    """Importance-aware sparse tuning of edits on every head, without gates.
+
+    Every step trains a share of the layers, drawn by scores that roll-outs update; see
+    ``headedit.training.sparse_tuning``, whose callback does the same for any PEFT model in a Trainer of one's own.
+
+    Fields:
+        layer_share: share of the layers that a step trains.
+    """
+
+    importance: ClassVar[bool] = True
+    layer_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.layer_share <= 1:
+            raise HeadEditError(f"layer_share: found {self.layer_share}, expected a share above 0 and at most 1.")
+
+    def run(self, session: Session) -> None:
+        """Opens every gate for good, then one stage with the callback."""
+        fix(session.edits.module, all_gates(session.edits.module))
+        sparse = SparseTuning(session.edits, importance=self.importance, share=self.layer_share)
+        try:
+            session.run(self.training(), name="sparse", callbacks=[sparse], valid=session.valid)
+        finally:
+            sparse.release()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rst(Ist):
+    """Random sparse tuning: as ``ist``, with layers drawn uniformly and no scores."""
+
+    importance: ClassVar[bool] = False

@@ -1,0 +1,228 @@
+"""One call of ``fit`` as the recipes see it: edits, encoded examples, a folder, and stages to train in."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
+
+from headedit.edits import HeadEdits
+from headedit.errors import HeadEditError
+from headedit.history import HISTORY_FILE, History
+from headedit.training.encoding import Encoded, PadRight
+from headedit.training.losses import example_losses
+from headedit.training.objective import Penalty
+from headedit.training.path import PruningPath
+from headedit.training.schedules import LRSchedule, hf_name, lr_factor
+from headedit.training.trainer import HeadEditTrainer
+
+CHECKPOINTS = "checkpoints"
+_LOGS_AN_EPOCH = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """How vectors and gates are trained for a while.
+
+    Fields:
+        epochs: passes over the examples.
+        min_steps: optimiser steps below which there are more passes.
+        batch_size: examples a step; all of them where there are fewer.
+        scale_lr: peak learning rate of the scales.
+        offset_lr: peak learning rate of the offsets; in units of the site's activations if ``relative``.
+        gate_lr: peak learning rate of the gate logits.
+        relative: multiply ``offset_lr`` by the root mean square of what the site is given.
+        lr_schedule: course of all rates after the warm-up.
+        warmup_epochs: epochs of linear warm-up; None for a twentieth of the steps.
+        adam_epsilon: ε of AdamW.
+        weight_decay: of the vectors.
+        max_grad_norm: clipping of the gradient's norm.
+        patience: epochs without a better validation loss before the stage stops, and the best edits are kept; None
+            to go to the end and keep the last.
+    """
+
+    epochs: int
+    min_steps: int = 0
+    batch_size: int
+    scale_lr: float
+    offset_lr: float
+    gate_lr: float = 0.0
+    relative: bool = False
+    lr_schedule: LRSchedule = "cosine"
+    warmup_epochs: float | None = None
+    adam_epsilon: float = 1e-6
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    patience: int | None = None
+
+
+@dataclass
+class Session:
+    """What a recipe works with.
+
+    Fields:
+        edits: the handle.
+        train: examples to learn from.
+        valid: examples to choose by; None where there are none.
+        folder: gets checkpoints and the history.
+        seed: of the order of examples and the gates' noise.
+        pad_token_id: for batches.
+        progress: show bars.
+        history: rows of all stages.
+        steps: optimiser steps so far.
+        kept_step: the step that the edits are of.
+        best_eval_loss: the validation loss of the edits that are kept, in nats a token; None without validation.
+        path: what a search found.
+    """
+
+    edits: HeadEdits
+    train: list[Encoded]
+    valid: list[Encoded] | None
+    folder: Path
+    seed: int
+    pad_token_id: int
+    progress: bool
+    history: History = field(init=False)
+    steps: int = 0
+    kept_step: int = 0
+    best_eval_loss: float | None = None
+    path: PruningPath | None = None
+
+    def __post_init__(self) -> None:
+        self.history = History(self.folder / HISTORY_FILE)
+        self._start = self.edits.snapshot()
+
+    def restart(self) -> None:
+        """Puts the edits back to what they were when the session began."""
+        self.edits.restore(self._start)
+
+    def beside(self, folder: Path) -> "Session":
+        """The same examples and edits, as they are now, with a folder and history of its own."""
+        return Session(self.edits, self.train, self.valid, folder, self.seed, self.pad_token_id, self.progress)
+
+    def measure(self, rows: Sequence[Encoded] | None = None) -> Tensor:
+        """The loss of every example, by default of the validation set, [examples]."""
+        chosen = self.valid if rows is None else rows
+        assert chosen is not None
+        return example_losses(self.edits.model, chosen, PadRight(self.pad_token_id), 32)
+
+    def run(
+        self,
+        stage: Stage,
+        *,
+        name: str,
+        objective: Penalty | None = None,
+        callbacks: Sequence[Any] = (),
+        train: list[Encoded] | None = None,
+        valid: list[Encoded] | None = None,
+    ) -> HeadEditTrainer:
+        """Trains a stage on the edits as they are; with ``valid`` it is validated every epoch.
+
+        Args:
+            stage: the choices.
+            name: of the stage, in the history and on the bar.
+            objective: the penalty; by default none.
+            callbacks: of transformers' Trainer.
+            train: other examples than the session's.
+            valid: for a validation every epoch, early stopping, and a schedule that goes by it.
+
+        Raises:
+            HeadEditError: the schedule goes by the validation loss and there is none.
+        """
+        rows = self.train if train is None else train
+        if stage.lr_schedule == "adaptive" and valid is None:
+            raise HeadEditError("lr_schedule 'adaptive' goes by the validation loss; give a validation set.")
+        set_seed(self.seed)
+        batch = min(stage.batch_size, len(rows))
+        steps_an_epoch = -(-len(rows) // batch)
+        epochs = max(stage.epochs, math.ceil(stage.min_steps / steps_an_epoch))
+        warmup = steps_an_epoch * epochs / 20 if stage.warmup_epochs is None else stage.warmup_epochs * steps_an_epoch
+        stops = valid is not None and stage.patience is not None
+        arguments = TrainingArguments(
+            output_dir=str(self.folder / CHECKPOINTS / name),
+            num_train_epochs=epochs,
+            per_device_train_batch_size=batch,
+            per_device_eval_batch_size=4 * batch,
+            learning_rate=stage.scale_lr,
+            lr_scheduler_type=hf_name(stage.lr_schedule),
+            warmup_steps=0 if stage.lr_schedule == "adaptive" else round(warmup),
+            adam_epsilon=stage.adam_epsilon,
+            weight_decay=stage.weight_decay,
+            max_grad_norm=stage.max_grad_norm,
+            eval_strategy="no" if valid is None else "epoch",
+            save_strategy="epoch" if stops else "no",
+            save_total_limit=1,
+            load_best_model_at_end=stops,
+            metric_for_best_model="eval_loss" if valid is not None else None,
+            greater_is_better=False if valid is not None else None,
+            logging_steps=max(1, steps_an_epoch // _LOGS_AN_EPOCH),
+            prediction_loss_only=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            report_to=[],
+            seed=self.seed,
+            disable_tqdm=not self.progress,
+        )
+        trainer = HeadEditTrainer(
+            self.edits,
+            objective=objective,
+            gate_learning_rate=stage.gate_lr,
+            offset_learning_rates=self._offset_rates(stage, rows),
+            lr_factor=lr_factor(stage.lr_schedule, round(warmup)),
+            history=self.history,
+            first_step=self.steps,
+            stage=name,
+            args=arguments,
+            train_dataset=rows,
+            eval_dataset=valid,
+            data_collator=PadRight(self.pad_token_id),
+            callbacks=[*callbacks, *([EarlyStoppingCallback(stage.patience)] if stops else [])],
+        )
+        if not self.progress:
+            trainer.remove_callback(PrinterCallback)  # which prints every log where there is no bar
+        trainer.train()
+        self.kept_step = trainer.kept_step()
+        self.best_eval_loss = trainer.state.best_metric if stops else None
+        self.steps += trainer.state.global_step
+        return trainer
+
+    def _offset_rates(self, stage: Stage, rows: list[Encoded]) -> list[float]:
+        if not stage.relative:
+            return [stage.offset_lr] * len(self.edits.sites)
+        return [stage.offset_lr * unit for unit in self._units(rows)]
+
+    def _units(self, rows: list[Encoded]) -> list[float]:
+        """Root mean square of what each site is given, to the nearest power of two: so sites share optimiser groups."""
+        squares: list[list[Tensor]] = [[] for _ in self.edits.sites]
+        hooks = [
+            site.module.register_forward_pre_hook(_recording(kept), prepend=True)
+            for site, kept in zip(self.edits.sites, squares, strict=True)
+        ]
+        try:
+            self.measure(rows[:_SAMPLE])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        means = [torch.stack(kept).mean().sqrt().item() if kept else 1.0 for kept in squares]
+        return [2.0 ** round(math.log2(mean)) if mean > 0 else 1.0 for mean in means]
+
+
+_SAMPLE = 64
+
+
+def _recording(kept: list[Tensor]) -> Any:
+    def hook(module: Any, args: tuple[Any, ...]) -> None:
+        kept.append(args[0].detach().float().square().mean())
+
+    return hook
+
+
+def scaled(stage: Stage, factor: float) -> Stage:
+    """The stage with all rates multiplied."""
+    return replace(
+        stage, scale_lr=factor * stage.scale_lr, offset_lr=factor * stage.offset_lr, gate_lr=factor * stage.gate_lr
+    )

@@ -1,0 +1,399 @@
+"""The recipes: what each learns, what it keeps, what it refuses."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import logits, tiny_model
+
+import headedit
+from headedit import EditConfig, HeadEditError, Run
+from headedit.edits.support import Gate, all_gates, fix, heads_of, open_gates
+from headedit.training.encoding import PadRight
+from headedit.training.losses import example_losses
+from headedit.training.path import PruningPath, choose, levels_of
+from headedit.training.pruning import Pruning, sizes
+from headedit.training.recipes import RECIPES, make_recipe
+from headedit.training.recipes.jola import add_noise
+from headedit.training.stability import agreement, expected_jaccard, jaccard
+
+PLANTED = [(Gate(0, "offset", 2), 1.0), (Gate(1, "scale", 1), 2.0)]
+QUICK = {"epochs": 6, "min_steps": 40, "progress": False}
+
+
+def problem(examples=48):
+    """A tiny Llama, and examples labelled by it with two edits planted."""
+    model = tiny_model("llama", hidden_size=64, initializer_range=0.12, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.normal_(std=1.5, generator=torch.Generator().manual_seed(1))
+    edits = headedit.attach(model)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for gate, size in PLANTED:
+            getattr(edits.module.sites[gate.site], gate.vector)[gate.head] = size * torch.randn(16, generator=generator)
+    fix(edits.module, [gate for gate, _ in PLANTED])
+    ids = torch.randint(3, 128, (examples, 24), generator=generator)
+    answers = logits(model, ids).argmax(-1)
+    edits.detach()
+    return model, [
+        {"input_ids": row.tolist(), "labels": [-100, *answer[:-1].tolist()]}
+        for row, answer in zip(ids, answers, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def localised(tmp_path_factory):
+    """A run of ``localise`` on the planted problem with a validation set: model, edits, run, rows."""
+    model, rows = problem(144)
+    edits = headedit.attach(model)
+    folder = tmp_path_factory.mktemp("localised")
+    run = headedit.fit(edits, rows[:96], rows[96:], output_dir=folder, epochs=25, progress=False)
+    return SimpleNamespace(model=model, edits=edits, run=run, rows=rows, kept=edits.snapshot())
+
+
+def test_localise_finds_the_planted_heads_and_no_other(localised):
+    found = PruningPath.read(localised.run.output_dir)
+    assert set(found.order[:2]) == {gate for gate, _ in PLANTED}
+    assert open_gates(localised.edits.module) == sorted(gate for gate, _ in PLANTED)
+    assert localised.run.record["open"]["any"] == {"open": 2, "of": 8}
+
+
+def test_the_pruning_path_is_what_was_measured(localised):
+    path = localised.run.path
+    assert [level.gates for level in path.levels] == sizes(16, 1)
+    assert sorted(path.order) == all_gates(localised.edits.module)
+    assert path.chosen == 2
+    for level in path.levels:
+        assert level.heads == len(heads_of(path.order[: level.gates]))
+    at_one, at_two = path.level_of(1), path.level_of(2)
+    assert at_one.loss > 5 * at_two.loss
+    assert json.loads((localised.run.output_dir / "path.json").read_text())["chosen"] == 2
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 8])
+def test_the_edits_at_any_number_of_heads_can_be_had_afterwards(localised, heads):
+    edits, again = localised.edits, Run.read(localised.run.output_dir)
+    level = again.at(heads=heads, edits=edits)
+    try:
+        assert edits.count_open()["any"][0] == heads
+        assert set(open_gates(edits.module)) == set(localised.run.path.first(heads=heads))
+        if level.gates == len(open_gates(edits.module)):
+            measured = example_losses(localised.model, localised.rows[96:], PadRight(0), 8).mean().item()
+            assert measured == pytest.approx(level.loss, rel=1e-4)
+    finally:
+        edits.restore(localised.kept)
+
+
+def test_at_says_what_is_not_possible(localised, tmp_path, llama):
+    with pytest.raises(HeadEditError, match=r"heads: found 9, expected 1 to 8, the number of heads"):
+        localised.run.at(heads=9)
+    with pytest.raises(HeadEditError, match=r"give heads=\.\.\. or gates=\.\.\."):
+        localised.run.at()
+    with pytest.raises(HeadEditError, match="read from disk; give the handle"):
+        Run.read(localised.run.output_dir).at(heads=1)
+    edits = headedit.attach(llama)
+    plain = headedit.fit(edits, problem(8)[1], recipe="ungated", output_dir=tmp_path, epochs=1, min_steps=1)
+    with pytest.raises(HeadEditError, match=r"holds no path\.json"):
+        plain.at(heads=1)
+
+
+def test_the_refit_uses_what_was_held_out_for_the_search(tmp_path):
+    model, rows = problem(16)
+    run = headedit.fit(headedit.attach(model), rows, output_dir=tmp_path, epochs=1, min_steps=1, progress=False)
+    by_stage: dict[str, int] = {}
+    for row in run.history.rows:
+        if "stage" in row:
+            by_stage[row["stage"]] = row["step"]
+    assert list(by_stage) == [*(f"search {i} of 4" for i in (1, 2, 3, 4)), "search with all", "refit"]
+    assert list(by_stage.values()) == [2, 4, 6, 8, 10, 12]  # 12 of 16 examples in a fold, 16 in the last two
+    assert all(level.loss is not None for level in run.path.levels if level.gates in (16, 1))
+
+
+def test_a_budget_bounds_the_gates_that_are_left(tmp_path):
+    for recipe in ("localise", "jola"):
+        model, rows = problem(24)
+        edits = headedit.attach(model)
+        options = {"progress": False, "epochs": 4, **({"min_steps": 10} if recipe == "localise" else {})}
+        run = headedit.fit(edits, rows, rows[:8], recipe=recipe, budget=0.13, output_dir=tmp_path / recipe, **options)
+        assert len(open_gates(edits.module)) <= 2
+        assert run.record["settings"]["budget"] == 0.13
+        fresh = tiny_model("llama", hidden_size=64, tie_word_embeddings=False)
+        assert len(open_gates(headedit.load(fresh, tmp_path / recipe).module)) <= 2
+
+
+def test_localise_takes_a_number_of_heads(tmp_path):
+    model, rows = problem(24)
+    edits = headedit.attach(model)
+    headedit.fit(edits, rows, rows[:8], heads=3, output_dir=tmp_path, **QUICK)
+    assert edits.count_open()["any"][0] == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "gates"),
+    [
+        ({"gates": "shared"}, 8),
+        ({"vectors": "offset"}, 8),
+        ({"vectors": "scale"}, 8),
+        ({"sites": ["mlp"]}, 4),
+        ({"sites": ["attention", "mlp"]}, 20),
+        ({"gates": "none"}, 0),
+    ],
+)
+def test_localise_on_the_papers_ablations(tmp_path, config, gates):
+    model, rows = problem(24)
+    edits = headedit.attach(model, config=EditConfig(**config))
+    run = headedit.fit(edits, rows, rows[:8], output_dir=tmp_path, epochs=2, min_steps=8, progress=False)
+    assert len(all_gates(edits.module)) == gates
+    if gates:
+        assert len(open_gates(edits.module)) == run.path.chosen <= gates
+    assert all(bool(v.abs().sum() > 0) for v in edits.vector_parameters()) or gates
+    untouched = edits.snapshot()
+    headedit.load(edits.detach(), tmp_path)
+    assert all(torch.isfinite(t).all() for t in untouched)
+
+
+def test_pruning_keeps_what_contributes_to_the_loss(llama):
+    """One offset has a gradient along itself; the vectors of all others are at right angles to theirs, or zero."""
+    edits = headedit.attach(llama)
+    pruning = Pruning(edits, smallest=1, window=(0.0, 1.0), memory=0.9)
+    for edit in edits.module:
+        for vector in (edit.offset, edit.scale):
+            vector.grad = torch.ones_like(vector)
+    with torch.no_grad():
+        edits.module.sites[0].offset[1] = 1.0
+        edits.module.sites[1].scale[2, :2] = torch.tensor([30.0, -30.0])
+        edits.module.sites[1].scale[3] = 0.01
+    arguments = (None, SimpleNamespace(global_step=5, max_steps=5), None)
+    pruning.on_pre_optimizer_step(*arguments)
+    assert pruning.order()[:2] == [Gate(0, "offset", 1), Gate(1, "scale", 3)]
+    pruning.on_step_end(*arguments)
+    assert open_gates(edits.module) == pruning.alive == [Gate(0, "offset", 1)]
+    assert sorted(pruning.order()) == all_gates(edits.module)
+    assert pruning.order()[:2] == [Gate(0, "offset", 1), Gate(1, "scale", 3)]
+
+
+def test_sizes_shrink_by_a_tenth_and_then_one_by_one():
+    assert sizes(64, 1)[:4] == [64, 57, 51, 45]
+    assert sizes(64, 1)[-9:] == [9, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert sizes(4, 3) == [4, 3]
+    assert len(sizes(2048, 1)) < 80
+
+
+def test_the_choice_is_the_smallest_that_is_as_good_as_the_best():
+    spread = torch.tensor([-0.1, 0.1, -0.1, 0.1])  # standard error 0.058
+    losses = {1: torch.full((4,), 2.0), 2: 1.05 + spread, 3: torch.full((4,), 1.0), 4: torch.full((4,), 1.01)}
+    assert choose(losses, 4, 1.0, 0.0, 0.0) == 3
+    assert choose(losses, 4, 1.0, 1.0, 0.0) == 2
+    assert choose(losses, 4, 1.0, 0.5, 0.0) == 3
+    assert choose(losses, 4, 11.0, 0.0, 0.006) == 2
+    assert choose(losses, 1, 1.0, 0.0, 0.0) == 1
+
+
+def test_levels_tell_their_loss_and_standard_error():
+    order = [Gate(0, "offset", 0), Gate(0, "scale", 0), Gate(1, "scale", 0)]
+    losses = {3: torch.tensor([1.0, 1.0]), 1: torch.tensor([2.0, 4.0])}
+    levels = levels_of(order, [3, 2, 1], losses)
+    assert [(level.gates, level.heads, level.loss) for level in levels] == [(3, 2, 1.0), (2, 1, None), (1, 1, 3.0)]
+    assert levels[2].standard_error == pytest.approx(math.sqrt(2) / math.sqrt(2))
+
+
+def test_lofit_edits_offsets_of_the_heads_with_the_largest_scales(tmp_path):
+    model, rows = problem(96)
+    edits = headedit.attach(model)
+    run = headedit.fit(edits, rows, recipe="lofit", share=0.25, output_dir=tmp_path, progress=False, select_lr=5e-2)
+    opened = open_gates(edits.module)
+    assert len(opened) == 2
+    assert {gate.vector for gate in opened} == {"offset"}
+    assert all(edit.scale.abs().sum() == 0 for edit in edits.module)
+    stages = [row["stage"] for row in run.history.rows if "stage" in row]
+    assert list(dict.fromkeys(stages)) == ["select", "edit"]
+    steps = [row["step"] for row in run.history.rows]
+    assert steps == sorted(steps)
+    assert (1, 1) in heads_of(opened)  # the planted scale is the one that a scale has to find
+
+
+def test_lofit_needs_both_vectors(llama, tmp_path):
+    edits = headedit.attach(llama, config=EditConfig(vectors="offset"))
+    with pytest.raises(HeadEditError, match="needs both vectors with a gate each"):
+        headedit.fit(edits, problem(8)[1], recipe="lofit", output_dir=tmp_path, progress=False)
+
+
+def test_refit_trains_the_open_gates_and_ungated_all(tmp_path):
+    model, rows = problem(16)
+    edits = headedit.attach(model)
+    fix(edits.module, [PLANTED[0][0]])
+    headedit.fit(edits, rows, recipe="refit", output_dir=tmp_path / "a", **QUICK)
+    assert open_gates(edits.module) == [PLANTED[0][0]]
+    assert edits.module.sites[0].offset[2].abs().sum() > 0
+    assert sum(int((p.abs().sum(-1) > 0).sum()) for p in edits.vector_parameters()) == 1
+    headedit.fit(edits, rows, recipe="ungated", output_dir=tmp_path / "b", **QUICK)
+    assert len(open_gates(edits.module)) == 16
+
+
+@pytest.mark.parametrize("recipe", ["ist", "rst"])
+def test_sparse_tuning_trains_one_layer_a_step(tmp_path, recipe):
+    """Of two layers, a quarter is one: what a single step moved is one of them."""
+    model, rows = problem(16)
+    edits = headedit.attach(model)
+    options = {"recipe": recipe, "output_dir": tmp_path, "epochs": 1, "min_steps": 1, "progress": False}
+    headedit.fit(edits, rows, batch_size=16, **options)
+    moved = [bool(edit.offset.abs().sum() > 0) for edit in edits.module]
+    assert sorted(moved) == [False, True]
+    assert len(open_gates(edits.module)) == 16
+    assert all(parameter.requires_grad for parameter in edits.vector_parameters())
+
+
+def test_jola_starts_from_the_papers_noise_and_has_the_released_rates(llama):
+    recipe = make_recipe("jola", {})
+    assert (recipe.vector_lr, recipe.gate_lr, recipe.epochs, recipe.batch_size) == (5e-3, 5e-3, 20, 8)
+    assert (recipe.adam_epsilon, recipe.warmup_epochs, recipe.patience) == (1e-6, 1.0, 2)
+    edits = headedit.attach(llama)
+    add_noise(edits, 1e-3, seed=0)
+    spread = torch.cat([vector.flatten() for vector in edits.vector_parameters()]).std().item()
+    assert spread == pytest.approx(1e-3, rel=0.1)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cyclic", "adaptive", "exponential"])
+def test_the_learning_rate_follows_its_schedule(tmp_path, schedule):
+    model, rows = problem(16)
+    options = {"recipe": "jola", "patience": None, "epochs": 6, "progress": False, "lr_schedule": schedule}
+    run = headedit.fit(headedit.attach(model), rows, rows[:4], output_dir=tmp_path, **options)
+    _, rates = run.history.column("learning_rate")
+    peak = 5e-3
+    expected = {  # at the last logged step, which shows the rate of the next one
+        "linear": 0.0,
+        "cyclic": peak * (0.5 + 0.5 * math.sin(2 * math.pi * 10 / 20)),
+        "adaptive": peak,
+        "exponential": peak * 0.1 * math.exp(-0.01 * 10),
+    }
+    assert rates[-1] == pytest.approx(expected[schedule], abs=1e-6)
+
+
+def test_adaptive_needs_a_validation_set(llama, tmp_path):
+    with pytest.raises(HeadEditError, match="'adaptive' goes by the validation loss"):
+        headedit.fit(headedit.attach(llama), problem(8)[1], recipe="jola", lr_schedule="adaptive", output_dir=tmp_path)
+
+
+def test_offset_rates_are_in_units_of_the_activations(tmp_path):
+    """Doubling what a site is given doubles the offset that is learned in one step."""
+    moved = []
+    for factor in (1.0, 4.0):
+        model, rows = problem(8)
+        with torch.no_grad():
+            for layer in model.model.layers:
+                layer.self_attn.v_proj.weight.mul_(factor)
+                layer.self_attn.o_proj.weight.div_(factor)
+        edits = headedit.attach(model)
+        headedit.fit(edits, rows, recipe="ungated", output_dir=tmp_path, epochs=1, min_steps=1, progress=False)
+        moved.append(
+            (edits.module.sites[0].offset.abs().mean().item(), edits.module.sites[0].scale.abs().mean().item())
+        )
+    assert moved[1][0] == pytest.approx(4 * moved[0][0], rel=0.02)
+    assert moved[1][1] == pytest.approx(moved[0][1], rel=0.02)
+
+
+def test_seeds_tell_how_far_the_chosen_heads_agree(tmp_path):
+    model, rows = problem(40)
+    edits = headedit.attach(model)
+    run = headedit.fit(edits, rows[:32], rows[32:], output_dir=tmp_path, seeds=2, seed=5, metric=lambda: 0.25, **QUICK)
+    found = run.stability
+    chosen = [heads_of(Run.read(f).path.first(gates=Run.read(f).path.chosen)) for f in (tmp_path, tmp_path / "seed-6")]
+    assert found.seeds == [5, 6]
+    assert found.heads == [len(c) for c in chosen]
+    assert found.jaccard == pytest.approx(jaccard(*chosen))
+    assert found.chance == pytest.approx(expected_jaccard(*found.heads, 8))
+    assert found.metric.mean == 0.25
+    assert len(found.validation_loss.values) == 2
+    assert Run.read(tmp_path).stability == found
+    kept = edits.snapshot()
+    headedit.load(edits.detach(), tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(kept, model.headedit.parameters(), strict=True))
+
+
+def test_random_sets_agree_as_often_as_the_formula_says():
+    generator = torch.Generator().manual_seed(0)
+    total, a, b = 32, 5, 9
+    drawn = [
+        jaccard(*({(0, int(i)) for i in torch.randperm(total, generator=generator)[:n]} for n in (a, b)))
+        for _ in range(4000)
+    ]
+    assert expected_jaccard(a, b, total) == pytest.approx(sum(drawn) / len(drawn), abs=0.005)
+    assert expected_jaccard(4, 4, 4) == 1.0
+    assert agreement([{(0, 0)}, {(0, 0)}, {(0, 1)}], 2)[0] == pytest.approx(1 / 3)
+
+
+def test_controls_come_with_one_flag_and_leave_the_edits(tmp_path):
+    model, rows = problem(40)
+    edits = headedit.attach(model)
+    run = headedit.fit(edits, rows[:32], rows[32:], output_dir=tmp_path, controls=True, metric=lambda: 1.0, **QUICK)
+    found = run.controls
+    assert list(found) == ["chosen heads", "matched norm", "random heads", "no gate"]
+    assert found["random heads"]["gates"] == found["matched norm"]["gates"] == found["chosen heads"]["gates"]
+    assert found["no gate"]["gates"] == 16
+    assert found["chosen heads"]["validation_loss"] < found["matched norm"]["validation_loss"]
+    assert found["chosen heads"]["validation_loss"] == pytest.approx(run.record["best_eval_loss"])
+    kept = edits.snapshot()
+    headedit.load(edits.detach(), tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(kept, model.headedit.parameters(), strict=True))
+    assert Run.read(tmp_path).controls == found
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_edits(tmp_path):
+    model, rows = problem(32)
+    edits = headedit.attach(model)
+    calls = []
+
+    def poisoned(module, args, output):
+        if module.training:
+            calls.append(1)
+            if len(calls) == 11:
+                return output * float("nan")
+        return output
+
+    handle = model.lm_head.register_forward_hook(poisoned)
+    with pytest.raises(HeadEditError, match=r"NaN or infinite at step 11; .*The edits of step 10, the last good ones"):
+        headedit.fit(edits, rows, recipe="jola", output_dir=tmp_path, patience=None, epochs=8, progress=False)
+    handle.remove()
+    assert not model.training
+    kept = edits.snapshot()
+    assert all(torch.isfinite(t).all() for t in kept)
+    assert any(t.abs().sum() > 0 for t in kept)
+    headedit.load(edits.detach(), tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(kept, model.headedit.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "localize"}, r"no recipe 'localize'\. Did you mean 'localise'\? Recipes: localise, jola, lofit"),
+        ({"budget": 0.0}, r"recipe localise: budget: found 0, expected a share of the gates above 0 and at most 1"),
+        ({"budget": 1.5}, r"budget: found 1\.5, expected a share"),
+        ({"recipe": "jola", "budget": -1}, r"recipe jola: budget: found -1"),
+        ({"budget": 0.01}, r"budget: 0\.01 of 16 gates is less than one gate; the smallest budget here is 0\.062"),
+        ({"lambda_offset": -0.1}, r"recipe localise: lambda_offset: found -0\.1, expected 0 or more"),
+        ({"heads": 3, "budget": 0.5}, r"heads and budget: give one of them"),
+        ({"heads": 20}, r"heads: found 20, expected 1 to 8"),
+        ({"prune_from": 0.9}, r"prune_until: found 0\.9, expected more than prune_from"),
+        ({"prune_until": 1.0}, r"prune_until: found 1\.0, expected a share above 0 and below 1"),
+        ({"batch_size": 64}, r"The training set has 16 examples, fewer than the batch of 64; give more"),
+        ({"seeds": 0}, r"seeds: found 0, expected 1 or more"),
+        ({"controls": True}, r"compared on validation examples or a metric; give one"),
+        ({"recipe": "lofit", "share": 0.0}, r"recipe lofit: share: found 0\.0"),
+        ({"recipe": "rst", "layer_share": 0.0}, r"recipe rst: layer_share: found 0\.0"),
+        ({"recipe": "lofit", "select_lambda": -1.0}, r"select_lambda: found -1\.0, expected 0 or more"),
+    ],
+)
+def test_a_mistake_says_what_to_do(llama, tmp_path, options, message):
+    with pytest.raises(HeadEditError, match=message):
+        headedit.fit(
+            headedit.attach(llama), problem(16)[1], output_dir=tmp_path / "out", **{"progress": False, **options}
+        )
+
+
+def test_every_recipe_documents_its_fields():
+    for name, cls in RECIPES.items():
+        texts = "".join(base.__doc__ or "" for base in cls.__mro__)
+        for field in vars(make_recipe(name, {})):
+            assert f"{field}:" in texts, (name, field)
