@@ -16,12 +16,13 @@ from headedit.version import __version__
 if TYPE_CHECKING:
     from headedit.edits import EditConfig, Gates, HeadEdits, attach, load
     from headedit.evaluation import ExactMatch, exact_match
-    from headedit.interpret import plot
+    from headedit.interpret import HeadEvidence, iti, plot
     from headedit.specs import HeadSite
     from headedit.training.fit import fit
     from headedit.training.objective import Objective
     from headedit.training.records import read_records
     from headedit.training.run import Run
+    from headedit.training.sparse_tuning import SparseTuning
     from headedit.training.trainer import HeadEditTrainer
 
 __all__ = [
@@ -31,13 +32,16 @@ __all__ = [
     "HeadEditError",
     "HeadEditTrainer",
     "HeadEdits",
+    "HeadEvidence",
     "HeadSite",
     "Objective",
     "Run",
+    "SparseTuning",
     "__version__",
     "attach",
     "exact_match",
     "fit",
+    "iti",
     "load",
     "plot",
     "read_records",
@@ -46,12 +50,13 @@ __all__ = [
 _HOMES = {
     "headedit.edits": ("EditConfig", "Gates", "HeadEdits", "attach", "load"),
     "headedit.evaluation": ("ExactMatch", "exact_match"),
-    "headedit.interpret": ("plot",),
+    "headedit.interpret": ("HeadEvidence", "iti", "plot"),
     "headedit.specs": ("HeadSite",),
     "headedit.training.fit": ("fit",),
     "headedit.training.objective": ("Objective",),
     "headedit.training.records": ("read_records",),
     "headedit.training.run": ("Run",),
+    "headedit.training.sparse_tuning": ("SparseTuning",),
     "headedit.training.trainer": ("HeadEditTrainer",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

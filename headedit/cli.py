@@ -93,8 +93,15 @@ def train(
     ] = 0.2,
     recipe: Annotated[str, typer.Option("--recipe", help="Name of the recipe.")] = "localise",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A field of the recipe, such as epochs=5; may be repeated.")
+        list[str] | None, typer.Option("--set", help="A field of the recipe, such as budget=0.05; may be repeated.")
     ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option("--edit", help="A field of the edits, such as gates=shared; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs with other seeds, to see what they agree on.")] = 1,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Also fit random heads and no gates, and try random vectors.")
+    ] = False,
     layers: Annotated[
         str | None, typer.Option("--layers", help="Layers to edit, such as 8:24.  [default: all]")
     ] = None,
@@ -120,7 +127,7 @@ def train(
 
     overrides = read_assignments(settings or [])
     make_recipe(recipe, overrides)
-    config = EditConfig(layers=layers)
+    config = EditConfig.from_dict({"layers": layers, **read_assignments(shape or [])}, "--edit")
     pairs = read_pairs(data, limit, seed, skip_broken)
     held_out = read_pairs(valid, None, seed, skip_broken) if valid else None
     if held_out is None:
@@ -138,18 +145,11 @@ def train(
         seed=seed,
         tokenizer=tokenizer,
         max_length=max_length,
+        seeds=seeds,
+        controls=controls,
         **overrides,
     )
-    record = run.record
-    best = record["best_eval_loss"]
-    rows = [
-        ("examples", f"{record['train_examples']} to train on, {record['valid_examples']} to stop on"),
-        ("steps", str(record["steps"])),
-        ("validation loss", "not measured" if best is None else f"{best:.4f} nats a token"),
-        *run.open_rows(),
-        ("time", f"{record['seconds']:.0f} s"),
-    ]
-    print_rows(f"headedit train ({recipe})", rows)
+    print_rows(f"headedit train ({recipe})", run.rows())
     print_files([output])
 
 

@@ -47,7 +47,7 @@ def test_from_files_to_edits_to_figures_and_pictures(model_folder, data, tmp_pat
     assert run("train", "--model", model_folder, "--data", data, "--output", out, *quick) == 0
     printed = capsys.readouterr().out
     assert "trainable params: 272 ||" in printed
-    assert "24 to train on, 6 to stop on" in printed
+    assert "24 to learn from, 6 to choose by" in printed
     record = json.loads((out / "run.json").read_text())
     assert (record["steps"], record["settings"]["scale_lr"]) == (600, 0.01)
     assert record["base_model"] == model_folder
@@ -144,7 +144,10 @@ def mistakes(model_folder, tmp_path):
         "no such device": (train("--device", "cuda:9"), r"cannot be moved to the device 'cuda:9'"),
         "unwritable output": (train(output="file/out"), r"file/out: cannot be written.*Choose another output folder"),
         "no such recipe": (train("--recipe", "jolla"), r"There is no recipe 'jolla'\. Did you mean 'jola'\?"),
-        "no such setting": (train("--set", "epoch=3"), r"recipe localise: unknown key 'epoch'\. Did you mean 'epochs'\?"),
+        "no such setting": (
+            train("--set", "epoch=3"),
+            r"recipe localise: unknown key 'epoch'\. Did you mean 'epochs'\?",
+        ),
         "half a setting": (train("--set", "epochs"), r"epochs: expected name=value"),
         "layers not there": (train("--layers", "7:"), r"layers: found '7:', but no layer is left"),
         "layers not a slice": (train("--layers", "7-9"), r"layers: found '7-9', expected a slice"),

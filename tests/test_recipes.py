@@ -11,9 +11,10 @@ from tiny import logits, tiny_model
 import headedit
 from headedit import EditConfig, HeadEditError, Run
 from headedit.edits.support import Gate, all_gates, fix, heads_of, open_gates
+from headedit.pruning_path import PruningPath
+from headedit.training.choice import choose, levels_of
 from headedit.training.encoding import PadRight
 from headedit.training.losses import example_losses
-from headedit.training.path import PruningPath, choose, levels_of
 from headedit.training.pruning import Pruning, sizes
 from headedit.training.recipes import RECIPES, make_recipe
 from headedit.training.recipes.jola import add_noise

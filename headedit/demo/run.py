@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from headedit.demo import MODEL_FOLDER, tasks
-from headedit.edits import EditConfig, attach
+from headedit.edits import attach
 from headedit.errors import HeadEditError, suggest
 from headedit.evaluation import ExactMatch, exact_match
 from headedit.interpret import plot
@@ -15,7 +15,7 @@ from headedit.text import to_pair
 from headedit.training.fit import fit
 from headedit.training.run import Run
 
-TRAIN, VALID, TEST = 160, 40, 500
+TRAIN, TEST = 200, 500
 DEFAULT_TASK = "reverse"
 
 
@@ -27,7 +27,7 @@ class Demo:
         task: the task that was taught.
         report: accuracy on the test examples, edited and base, with the constant-answer baseline.
         run: the training run.
-        parameters: number of trained parameters.
+        parameters: numbers in the vectors of the open gates.
         seconds: from loading the model to the last picture.
         files: what was written, in the order to look at it.
     """
@@ -44,12 +44,12 @@ class Demo:
         report = self.report
         return [
             ("task", f"'{self.task}', which the prompt does not name"),
-            ("examples", f"{TRAIN + VALID} ({TRAIN} to train on, {VALID} to stop on); tested on {report.n} unseen"),
+            ("examples", f"{TRAIN} to learn from; tested on {report.n} unseen"),
             ("base model", f"{report.base_accuracy:.1%} exact match"),
             ("constant answer", f"{report.constant_accuracy:.1%} ('{report.constant_answer}')"),
             ("edited model", f"{report.accuracy:.1%} exact match"),
             *self.run.open_rows(),
-            ("trained parameters", f"{self.parameters:,}"),
+            ("parameters of the edits", f"{self.parameters:,}"),
             ("time", f"{self.seconds:.0f} s, of which training {self.run.record['seconds']:.0f} s"),
         ]
 
@@ -57,7 +57,7 @@ class Demo:
 def run_demo(
     output_dir: "str | PathLike[str]", *, task: str = DEFAULT_TASK, seed: int = 0, progress: bool = True
 ) -> Demo:
-    """Runs the demo and writes the edits, two pictures and a summary.
+    """Runs the demo and writes the edits, three pictures and a summary.
 
     Args:
         output_dir: folder for everything that is written.
@@ -73,20 +73,21 @@ def run_demo(
     started = time.perf_counter()
     model = load_model(str(MODEL_FOLDER), dtype="float32", device="cpu")
     tokenizer = load_tokenizer(str(MODEL_FOLDER))
-    rows = tasks.records(task, TRAIN + VALID + TEST, cued=False, seed=seed)
+    rows = tasks.records(task, TRAIN + TEST, cued=False, seed=seed)
     pairs = [to_pair(row, f"{task} example") for row in rows]
-    train, valid, test = pairs[:TRAIN], pairs[TRAIN : TRAIN + VALID], pairs[TRAIN + VALID :]
-    edits = attach(model, config=EditConfig())
-    run = fit(edits, train, valid, tokenizer=tokenizer, output_dir=output_dir, seed=seed, progress=progress)
+    train, test = pairs[:TRAIN], pairs[TRAIN:]
+    edits = attach(model)
+    run = fit(edits, train, tokenizer=tokenizer, output_dir=output_dir, seed=seed, progress=progress)
     report = exact_match(model, tokenizer, test, edits=edits, batch_size=250, progress=progress)
     folder = run.output_dir
-    files = [folder / "gates.png", folder / "history.png", folder / "summary.md"]
+    files = [folder / name for name in ("gates.png", "path.png", "history.png", "summary.md")]
     title = f"Which heads learned '{task}': {report.base_accuracy:.0%} → {report.accuracy:.0%} exact match"
     plot.gates(edits, title=title).savefig(files[0], dpi=150)
-    plot.history(run).savefig(files[1], dpi=150)
-    parameters, _ = edits.get_nb_trainable_parameters()
+    plot.path(run).savefig(files[1], dpi=150)
+    plot.history(run).savefig(files[2], dpi=150)
+    parameters = edits.count_acting_parameters()
     demo = Demo(task, report, run, parameters, time.perf_counter() - started, files)
-    files[2].write_text(_markdown(demo), encoding="utf-8")
+    files[3].write_text(_markdown(demo), encoding="utf-8")
     return demo
 
 
@@ -94,7 +95,8 @@ def _markdown(demo: Demo) -> str:
     table = "\n".join(f"| {what} | {value} |" for what, value in demo.rows())
     return (
         f"# headedit demo\n\n| | |\n|---|---|\n{table}\n\n"
-        "![Gates, layers by heads](gates.png)\n\n![History of the run](history.png)\n\n"
+        "![Gates, layers by heads](gates.png)\n\n![Validation loss along the pruning path](path.png)\n\n"
+        "![History of the run](history.png)\n\n"
         "The edits are `headedit_config.json` and `headedit.safetensors`; put them on a fresh copy of the model "
         "with `headedit.load(model, folder)`.\n"
     )

@@ -189,6 +189,10 @@ class HeadEdits:
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
         return trainable, sum(_numel(p) for p in parameters)
 
+    def count_acting_parameters(self) -> int:
+        """Numbers in the vectors whose gate is open: what is left of the edits when they are hardened."""
+        return sum(int(edit.is_open(vector).sum()) * edit.head_dim for edit in self.module for vector in edit.vectors)
+
     def print_trainable_parameters(self) -> None:
         """Prints the number of trainable parameters, of all, and the share, as PEFT does."""
         trainable, total = self.get_nb_trainable_parameters()

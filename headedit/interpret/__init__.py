@@ -1,5 +1,6 @@
-"""Looking at edits: pictures of gates and of runs."""
+"""Looking at edits: pictures of gates and of runs, and evidence for heads."""
 
 from headedit.interpret import plot
+from headedit.interpret.iti import HeadEvidence, iti
 
-__all__ = ["plot"]
+__all__ = ["HeadEvidence", "iti", "plot"]

@@ -1,5 +1,6 @@
 """The course of a run: losses and penalty, open gates, and every gate by itself."""
 
+from collections.abc import Iterable
 from os import PathLike
 from typing import Any, Protocol
 
@@ -45,6 +46,7 @@ def history(run: "HasHistory | History | str | PathLike[str]") -> Figure:
     _losses(axes[0], rows)
     _open_gates(axes[1], rows)
     _single_gates(axes[2], rows)
+    _stages(axes, rows)
     for step in rows.column("kept")[0][-1:]:
         for axis in axes:
             axis.axvline(step, color=THIRD, linestyle=":", linewidth=1.2, label="edits kept")
@@ -53,6 +55,25 @@ def history(run: "HasHistory | History | str | PathLike[str]") -> Figure:
     axes[-1].set_xlabel("optimiser step")
     figure.suptitle("History of the run", fontsize=12)
     return figure
+
+
+def _stages(axes: Iterable[Axes], rows: History) -> None:
+    """A line where a stage of the run begins, with its name at the first panel; nothing for a single stage."""
+    starts: dict[str, float] = {}
+    end = 0.0
+    for step, stage in zip(*rows.column("stage"), strict=True):
+        starts.setdefault(stage, end)
+        end = step
+    if len(starts) < 2:
+        return
+    for i, (stage, start) in enumerate(starts.items()):
+        for panel, axis in enumerate(axes):
+            axis.axvline(start, color="#bbbbbb", linewidth=0.8, zorder=0)
+            if panel == 0:
+                height = 1.0 - 0.09 * (i % 3)
+                axis.text(
+                    start, height, f" {stage}", transform=axis.get_xaxis_transform(), fontsize=8, va="top", color=THIRD
+                )
 
 
 def _losses(axis: Axes, rows: History) -> None:

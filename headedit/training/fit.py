@@ -12,10 +12,10 @@ from headedit.edits.storage import load_tensors
 from headedit.edits.support import heads_of, open_gates
 from headedit.errors import HeadEditError
 from headedit.loading import load_tokenizer
+from headedit.pruning_path import PATH_FILE, VECTOR_FILE
 from headedit.specs.numbers import text_config
 from headedit.training.controls import Metric, measured, run_controls
 from headedit.training.encoding import Encoded, encode
-from headedit.training.path import PATH_FILE, VECTOR_FILE
 from headedit.training.recipes import DEFAULT, Recipe, make_recipe
 from headedit.training.run import Run
 from headedit.training.session import Session

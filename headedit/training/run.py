@@ -10,7 +10,7 @@ from headedit.edits import HeadEdits
 from headedit.edits.files import write_atomically
 from headedit.errors import HeadEditError
 from headedit.history import History
-from headedit.training.path import Level, PruningPath
+from headedit.pruning_path import Level, PruningPath
 from headedit.training.stability import Stability
 
 RUN_FILE = "run.json"
@@ -85,6 +85,29 @@ class Run:
         labels = {"any": "edited heads", "offset": "open offset gates", "scale": "open scale gates"}
         counts = self.record["open"]
         return [(label, f"{counts[key]['open']} of {counts[key]['of']}") for key, label in labels.items()]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The run in short, as (what, value) for a table."""
+        record = self.record
+        best = record["best_eval_loss"]
+        rows = [
+            ("examples", f"{record['train_examples']} to learn from, {record['valid_examples']} to choose by"),
+            ("steps", str(record["steps"])),
+            ("validation loss", "not measured" if best is None else f"{best:.4f} nats a token"),
+            *self.open_rows(),
+            ("time", f"{record['seconds']:.0f} s"),
+        ]
+        for name, found in (self.controls or {}).items():
+            loss = found["validation_loss"]
+            rows.append((f"control: {name}", f"{loss:.4f} nats a token with {found['gates']} gates"))
+        stability = self.stability
+        if stability is not None:
+            agree = f"Jaccard {stability.jaccard:.2f} over {len(stability.seeds)} seeds, chance {stability.chance:.2f}"
+            rows.append(("agreement of the heads", agree))
+            spread = stability.validation_loss
+            if spread is not None:
+                rows.append(("validation loss by seed", f"{spread.mean:.4f} ± {spread.std:.4f} nats a token"))
+        return rows
 
     def save(self) -> None:
         """Writes ``run.json``."""

@@ -13,10 +13,10 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.history import HISTORY_FILE, History
+from headedit.pruning_path import PruningPath
 from headedit.training.encoding import Encoded, PadRight
 from headedit.training.losses import example_losses
 from headedit.training.objective import Penalty
-from headedit.training.path import PruningPath
 from headedit.training.schedules import LRSchedule, hf_name, lr_factor
 from headedit.training.trainer import HeadEditTrainer
 

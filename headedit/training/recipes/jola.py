@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from headedit.edits import HeadEdits
+from headedit.training.choice import allowed_by, check_budget
 from headedit.training.objective import Objective, ReleasedObjective
-from headedit.training.path import allowed_by, check_budget
 from headedit.training.pruning import Pruning
 from headedit.training.recipes.base import Recipe
 from headedit.training.schedules import LambdaSchedule

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from headedit.edits.support import all_gates, fix, heads_of
 from headedit.errors import HeadEditError
+from headedit.pruning_path import PruningPath
+from headedit.training.choice import Recorder, allowed_by, check_budget, choose, levels_of
 from headedit.training.encoding import Encoded
 from headedit.training.objective import Objective
-from headedit.training.path import PruningPath, Recorder, allowed_by, check_budget, choose, levels_of
 from headedit.training.pruning import Pruning
 from headedit.training.recipes.base import Recipe
 from headedit.training.schedules import LambdaSchedule
