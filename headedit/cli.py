@@ -204,17 +204,20 @@ def draw(
     ] = None,
     kind: Annotated[str | None, typer.Option("--kind", help="Kind of site to draw.")] = None,
 ) -> None:
-    """Draw the gates of saved edits, and the history of the run if there is one; needs no model.
+    """Draw the gates of saved edits, and the run's history and pruning path if there are; needs no model.
 
     Example: `headedit plot out`
     """
     from headedit.edits.files import check_writable
     from headedit.history import HISTORY_FILE
     from headedit.interpret import plot
+    from headedit.pruning_path import PATH_FILE
 
     figures = {"gates.png": plot.gates(run, kind=kind)}
     if (run / HISTORY_FILE).is_file():
         figures["history.png"] = plot.history(run)
+    if (run / PATH_FILE).is_file():
+        figures["path.png"] = plot.path(run)
     folder = check_writable(run if output is None else output)
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():

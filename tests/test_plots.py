@@ -7,7 +7,9 @@ from tiny import randomise, tiny_model
 
 import headedit
 from headedit import EditConfig, HeadEditError
+from headedit.edits.support import Gate, heads_of
 from headedit.history import History
+from headedit.pruning_path import Level, PruningPath
 
 
 def images(axis):
@@ -111,3 +113,40 @@ def test_a_history_without_steps(tmp_path):
         headedit.plot.history(History(None, [{"step": 1, "eval_loss": 1.0}]))
     with pytest.raises(HeadEditError, match="there is no history of a run here"):
         headedit.plot.history(tmp_path)
+
+
+def levels():
+    losses = {4: 0.5, 3: 0.4, 2: 0.45, 1: 2.0}
+    order = [Gate(0, "offset", 1), Gate(0, "scale", 1), Gate(1, "offset", 0), Gate(1, "scale", 3)]
+    found = [
+        Level(gates=k, heads=len(heads_of(order[:k])), loss=loss, standard_error=0.01) for k, loss in losses.items()
+    ]
+    return PruningPath(found, order, 3, {})
+
+
+def test_the_path_shows_loss_gates_heads_and_what_was_kept():
+    figure = headedit.plot.path(levels())
+    (axis,) = figure.axes
+    curve = next(line for line in axis.get_lines() if len(line.get_xdata()) == 4)
+    assert list(curve.get_xdata()) == [4, 3, 2, 1]
+    assert list(curve.get_ydata()) == [0.5, 0.4, 0.45, 2.0]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("open gates", "nats a token")
+    upper = axis.child_axes[0]
+    assert [label.get_text() for label in upper.get_xticklabels()] == ["3", "2", "1", "1"]
+    texts = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert "kept: 3 gates on 2 heads" in texts
+
+
+def test_a_path_without_validation_cannot_be_drawn(tmp_path):
+    bare = PruningPath([Level(gates=1, heads=1)], [Gate(0, "offset", 0)], 1, {})
+    with pytest.raises(HeadEditError, match="has no validation losses"):
+        headedit.plot.path(bare)
+    with pytest.raises(HeadEditError, match=r"holds no path\.json"):
+        headedit.plot.path(tmp_path)
+
+
+def test_stages_are_named_where_they_begin():
+    logged = [{**row, "stage": "search" if row["step"] <= 4 else "refit"} for row in rows() if "kept" not in row]
+    first = headedit.plot.history(History(None, logged)).axes[0]
+    placed = {text.get_text().strip(): text.get_position()[0] for text in first.texts}
+    assert placed == {"search": 0, "refit": 4}

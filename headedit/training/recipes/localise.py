@@ -68,8 +68,8 @@ class Localise(Recipe):
     prune_from: float = 0.2
     prune_until: float = 0.9
     memory: float = 0.95
-    standard_errors: float = 0.5
-    tolerance: float = 0.002
+    standard_errors: float = 0.25
+    tolerance: float = 0.005
     budget: float | None = None
     heads: int | None = None
     valid_share: float = 0.2
