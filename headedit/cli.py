@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from headedit import cli_spec
-from headedit.cli_files import console, print_files, print_rows, read_pairs, write_json
+from headedit import cli_bench, cli_demo, cli_spec
+from headedit.cli_files import Seed, console, print_files, print_rows, read_pairs, write_json
 from headedit.errors import HeadEditError
 from headedit.version import __version__
 
@@ -23,6 +23,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(cli_spec.app)
+app.add_typer(cli_bench.app)
+app.command()(cli_demo.demo)
 
 
 class Dtype(str, Enum):
@@ -41,7 +43,6 @@ Data = Annotated[
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Dtype to load the model in.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda:0, …  [default: a GPU if there is one]")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many records, drawn by the seed.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Skip = Annotated[bool, typer.Option("--skip-broken", help="Leave broken records out and report them.")]
 
 
@@ -64,33 +65,20 @@ def _options(
 
 
 @app.command()
-def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything written.")] = Path(
-        "headedit-demo"
-    ),
-    task: Annotated[str, typer.Option("--task", help="copy, reverse, sort, next, first or swap.")] = "reverse",
-    seed: Seed = 0,
-) -> None:
-    """Teach a small embedded model one task from 200 examples and draw the heads that were chosen.
-
-    Example: `headedit demo --output my-demo`
-    """
-    from headedit.demo.run import run_demo
-
-    result = run_demo(output, task=task, seed=seed)
-    print_rows("headedit demo", result.rows())
-    print_files([*result.files, result.run.output_dir / "headedit.safetensors"])
-
-
-@app.command()
 def train(
     model: Model,
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the edits and the run's history.")],
     valid: Annotated[Path | None, typer.Option("--valid", help="Validation records, in the same form.")] = None,
     valid_share: Annotated[
-        float, typer.Option("--valid-share", min=0.0, max=0.9, help="Share of --data held out without --valid.")
-    ] = 0.2,
+        float | None,
+        typer.Option(
+            "--valid-share",
+            min=0.0,
+            max=0.9,
+            help="Share of --data held out without --valid.  [default: 0.2, but localise holds out for itself]",
+        ),
+    ] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="Name of the recipe.")] = "localise",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A field of the recipe, such as budget=0.05; may be repeated.")
@@ -131,6 +119,8 @@ def train(
     pairs = read_pairs(data, limit, seed, skip_broken)
     held_out = read_pairs(valid, None, seed, skip_broken) if valid else None
     if held_out is None:
+        if valid_share is None:
+            valid_share = 0.0 if recipe == "localise" and seeds == 1 and not controls else 0.2
         pairs, held_out = split(pairs, valid_share, seed)
     check_writable(output)
     loaded, tokenizer = load_model(model, dtype=dtype.value, device=device), load_tokenizer(model)
@@ -223,36 +213,6 @@ def draw(
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=150)
     print_files([folder / name for name in figures])
-
-
-@app.command()
-def bench(
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each variant.")] = 30,
-    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the random Llama.")] = 8,
-    hidden: Annotated[int, typer.Option("--hidden", min=8, help="Width of it; a multiple of 16.")] = 512,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences a batch.")] = 4,
-    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens a sequence.")] = 128,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda:0, …")] = "cpu",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the figures.")] = None,
-) -> None:
-    """Measure what edits add to a training step and a forward pass, as ratios of medians.
-
-    Example: `headedit bench --repeats 50`
-    """
-    from headedit.evaluation.bench import Shape, measure_cost
-
-    if hidden % 16:
-        raise HeadEditError(f"--hidden {hidden}: expected a multiple of 16, for 8 heads of even width.")
-    cost = measure_cost(Shape(layers=layers, hidden=hidden, batch=batch, tokens=tokens), repeats=repeats, device=device)
-    rows = [
-        ("measured on", f"{cost.device}; {layers} layers of width {hidden}, batch {batch} × {tokens}"),
-        ("training step", f"{cost.step_edited:.1f} ms, limit {cost.step_limit:.1f} ms: {cost.step_ratio:.3f} ×"),
-        ("forward", f"{cost.forward_edited:.1f} ms, bare {cost.forward_bare:.1f} ms: {cost.forward_ratio:.3f} ×"),
-    ]
-    print_rows(f"headedit bench (medians of {repeats})", rows)
-    if output is not None:
-        write_json(output, cost.to_dict())
-        print_files([output])
 
 
 @app.command()

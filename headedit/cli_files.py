@@ -1,15 +1,23 @@
 """What the commands share: reading a data file, writing a report, printing tables and file names."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from headedit.errors import HeadEditError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from headedit.demo.bench_tables import BenchResult
+
 console = Console(highlight=False)
+
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 
 
 def read_pairs(path: Path, limit: int | None, seed: int, skip_broken: bool) -> list[tuple[str, str]]:
@@ -54,3 +62,36 @@ def print_files(files: list[Path]) -> None:
     """Prints which files were written."""
     for file in files:
         console.print(f"wrote {escape(str(file))}", soft_wrap=True)
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a list with commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """The whole numbers of a list with commas."""
+    parts = listed(text)
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise HeadEditError(f"{option}: found '{text}', expected whole numbers with commas between, such as 8,200.")
+    return [int(part) for part in parts]
+
+
+def write_bench(result: "BenchResult", folder: Path, name: str, figure: "Figure | None") -> list[Path]:
+    """Prints the tables, and writes them as JSON and Markdown, and the picture."""
+    from headedit.demo.bench_tables import shown
+
+    for title, header, cells in result.tables:
+        table = Table(title=escape(f"{result.title}: {title}"), title_justify="left", box=None, padding=(0, 1, 0, 0))
+        for i, column in enumerate(header):
+            table.add_column(column.replace(" ", "\n"), justify="left" if i == 0 else "right")
+        for row in cells:
+            table.add_row(*(escape(shown(cell)) for cell in row))
+        console.print(table)
+    files = [folder / f"{name}.json", folder / f"{name}.md"]
+    write_json(files[0], result.to_dict())
+    write_whole(files[1], result.markdown())
+    if figure is not None:
+        files.append(folder / f"{name}.png")
+        figure.savefig(files[-1], dpi=150)
+    return files

@@ -95,9 +95,25 @@ def test_the_demo_teaches_its_task_and_writes_what_it_says(tmp_path):
     assert demo.seconds < 180
     assert all(path.stat().st_size > 100 for path in demo.files)
     names = {path.name for path in (tmp_path / "demo").iterdir()}
-    assert {"gates.png", "path.png", "history.png", "path.json", "summary.md", "headedit.safetensors", "headedit_config.json"} <= names
+    assert {
+        "gates.png",
+        "path.png",
+        "history.png",
+        "path.json",
+        "summary.md",
+        "headedit.safetensors",
+        "headedit_config.json",
+    } <= names
     summary = (tmp_path / "demo" / "summary.md").read_text()
-    for what in ("base model", "constant answer", "edited model", "edited heads", "open offset gates", "parameters of the edits", "time"):
+    for what in (
+        "base model",
+        "constant answer",
+        "edited model",
+        "edited heads",
+        "open offset gates",
+        "parameters of the edits",
+        "time",
+    ):
         assert f"| {what} |" in summary
     assert f"{demo.report.accuracy:.1%}" in summary
 

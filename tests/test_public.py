@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "specs": {"errors"},
     "edits": {"specs", "errors"},
     "training": {"specs", "edits", "errors"},
-    "evaluation": {"specs", "edits", "training", "errors"},
+    "evaluation": {"specs", "edits", "errors"},
     "interpret": {"specs", "edits", "errors"},
     "demo": set(ROOMS) - {"cli"},
     "cli": set(ROOMS),

@@ -43,7 +43,7 @@ def test_weights_are_the_two_lambdas_times_the_factor():
 
 @pytest.mark.parametrize("bad", [-1e-9, float("nan")])
 def test_a_price_below_zero_is_refused(bad):
-    with pytest.raises(HeadEditError, match="lambda_scale: found .*expected 0 or more"):
+    with pytest.raises(HeadEditError, match=r"lambda_scale: found .*expected 0 or more"):
         Objective(lambda_scale=bad)
 
 

@@ -1,4 +1,7 @@
-"""The embedded model, the script that trained it, and the demo run over it."""
+"""Worlds whose answer is known: the embedded model with its tasks, and small models with edits planted in them.
+
+The demo runs over the first, the bench of the recipes over both.
+"""
 
 from pathlib import Path
 

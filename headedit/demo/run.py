@@ -6,7 +6,9 @@ from os import PathLike
 from pathlib import Path
 
 from headedit.demo import MODEL_FOLDER, tasks
+from headedit.demo.bench_tables import BenchResult
 from headedit.edits import attach
+from headedit.edits.files import write_atomically
 from headedit.errors import HeadEditError, suggest
 from headedit.evaluation import ExactMatch, exact_match
 from headedit.interpret import plot
@@ -17,6 +19,7 @@ from headedit.training.run import Run
 
 TRAIN, TEST = 200, 500
 DEFAULT_TASK = "reverse"
+SUMMARY = "summary.md"
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def run_demo(
     run = fit(edits, train, tokenizer=tokenizer, output_dir=output_dir, seed=seed, progress=progress)
     report = exact_match(model, tokenizer, test, edits=edits, batch_size=250, progress=progress)
     folder = run.output_dir
-    files = [folder / name for name in ("gates.png", "path.png", "history.png", "summary.md")]
+    files = [folder / name for name in ("gates.png", "path.png", "history.png", SUMMARY)]
     title = f"Which heads learned '{task}': {report.base_accuracy:.0%} → {report.accuracy:.0%} exact match"
     plot.gates(edits, title=title).savefig(files[0], dpi=150)
     plot.path(run).savefig(files[1], dpi=150)
@@ -89,6 +92,13 @@ def run_demo(
     demo = Demo(task, report, run, parameters, time.perf_counter() - started, files)
     files[3].write_text(_markdown(demo), encoding="utf-8")
     return demo
+
+
+def add_to_summary(output_dir: "str | PathLike[str]", compared: BenchResult) -> None:
+    """Adds the tables of a comparison to the summary of a demo."""
+    file = Path(output_dir) / SUMMARY
+    tables = compared.markdown().replace("\n## ", "\n### ").removeprefix("# ")
+    write_atomically(file, f"{file.read_text(encoding='utf-8')}\n## {tables}".encode())
 
 
 def _markdown(demo: Demo) -> str:

@@ -18,6 +18,7 @@ from headedit.training.session import Session, scaled
 
 _FEW = 100
 _FOLDS = 4
+_FEWEST = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ class Localise(Recipe):
         scale_lr: peak learning rate of the scales in the search.
         offset_lr: peak learning rate of the offsets in the search, in units of their site's activations.
         gate_lr: peak learning rate of the gate logits in the search.
-        refit_rate: what the rates are multiplied with in the refit.
+        refit_rate: what the rates are multiplied with in the refit; None for 2, and for 1 with fewer than 32 examples,
+            which the higher rates learn by heart.
         lambda_offset: λ_a, the price of an open offset gate in nats a token.
         lambda_scale: λ_m, the price of an open scale gate.
         lambda_schedule: course of both over the search.
@@ -60,7 +62,7 @@ class Localise(Recipe):
     scale_lr: float = 0.05
     offset_lr: float = 0.1
     gate_lr: float = 0.05
-    refit_rate: float = 2.0
+    refit_rate: float | None = None
     max_grad_norm: float = 0.3
     lambda_offset: float = 1e-3
     lambda_scale: float = 1e-3
@@ -76,7 +78,9 @@ class Localise(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_above_zero("scale_lr", "offset_lr", "gate_lr", "refit_rate")
+        self.check_above_zero(
+            "scale_lr", "offset_lr", "gate_lr", *(["refit_rate"] if self.refit_rate is not None else [])
+        )
         self.check_share("prune_from", "prune_until", "memory", "valid_share")
         check_budget(self.budget)
         if self.prune_from >= self.prune_until:
@@ -110,7 +114,8 @@ class Localise(Recipe):
         stage = replace(
             self.stage(scale_lr=self.scale_lr, offset_lr=self.offset_lr), min_steps=self.min_steps, relative=True
         )
-        session.run(scaled(stage, self.refit_rate), name="refit")
+        rate = (1.0 if len(session.train) < _FEWEST else 2.0) if self.refit_rate is None else self.refit_rate
+        session.run(scaled(stage, rate), name="refit")
         if session.valid is not None:
             session.best_eval_loss = session.measure().mean().item()
 
