@@ -4,7 +4,7 @@ Training writes it, plots read it.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
@@ -30,16 +30,26 @@ class Level:
     """The edits with some number of gates.
 
     Fields:
-        gates: number of open gates.
-        heads: number of heads that they stand on.
+        order: the open gates, the most important first.
+        vectors: what acts on their heads.
         loss: mean validation loss in nats a token; None where there was no validation.
         standard_error: of the mean difference from the best level, over the validation examples; None as above.
     """
 
-    gates: int
-    heads: int
+    order: list[Gate]
+    vectors: Vectors = field(repr=False)
     loss: float | None = None
     standard_error: float | None = None
+
+    @property
+    def gates(self) -> int:
+        """Number of open gates."""
+        return len(self.order)
+
+    @property
+    def heads(self) -> int:
+        """Number of heads that they stand on."""
+        return len(heads_of(self.order))
 
 
 @dataclass(frozen=True)
@@ -48,15 +58,11 @@ class PruningPath:
 
     Fields:
         levels: the one with most gates first.
-        order: every gate, the most important first; the first k are the gates of the level of k.
         chosen: number of gates that the recipe kept.
-        vectors: the vectors of each level, by its number of gates.
     """
 
     levels: list[Level]
-    order: list[Gate]
     chosen: int
-    vectors: dict[int, Vectors]
 
     def first(self, *, gates: int | None = None, heads: int | None = None) -> list[Gate]:
         """The most important gates: so many of them, or as many as stand on so many heads.
@@ -64,15 +70,20 @@ class PruningPath:
         Raises:
             HeadEditError: there are not so many, or fewer than one is asked for.
         """
-        most = len(self.order) if heads is None else len(heads_of(self.order))
+        sizes = [level.gates if heads is None else level.heads for level in self.levels]
         wanted = gates if heads is None else heads
-        if wanted is None or not 1 <= wanted <= most:
+        if wanted is None or not 1 <= wanted <= max(sizes):
             what = "gates" if heads is None else "heads"
-            raise HeadEditError(f"{what}: found {wanted}, expected 1 to {most}, the number of {what} of these edits.")
+            raise HeadEditError(
+                f"{what}: found {wanted}, expected 1 to {max(sizes)}, the number of {what} of these edits."
+            )
+        order = next(
+            level.order for level, size in zip(reversed(self.levels), reversed(sizes), strict=True) if size >= wanted
+        )
         if heads is None:
-            return self.order[:wanted]
+            return order[:wanted]
         kept: list[Gate] = []
-        for gate in self.order:
+        for gate in order:
             if len(heads_of([*kept, gate])) > wanted:
                 break
             kept.append(gate)
@@ -85,24 +96,20 @@ class PruningPath:
     @torch.no_grad()
     def put(self, edits: HeadEdits, gates: list[Gate]) -> None:
         """Opens these gates for good, with the vectors of the smallest level that has them, and closes the others."""
-        level = self.level_of(len(gates))
-        alive = self.order[: level.gates]
-        for name, rows in self.vectors[level.gates].items():
-            site, _, vector = name.rpartition(".")
-            edit = edits.module.sites[int(site)]
-            heads = heads_under(edits, alive, int(site), vector)
-            target = getattr(edit, vector)
-            target[heads] = rows.to(target)
+        level = next(level for level in reversed(self.levels) if set(gates) <= set(level.order))
+        put(edits, level)
         fix(edits.module, gates)
 
     def save(self, folder: Path) -> None:
         """Writes ``path.json`` and ``path.safetensors``."""
         data = {
             "chosen": self.chosen,
-            "levels": [asdict(level) for level in self.levels],
-            "order": [list(gate) for gate in self.order],
+            "levels": [
+                {"loss": level.loss, "standard_error": level.standard_error, "order": [list(g) for g in level.order]}
+                for level in self.levels
+            ],
         }
-        tensors = {f"{gates}/{name}": rows for gates, vectors in self.vectors.items() for name, rows in vectors.items()}
+        tensors = {f"{level.gates}/{name}": rows for level in self.levels for name, rows in level.vectors.items()}
         write_atomically(folder / VECTOR_FILE, safetensors.torch.save(tensors))
         write_atomically(folder / PATH_FILE, (json.dumps(data) + "\n").encode())
 
@@ -123,10 +130,23 @@ class PruningPath:
             for name, rows in tensors.items():
                 gates, _, key = name.partition("/")
                 vectors.setdefault(int(gates), {})[key] = rows
-            levels = [Level(**level) for level in data["levels"]]
-            return PruningPath(levels, [Gate(*gate) for gate in data["order"]], data["chosen"], vectors)
+            levels = [
+                Level(**{**row, "order": [Gate(*g) for g in row["order"]], "vectors": vectors[len(row["order"])]})
+                for row in data["levels"]
+            ]
+            return PruningPath(levels, data["chosen"])
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise HeadEditError(f"{folder}: the pruning path is damaged ({error}).") from None
+
+
+@torch.no_grad()
+def put(edits: HeadEdits, level: Level) -> None:
+    """Opens the gates of a level for good, with its vectors, and closes the others."""
+    for name, rows in level.vectors.items():
+        site, _, vector = name.rpartition(".")
+        target = getattr(edits.module.sites[int(site)], vector)
+        target[heads_under(edits, level.order, int(site), vector)] = rows.to(target)
+    fix(edits.module, level.order)
 
 
 def heads_under(edits: HeadEdits, alive: list[Gate], site: int, vector: str) -> list[int]:

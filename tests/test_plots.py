@@ -7,7 +7,7 @@ from tiny import randomise, tiny_model
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.edits.support import Gate, heads_of
+from headedit.edits.support import Gate
 from headedit.history import History
 from headedit.pruning_path import Level, PruningPath
 
@@ -118,10 +118,8 @@ def test_a_history_without_steps(tmp_path):
 def levels():
     losses = {4: 0.5, 3: 0.4, 2: 0.45, 1: 2.0}
     order = [Gate(0, "offset", 1), Gate(0, "scale", 1), Gate(1, "offset", 0), Gate(1, "scale", 3)]
-    found = [
-        Level(gates=k, heads=len(heads_of(order[:k])), loss=loss, standard_error=0.01) for k, loss in losses.items()
-    ]
-    return PruningPath(found, order, 3, {})
+    found = [Level(order=order[:k], vectors={}, loss=loss, standard_error=0.01) for k, loss in losses.items()]
+    return PruningPath(found, 3)
 
 
 def test_the_path_shows_loss_gates_heads_and_what_was_kept():
@@ -138,7 +136,7 @@ def test_the_path_shows_loss_gates_heads_and_what_was_kept():
 
 
 def test_a_path_without_validation_cannot_be_drawn(tmp_path):
-    bare = PruningPath([Level(gates=1, heads=1)], [Gate(0, "offset", 0)], 1, {})
+    bare = PruningPath([Level(order=[Gate(0, "offset", 0)], vectors={})], 1)
     with pytest.raises(HeadEditError, match="has no validation losses"):
         headedit.plot.path(bare)
     with pytest.raises(HeadEditError, match=r"holds no path\.json"):

@@ -12,16 +12,18 @@ import headedit
 from headedit import EditConfig, HeadEditError, Run
 from headedit.edits.support import Gate, all_gates, fix, heads_of, open_gates
 from headedit.pruning_path import PruningPath
-from headedit.training.choice import choose, levels_of
+from headedit.training.choice import Search, choose, levels_of
 from headedit.training.encoding import PadRight
 from headedit.training.losses import example_losses
 from headedit.training.pruning import Pruning, sizes
 from headedit.training.recipes import RECIPES, make_recipe
 from headedit.training.recipes.jola import add_noise
+from headedit.training.session import Session
 from headedit.training.stability import agreement, expected_jaccard, jaccard
 
 PLANTED = [(Gate(0, "offset", 2), 1.0), (Gate(1, "scale", 1), 2.0)]
 QUICK = {"epochs": 6, "min_steps": 40, "progress": False}
+SHORT = {"search_epochs": 6, **QUICK}
 
 
 def problem(examples=48):
@@ -56,18 +58,19 @@ def localised(tmp_path_factory):
 
 def test_localise_finds_the_planted_heads_and_no_other(localised):
     found = PruningPath.read(localised.run.output_dir)
-    assert set(found.order[:2]) == {gate for gate, _ in PLANTED}
+    assert set(found.first(gates=2)) == {gate for gate, _ in PLANTED}
     assert open_gates(localised.edits.module) == sorted(gate for gate, _ in PLANTED)
     assert localised.run.record["open"]["any"] == {"open": 2, "of": 8}
 
 
 def test_the_pruning_path_is_what_was_measured(localised):
     path = localised.run.path
-    assert [level.gates for level in path.levels] == sizes(16, 1)
-    assert sorted(path.order) == all_gates(localised.edits.module)
+    numbers = [level.gates for level in path.levels]
+    assert numbers == sorted(numbers, reverse=True)
+    assert set(sizes(16, 1)) <= set(numbers)
+    assert sorted(path.levels[0].order) == all_gates(localised.edits.module)
     assert path.chosen == 2
-    for level in path.levels:
-        assert level.heads == len(heads_of(path.order[: level.gates]))
+    assert [path.level_of(k).gates for k in (1, 2, 16)] == [1, 2, 16]
     at_one, at_two = path.level_of(1), path.level_of(2)
     assert at_one.loss > 5 * at_two.loss
     assert json.loads((localised.run.output_dir / "path.json").read_text())["chosen"] == 2
@@ -102,7 +105,9 @@ def test_at_says_what_is_not_possible(localised, tmp_path, llama):
 
 def test_the_refit_uses_what_was_held_out_for_the_search(tmp_path):
     model, rows = problem(16)
-    run = headedit.fit(headedit.attach(model), rows, output_dir=tmp_path, epochs=1, min_steps=1, progress=False)
+    run = headedit.fit(
+        headedit.attach(model), rows, output_dir=tmp_path, epochs=1, search_epochs=1, min_steps=1, progress=False
+    )
     by_stage: dict[str, int] = {}
     for row in run.history.rows:
         if "stage" in row:
@@ -116,7 +121,11 @@ def test_a_budget_bounds_the_gates_that_are_left(tmp_path):
     for recipe in ("localise", "jola"):
         model, rows = problem(24)
         edits = headedit.attach(model)
-        options = {"progress": False, "epochs": 4, **({"min_steps": 10} if recipe == "localise" else {})}
+        options = {
+            "progress": False,
+            "epochs": 4,
+            **({"min_steps": 10, "search_epochs": 4} if recipe == "localise" else {}),
+        }
         run = headedit.fit(edits, rows, rows[:8], recipe=recipe, budget=0.13, output_dir=tmp_path / recipe, **options)
         assert len(open_gates(edits.module)) <= 2
         assert run.record["settings"]["budget"] == 0.13
@@ -127,7 +136,7 @@ def test_a_budget_bounds_the_gates_that_are_left(tmp_path):
 def test_localise_takes_a_number_of_heads(tmp_path):
     model, rows = problem(24)
     edits = headedit.attach(model)
-    headedit.fit(edits, rows, rows[:8], heads=3, output_dir=tmp_path, **QUICK)
+    headedit.fit(edits, rows, rows[:8], heads=3, output_dir=tmp_path, **SHORT)
     assert edits.count_open()["any"][0] == 3
 
 
@@ -145,7 +154,9 @@ def test_localise_takes_a_number_of_heads(tmp_path):
 def test_localise_on_the_papers_ablations(tmp_path, config, gates):
     model, rows = problem(24)
     edits = headedit.attach(model, config=EditConfig(**config))
-    run = headedit.fit(edits, rows, rows[:8], output_dir=tmp_path, epochs=2, min_steps=8, progress=False)
+    run = headedit.fit(
+        edits, rows, rows[:8], output_dir=tmp_path, epochs=2, search_epochs=2, min_steps=8, progress=False
+    )
     assert len(all_gates(edits.module)) == gates
     if gates:
         assert len(open_gates(edits.module)) == run.path.chosen <= gates
@@ -195,9 +206,40 @@ def test_the_choice_is_the_smallest_that_is_as_good_as_the_best():
 def test_levels_tell_their_loss_and_standard_error():
     order = [Gate(0, "offset", 0), Gate(0, "scale", 0), Gate(1, "scale", 0)]
     losses = {3: torch.tensor([1.0, 1.0]), 1: torch.tensor([2.0, 4.0])}
-    levels = levels_of(order, [3, 2, 1], losses)
+    levels = levels_of({k: order[:k] for k in (1, 2, 3)}, {1: {}, 2: {}, 3: {}}, losses)
     assert [(level.gates, level.heads, level.loss) for level in levels] == [(3, 2, 1.0), (2, 1, None), (1, 1, 3.0)]
     assert levels[2].standard_error == pytest.approx(math.sqrt(2) / math.sqrt(2))
+
+
+def test_of_two_searches_the_better_levels_stand():
+    a, b, c = Gate(0, "offset", 0), Gate(0, "offset", 1), Gate(0, "offset", 2)
+    one = Search({3: [a, b, c], 2: [a, b], 1: [a]}, {3: {}, 2: {}, 1: {}}, loss_of({3: 1.0, 2: 2.0, 1: 3.0}))
+    two = Search({2: [b, c], 1: [b]}, {2: {}, 1: {}}, loss_of({2: 1.5, 1: 3.5}))
+    both = one.better(two)
+    assert both.orders == {3: [a, b, c], 2: [b, c], 1: [a]}
+    assert {gates: float(losses.mean()) for gates, losses in both.losses.items()} == {3: 1.0, 2: 1.5, 1: 3.0}
+
+
+def loss_of(means):
+    return {gates: torch.tensor([mean, mean]) for gates, mean in means.items()}
+
+
+def test_slopes_are_the_gradient_along_each_gates_vectors(tmp_path):
+    """Against a gradient taken by hand, in units of what the site is given; a closed gate has its slope too."""
+    model, rows = problem(16)
+    edits = headedit.attach(model)
+    fix(edits.module, [PLANTED[0][0]])
+    session = Session(edits, rows, None, tmp_path, 0, 0, False)
+    slopes = session.slopes(rows)
+    batch = PadRight(0)(rows)
+    by_hand = headedit.attach(edits.detach(), config=EditConfig(gates="none"))
+    model(**batch).loss.backward()
+    edit = by_hand.module.sites[1]
+    assert slopes[Gate(1, "scale", 3)] == pytest.approx(edit.scale.grad[3].norm().item(), rel=1e-3)
+    unit = slopes[Gate(1, "offset", 0)] / edit.offset.grad[0].norm().item()
+    assert slopes[Gate(1, "offset", 2)] == pytest.approx(unit * edit.offset.grad[2].norm().item(), rel=1e-3)
+    assert math.log2(unit) == pytest.approx(round(math.log2(unit)), abs=1e-3)
+    assert len(slopes) == 16
 
 
 def test_lofit_edits_offsets_of_the_heads_with_the_largest_scales(tmp_path):
@@ -298,7 +340,7 @@ def test_offset_rates_are_in_units_of_the_activations(tmp_path):
 def test_seeds_tell_how_far_the_chosen_heads_agree(tmp_path):
     model, rows = problem(40)
     edits = headedit.attach(model)
-    run = headedit.fit(edits, rows[:32], rows[32:], output_dir=tmp_path, seeds=2, seed=5, metric=lambda: 0.25, **QUICK)
+    run = headedit.fit(edits, rows[:32], rows[32:], output_dir=tmp_path, seeds=2, seed=5, metric=lambda: 0.25, **SHORT)
     found = run.stability
     chosen = [heads_of(Run.read(f).path.first(gates=Run.read(f).path.chosen)) for f in (tmp_path, tmp_path / "seed-6")]
     assert found.seeds == [5, 6]
@@ -328,7 +370,7 @@ def test_random_sets_agree_as_often_as_the_formula_says():
 def test_controls_come_with_one_flag_and_leave_the_edits(tmp_path):
     model, rows = problem(40)
     edits = headedit.attach(model)
-    run = headedit.fit(edits, rows[:32], rows[32:], output_dir=tmp_path, controls=True, metric=lambda: 1.0, **QUICK)
+    run = headedit.fit(edits, rows[:32], rows[32:], output_dir=tmp_path, controls=True, metric=lambda: 1.0, **SHORT)
     found = run.controls
     assert list(found) == ["chosen heads", "matched norm", "random heads", "no gate"]
     assert found["random heads"]["gates"] == found["matched norm"]["gates"] == found["chosen heads"]["gates"]

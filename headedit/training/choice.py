@@ -1,14 +1,19 @@
 """How many gates are enough: the levels of a search as they are measured, and the choice among them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from headedit.edits import HeadEdits
-from headedit.edits.support import Gate, all_gates, heads_of
+from headedit.edits.support import Gate, all_gates
 from headedit.errors import HeadEditError
 from headedit.pruning_path import Level, Vectors, heads_under
+
+Losses = Mapping[int, Tensor]
+"""By number of gates: the loss of every validation example, [examples]."""
 
 
 class Recorder:
@@ -39,7 +44,35 @@ class Recorder:
         self.vectors[len(alive)] = kept
 
 
-def choose(losses: Mapping[int, Tensor], most: int, base: float, standard_errors: float, tolerance: float) -> int:
+@dataclass(frozen=True)
+class Search:
+    """The levels of a search, by number of gates.
+
+    Fields:
+        orders: the gates, the most important first.
+        vectors: what acts on their heads.
+        losses: the loss of every validation example, [examples]; empty without validation.
+    """
+
+    orders: dict[int, list[Gate]]
+    vectors: dict[int, Vectors]
+    losses: dict[int, Tensor]
+
+    def better(self, other: "Search") -> "Search":
+        """Of every number of gates the level with the lower validation loss."""
+        orders, vectors, losses = dict(self.orders), dict(self.vectors), dict(self.losses)
+        for gates, found in other.losses.items():
+            if gates not in losses or found.mean() < losses[gates].mean():
+                orders[gates], vectors[gates], losses[gates] = other.orders[gates], other.vectors[gates], found
+        return Search(orders, vectors, losses)
+
+
+def together(losses: Sequence[Losses]) -> dict[int, Tensor]:
+    """For each number of gates that was measured on several parts of the examples: the losses of them all."""
+    return {gates: torch.cat([found[gates] for found in losses]) for gates in losses[0]}
+
+
+def choose(losses: Losses, most: int, base: float, standard_errors: float, tolerance: float) -> int:
     """The smallest number of gates whose validation loss is as good as the best one's.
 
     As good: the mean of the differences from the best, example by example, is at most ``standard_errors`` standard
@@ -67,16 +100,21 @@ def standard_error(values: Tensor) -> float:
     return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
-def levels_of(order: list[Gate], sizes: list[int], losses: Mapping[int, Tensor]) -> list[Level]:
-    """The levels of these sizes along an order, with what their losses say."""
+def levels_of(orders: Mapping[int, list[Gate]], vectors: Mapping[int, Vectors], losses: Losses) -> list[Level]:
+    """The levels, the largest first, with what their losses say.
+
+    Args:
+        orders: for each number of gates, which they are.
+        vectors: for each number of gates, what acts.
+        losses: for each number of gates that was measured, the loss of every validation example, [examples].
+    """
     best = min(losses, key=lambda gates: losses[gates].mean().item()) if losses else None
     found = []
-    for gates in sizes:
-        level = Level(gates=gates, heads=len(heads_of(order[:gates])))
-        if gates in losses and best is not None:
+    for gates in sorted(orders, reverse=True):
+        mean = error = None
+        if best is not None and gates in losses:
             mean, error = losses[gates].mean().item(), standard_error(losses[gates] - losses[best])
-            level = Level(gates=gates, heads=level.heads, loss=mean, standard_error=error)
-        found.append(level)
+        found.append(Level(order=orders[gates], vectors=vectors[gates], loss=mean, standard_error=error))
     return found
 
 

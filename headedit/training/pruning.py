@@ -1,6 +1,6 @@
 """Gradual pruning of gates while the edits are trained, from all of them to one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
         window: where the first gates go and where the last level is reached, as shares of the run.
         memory: how much of the running mean a step keeps.
         by: ``loss`` or ``gate``.
+        gates: those to begin with, the others being closed; by default all.
         reached: called at the end of every level, before the next is begun, with the gates that are alive.
     """
 
@@ -48,17 +49,18 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
         window: tuple[float, float],
         memory: float,
         by: str = "loss",
+        gates: Collection[Gate] | None = None,
         reached: Callable[[list[Gate]], None] | None = None,
     ) -> None:
         self.edits, self.window, self.memory, self.by, self.reached = edits, window, memory, by, reached
-        self.alive = all_gates(edits.module)
+        self.alive = all_gates(edits.module) if gates is None else sorted(gates)
         self.levels = sizes(len(self.alive), min(smallest, len(self.alive)))
         self.dropped: list[Gate] = []
         self._level = 0
         self._scores: Scores = {}
 
     def order(self) -> list[Gate]:
-        """Every gate, the most important first: the first k are the gates of the level of k."""
+        """Every gate that it began with, the most important first: the first k are the gates of the level of k."""
         return [*self._ranked(), *reversed(self.dropped)]
 
     def on_pre_optimizer_step(

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
 
 from headedit.edits import HeadEdits
+from headedit.edits.support import Gate, all_gates, fix
 from headedit.errors import HeadEditError
 from headedit.history import HISTORY_FILE, History
 from headedit.pruning_path import PruningPath
@@ -190,6 +191,39 @@ class Session:
         self.steps += trainer.state.global_step
         return trainer
 
+    def slopes(self, rows: list[Encoded]) -> dict[Gate, float]:
+        """How steeply the loss on some examples falls along the vectors of every gate, if it were open.
+
+        The norm of the gradient in eval mode, offsets in units of their site's activations. The edits must have zero
+        vectors under every gate that is closed; afterwards all gates are open.
+        """
+        module, model = self.edits.module, self.edits.model
+        units = self._units(rows)
+        fix(module, all_gates(module))
+        module.zero_grad()
+        training = model.training
+        model.eval()
+        try:
+            for start in range(0, len(rows), _BATCH):
+                part = rows[start : start + _BATCH]
+                batch = PadRight(self.pad_token_id)(part)
+                device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+                loss = model(**{k: v.to(device) for k, v in batch.items()}, use_cache=False).loss
+                (loss * len(part) / len(rows)).backward()
+        finally:
+            model.train(training)
+        found: dict[Gate, float] = {}
+        for i, edit in enumerate(module):
+            for owner in edit.gated_vectors():
+                squares = torch.zeros(edit.heads)
+                for name in edit.under(owner):
+                    grad = getattr(edit, name).grad
+                    if grad is not None:
+                        squares += (grad.float().cpu() * (units[i] if name == "offset" else 1.0)).square().sum(-1)
+                found |= {Gate(i, owner, head): value for head, value in enumerate(squares.sqrt().tolist())}
+        module.zero_grad()
+        return found
+
     def _offset_rates(self, stage: Stage, rows: list[Encoded]) -> list[float]:
         if not stage.relative:
             return [stage.offset_lr] * len(self.edits.sites)
@@ -212,6 +246,7 @@ class Session:
 
 
 _SAMPLE = 64
+_BATCH = 16
 
 
 def _recording(kept: list[Tensor]) -> Any:

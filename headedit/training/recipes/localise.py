@@ -5,20 +5,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from headedit.edits.support import all_gates, fix, heads_of
+from headedit.edits.support import Gate, all_gates, close, fix, heads_of
 from headedit.errors import HeadEditError
-from headedit.pruning_path import PruningPath
-from headedit.training.choice import Recorder, allowed_by, check_budget, choose, levels_of
+from headedit.pruning_path import Level, PruningPath, put
+from headedit.training.choice import Recorder, Search, allowed_by, check_budget, choose, levels_of, together
 from headedit.training.encoding import Encoded
 from headedit.training.objective import Objective
 from headedit.training.pruning import Pruning
 from headedit.training.recipes.base import Recipe
 from headedit.training.schedules import LambdaSchedule
-from headedit.training.session import Session, scaled
+from headedit.training.session import Session, Stage, scaled
 
 _FEW = 100
 _FOLDS = 4
 _FEWEST = 32
+_EXTRA = 4
+_GROWTH = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +34,21 @@ class Localise(Recipe):
     closed, starts the vectors anew at higher rates, and trains on all examples, those that the recipe held out for
     itself included.
 
-    Without a validation set a share of the examples is held out for the search; of fewer than 100 examples every part
-    is held out in turn, and the losses are put together. Learning rates of offsets are in units of the root mean
-    square of what their site is given, so that they fit any model.
+    Further searches begin with the gates of that choice and as many of the closed ones, those along which the loss
+    falls most steeply once the chosen ones are fitted: so a head that was closed too early comes back, and heads that
+    only stood in for it go. Of every number of gates the better level stands in the path; a search that leaves the
+    chosen level as it was is the last.
+
+    The choice is checked by refits: with half as many gates more, and again, as long as those do better on the
+    validation examples.
+
+    Without a validation set a share of the examples is held out for the searches; of fewer than 100 examples every
+    part is held out in turn, the losses are put together, and there is one search for each part and one with all.
+    Learning rates of offsets are in units of the root mean square of what their site is given, so that they fit any
+    model.
 
     Fields:
-        epochs: passes over the training set, in the search and again in the refit.
+        epochs: passes over the training set in the refit.
         min_steps: optimiser steps below which there are more epochs, in each of the two.
         scale_lr: peak learning rate of the scales in the search.
         offset_lr: peak learning rate of the offsets in the search, in units of their site's activations.
@@ -50,6 +61,8 @@ class Localise(Recipe):
         prune_from: share of the search's steps after which the first gates are closed.
         prune_until: share after which one gate is left.
         memory: how much of the running mean of contributions a step keeps.
+        searches: the most searches there are.
+        search_epochs: passes over the training set in a search.
         standard_errors: a number of gates is as good as the best if its validation loss is at most so many standard
             errors above, of the differences example by example; 1 is the one-standard-error rule.
         tolerance: or if it gives up at most this share of what the best gains over the unedited model.
@@ -70,6 +83,8 @@ class Localise(Recipe):
     prune_from: float = 0.2
     prune_until: float = 0.9
     memory: float = 0.95
+    searches: int = 2
+    search_epochs: int = 20
     standard_errors: float = 0.25
     tolerance: float = 0.005
     budget: float | None = None
@@ -81,6 +96,7 @@ class Localise(Recipe):
         self.check_above_zero(
             "scale_lr", "offset_lr", "gate_lr", *(["refit_rate"] if self.refit_rate is not None else [])
         )
+        self.check_above_zero("searches", "search_epochs")
         self.check_share("prune_from", "prune_until", "memory", "valid_share")
         check_budget(self.budget)
         if self.prune_from >= self.prune_until:
@@ -110,46 +126,113 @@ class Localise(Recipe):
             most = len(gates) if self.budget is None else allowed_by(self.budget, session.edits)
             session.path = self.find(session, most)
             session.restart()
-            fix(session.edits.module, session.path.order[: session.path.chosen])
-        stage = replace(
-            self.stage(scale_lr=self.scale_lr, offset_lr=self.offset_lr), min_steps=self.min_steps, relative=True
-        )
-        rate = (1.0 if len(session.train) < _FEWEST else 2.0) if self.refit_rate is None else self.refit_rate
-        session.run(scaled(stage, rate), name="refit")
+            fix(session.edits.module, session.path.first(gates=session.path.chosen))
+        session.run(self.refit_stage(len(session.train)), name="refit")
         if session.valid is not None:
             session.best_eval_loss = session.measure().mean().item()
+
+    def refit_stage(self, examples: int) -> Stage:
+        """How the vectors of the kept gates are trained, with so many examples."""
+        stage = self.stage(scale_lr=self.scale_lr, offset_lr=self.offset_lr)
+        rate = (1.0 if examples < _FEWEST else 2.0) if self.refit_rate is None else self.refit_rate
+        return scaled(replace(stage, min_steps=self.min_steps, relative=True), rate)
 
     def find(self, session: Session, most: int) -> PruningPath:
         """The pruning path, with a choice of at most ``most`` gates."""
         parts = self._parts(session)
-        searches = []
-        for i, (train, valid) in enumerate(parts):
-            name = "search" if len(parts) == 1 else f"search {i + 1} of {len(parts)}"
-            searches.append(self._search(session, train, valid, name))
-        losses = _together([recorder.losses for _, recorder in searches])
-        if len(parts) > 1:
-            searches.append(self._search(session, session.train, None, "search with all"))
-        pruning, recorder = searches[-1]
-        order = pruning.order()
-        path = PruningPath(levels_of(order, pruning.levels, losses), order, 0, recorder.vectors)
-        if self.heads is not None:
-            return replace(path, chosen=len(path.first(heads=self.heads)))
         with session.edits.disable_adapter():
             base = session.measure(parts[0][1]).mean().item()
-        return replace(path, chosen=choose(losses, most, base, self.standard_errors, self.tolerance))
+        if len(parts) > 1:
+            searches = [
+                self._search(session, train, valid, f"search {i} of {len(parts)}")
+                for i, (train, valid) in enumerate(parts, start=1)
+            ]
+            found = self._search(session, session.train, None, "search with all")
+            found = replace(found, losses=together([search.losses for search in searches]))
+        else:
+            train, valid = parts[0]
+            found = self._search(session, train, valid, "search 1")
+            for number in range(2, self.searches + 1):
+                gates = choose(found.losses, most, base, self.standard_errors, self.tolerance)
+                candidates = self._candidates(session, found, gates, train)
+                if len(candidates) == len(all_gates(session.edits.module)):
+                    break
+                before = set(found.orders[gates])
+                found = found.better(self._search(session, train, valid, f"search {number}", candidates))
+                if set(found.orders[gates]) == before:
+                    break
+        path = PruningPath(levels_of(found.orders, found.vectors, found.losses), 0)
+        if self.heads is not None:
+            return replace(path, chosen=len(path.first(heads=self.heads)))
+        path = replace(path, chosen=choose(found.losses, most, base, self.standard_errors, self.tolerance))
+        return path if len(parts) > 1 else self._grown(session, path, most, base, *parts[0])
+
+    def _grown(
+        self,
+        session: Session,
+        path: PruningPath,
+        most: int,
+        base: float,
+        train: list[Encoded],
+        valid: list[Encoded],
+    ) -> PruningPath:
+        """Half as many gates more, and again, as long as a refit with them is better on the validation examples.
+
+        The larger levels of a path are measured early, at high rates; their refits are measured alike.
+        """
+        losses: dict[int, Tensor] = {}
+        gates = path.chosen
+        while True:
+            session.restart()
+            fix(session.edits.module, path.first(gates=gates))
+            session.run(self.refit_stage(len(train)), name=f"refit of {gates}", train=train)
+            losses[gates] = session.measure(valid)
+            smaller = choose(losses, gates, base, self.standard_errors, self.tolerance)
+            if smaller != gates:
+                return replace(path, chosen=smaller)
+            larger = [level.gates for level in path.levels if _GROWTH * gates <= level.gates <= most]
+            if not larger:
+                return replace(path, chosen=gates)
+            gates = min(larger)
 
     def _search(
-        self, session: Session, train: list[Encoded], valid: list[Encoded] | None, name: str
-    ) -> tuple[Pruning, Recorder]:
+        self,
+        session: Session,
+        train: list[Encoded],
+        valid: list[Encoded] | None,
+        name: str,
+        candidates: list[Gate] | None = None,
+    ) -> Search:
         session.restart()
-        measure = None if valid is None else lambda: session.measure(valid)
-        recorder = Recorder(session.edits, measure)
-        window = (self.prune_from, self.prune_until)
-        pruning = Pruning(session.edits, smallest=1, window=window, memory=self.memory, reached=recorder.reached)
+        module = session.edits.module
+        if candidates is not None:
+            chosen = set(candidates)
+            close(module, [gate for gate in all_gates(module) if gate not in chosen])
+        recorder = Recorder(session.edits, None if valid is None else lambda: session.measure(valid))
+        pruning = Pruning(
+            session.edits,
+            smallest=1,
+            window=(self.prune_from, self.prune_until),
+            memory=self.memory,
+            gates=candidates,
+            reached=recorder.reached,
+        )
         rates = self.stage(scale_lr=self.scale_lr, offset_lr=self.offset_lr, gate_lr=self.gate_lr)
-        stage = replace(rates, min_steps=self.min_steps, relative=True)
+        stage = replace(rates, epochs=self.search_epochs, min_steps=self.min_steps, relative=True)
         session.run(stage, name=name, objective=self.objective(), callbacks=[pruning], train=train)
-        return pruning, recorder
+        order = pruning.order()
+        return Search({gates: order[:gates] for gates in pruning.levels}, recorder.vectors, recorder.losses)
+
+    def _candidates(self, session: Session, found: Search, gates: int, train: list[Encoded]) -> list[Gate]:
+        """The gates of a level, as many that were closed last, and some along which the loss now falls most steeply."""
+        level = Level(order=found.orders[gates], vectors=found.vectors[gates])
+        extra = max(_EXTRA, gates)
+        late = found.orders[min(size for size in found.orders if size >= min(gates + extra, max(found.orders)))]
+        session.restart()
+        put(session.edits, level)
+        slopes = session.slopes(train)
+        steep = sorted(slopes.keys() - {*level.order, *late}, key=lambda gate: slopes[gate], reverse=True)
+        return sorted({*level.order, *late, *steep[: extra // 2]})
 
     def _parts(self, session: Session) -> list[tuple[list[Encoded], list[Encoded]]]:
         """Pairs of training and validation examples: the session's own, one share held out, or each in turn."""
@@ -166,8 +249,3 @@ class Localise(Recipe):
             folds = min(_FOLDS, len(rows))
             held = [set(order[i::folds]) for i in range(folds)]
         return [([rows[i] for i in order if i not in out], [rows[i] for i in order if i in out]) for out in held]
-
-
-def _together(losses: list[dict[int, Tensor]]) -> dict[int, Tensor]:
-    """For each number of gates that all searches reached: the losses of all their examples."""
-    return {gates: torch.cat([found[gates] for found in losses]) for gates in losses[0]}
