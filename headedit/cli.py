@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from headedit import cli_bench, cli_demo, cli_spec
+from headedit import cli_bench, cli_demo, cli_import, cli_merge, cli_spec
 from headedit.cli_files import Seed, console, print_files, print_rows, read_pairs, write_json
 from headedit.errors import HeadEditError
 from headedit.version import __version__
@@ -24,7 +24,9 @@ app = typer.Typer(
 )
 app.add_typer(cli_spec.app)
 app.add_typer(cli_bench.app)
+app.add_typer(cli_import.app)
 app.command()(cli_demo.demo)
+app.command()(cli_merge.merge)
 
 
 class Dtype(str, Enum):

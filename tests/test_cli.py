@@ -49,7 +49,7 @@ def test_from_files_to_edits_to_figures_and_pictures(model_folder, data, tmp_pat
     assert "trainable params: 272 ||" in printed
     assert "30 to learn from, 0 to choose by" in printed
     record = json.loads((out / "run.json").read_text())
-    assert (record["steps"], record["settings"]["scale_lr"]) == (600, 0.01)
+    assert (record["steps"], record["settings"]["scale_lr"]) == (1800, 0.01)
     assert record["base_model"] == model_folder
 
     report = tmp_path / "reports" / "report.json"
@@ -65,7 +65,7 @@ def test_from_files_to_edits_to_figures_and_pictures(model_folder, data, tmp_pat
     assert "edited model" not in capsys.readouterr().out
 
     assert run("plot", out, "--output", tmp_path / "pictures") == 0
-    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["gates.png", "history.png"]
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["gates.png", "history.png", "path.png"]
     (out / "history.jsonl").unlink()
     assert run("plot", out) == 0
     assert (out / "gates.png").read_bytes()[:4] == b"\x89PNG"
@@ -138,7 +138,7 @@ def mistakes(model_folder, tmp_path):
         ),
         "broken line": (train(data="broken.jsonl"), r"broken\.jsonl, line 2: not valid JSON.*--skip-broken"),
         "empty set": (train(data="empty.jsonl"), r"empty\.jsonl: there is nothing to use"),
-        "too few to split": (train(data="one.jsonl"), r"1 records cannot be split.*--valid"),
+        "too few to split": (train("--valid-share", "0.2", data="one.jsonl"), r"1 records cannot be split.*--valid"),
         "no such file": (train(data="none.jsonl"), r"none\.jsonl: cannot be read \(No such file"),
         "no such model": (train(model="/nowhere"), r"No model could be loaded from '/nowhere'\. Give a folder"),
         "no such device": (train("--device", "cuda:9"), r"cannot be moved to the device 'cuda:9'"),

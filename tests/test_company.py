@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from types import SimpleNamespace
 
 import accelerate
 import pytest
@@ -10,6 +11,7 @@ from tiny import logits, randomise, tiny_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, pipeline
 
 import headedit
+from headedit import HeadEditError
 
 
 def edited(model, seed=0):
@@ -55,23 +57,45 @@ def test_a_quantized_base(bits, ids, tmp_path):
     pytest.importorskip("bitsandbytes")
     tiny_model("llama", hidden_size=64, intermediate_size=64).save_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=QUANTIZED[bits](), dtype=torch.float32)
-    base = logits(model, ids)
-    weights = {n: (p.data_ptr(), p.dtype) for n, p in model.named_parameters()}
     edits = headedit.attach(model)
-    assert torch.equal(logits(model, ids), base)
     randomise(edits)
-    assert not torch.allclose(logits(model, ids), base, atol=1e-4)
-    model.train()
+    model.train()  # before any inference, for which bitsandbytes repacks 4-bit weights on some CPUs
     model(input_ids=ids, labels=ids).loss.backward()
     assert all((p.grad != 0).any() for p in edits.vector_parameters())
     model.eval()
+    edited = logits(model, ids)
+    weights = {n: (p.data_ptr(), p.dtype) for n, p in model.named_parameters() if "headedit" not in n}
+    with edits.disable_adapter():
+        base = logits(model, ids)
+    assert not torch.allclose(edited, base, atol=1e-4)
     edits.save_pretrained(tmp_path / "edits")
-    after = logits(model, ids)
     edits.detach()
     assert torch.equal(logits(model, ids), base)
     assert {n: (p.data_ptr(), p.dtype) for n, p in model.named_parameters()} == weights
+    headedit.attach(model).detach()
+    assert torch.equal(logits(model, ids), base)
     headedit.load(model, tmp_path / "edits")
-    assert torch.equal(logits(model, ids), after)
+    assert torch.equal(logits(model, ids), edited)
+
+
+def test_weights_that_are_packed_for_inference_are_not_trained_over(llama, tmp_path):
+    """The state that bitsandbytes leaves on a CPU with AVX512-BF16, set by hand so that any CPU has it."""
+    edits = headedit.attach(llama)
+    llama.lm_head.weight.quant_state = SimpleNamespace(packing_format_for_cpu=True)
+    rows = [{"input_ids": [3, 4, 5], "labels": [-100, 4, 5]}] * 8
+    with pytest.raises(HeadEditError, match=r"packed lm_head for inference .* Load the model again and train before"):
+        headedit.fit(edits, rows, output_dir=tmp_path, progress=False)
+
+
+def test_repacking_is_off_while_edits_are_trained(llama, tmp_path):
+    llama.lm_head.support_avx512bf16_for_cpu = True
+    seen = []
+    llama.lm_head.register_forward_hook(lambda module, *_: seen.append(module.support_avx512bf16_for_cpu))
+    rows = [{"input_ids": [3, 4, 5], "labels": [-100, 4, 5]}] * 8
+    options = {"epochs": 1, "search_epochs": 1, "min_steps": 1, "progress": False}
+    headedit.fit(headedit.attach(llama), rows, rows, output_dir=tmp_path, **options)
+    assert set(seen) == {False}
+    assert llama.lm_head.support_avx512bf16_for_cpu
 
 
 @pytest.mark.parametrize("offload", ["cpu", "disk", "device_map"])

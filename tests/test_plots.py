@@ -144,7 +144,8 @@ def test_a_path_without_validation_cannot_be_drawn(tmp_path):
 
 
 def test_stages_are_named_where_they_begin():
-    logged = [{**row, "stage": "search" if row["step"] <= 4 else "refit"} for row in rows() if "kept" not in row]
+    trained = {**rows()[0]}
+    logged = [{**trained, "step": step, "stage": "search" if step <= 4 else "refit"} for step in (2, 4, 6)]
     first = headedit.plot.history(History(None, logged)).axes[0]
     placed = {text.get_text().strip(): text.get_position()[0] for text in first.texts}
     assert placed == {"search": 0, "refit": 4}

@@ -1,4 +1,7 @@
-"""Saved edits give the same logits bit for bit, fit only their model, and are never half there: invariant 7."""
+"""Saved edits give the same logits bit for bit, fit only their model, and are never half there: invariant 7.
+
+Also the hardened form, the model card and the hub.
+"""
 
 import json
 import os
@@ -7,12 +10,18 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from tiny import FACTS, logits, randomise, tiny_model
 
 import headedit
 from headedit import EditConfig, HeadEditError
 from headedit.edits import files
+from headedit.edits.card import CARD_FILE, MARKER
 from headedit.edits.files import CONFIG_FILE, TENSOR_FILE
+from headedit.edits.gates import SATURATED
+from headedit.edits.hub import push_to_hub
+from headedit.edits.storage import load_tensors, read
+from headedit.edits.support import close, open_gates
 
 
 @pytest.fixture
@@ -29,7 +38,7 @@ def test_loading_on_a_fresh_base_gives_the_same_logits_bit_for_bit(model_type, i
     edits = headedit.attach(model)
     randomise(edits)
     edits.save_pretrained(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [TENSOR_FILE, CONFIG_FILE]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CARD_FILE, TENSOR_FILE, CONFIG_FILE]
     fresh = tiny_model(model_type)
     loaded = headedit.load(fresh, tmp_path)
     assert torch.equal(logits(fresh, ids), logits(model, ids))
@@ -177,7 +186,7 @@ def rewrite_hash(config, data, payload):
         ("config cut", r"headedit_config\.json: cannot be read"),
         ("config a list", r"the key 'format_version' is missing"),
         ("config of bytes", r"headedit_config\.json: cannot be read"),
-        ("a newer format", r"format_version is 99, this headedit reads 1; it was written by headedit"),
+        ("a newer format", r"format_version is 99, this headedit reads 1 and 2; it was written by headedit"),
         ("no sites", r"the key 'sites' is missing or not a list"),
         ("an odd site", r"sites: found \{'layer': 0\}, expected the keys layer, layers"),
         ("an unknown setting", r"config: unknown key 'gate'\. Did you mean 'gates'\?"),
@@ -217,7 +226,7 @@ def test_a_save_that_is_interrupted_never_leaves_a_pair_that_loads_wrongly(saved
     with pytest.raises(KeyboardInterrupt):
         llama_edits.save_pretrained(saved)
     monkeypatch.undo()
-    assert sorted(p.name for p in saved.iterdir()) == [TENSOR_FILE, CONFIG_FILE]
+    assert sorted(p.name for p in saved.iterdir()) == [CARD_FILE, TENSOR_FILE, CONFIG_FILE]
     fresh = tiny_model("llama")
     if stop_at == TENSOR_FILE:
         headedit.load(fresh, saved)
@@ -237,6 +246,314 @@ def test_a_folder_that_cannot_be_written(llama, tmp_path):
 def test_a_name_that_leads_nowhere(llama, name):
     with pytest.raises(HeadEditError, match="there is no such folder"):
         headedit.load(llama, name)
+
+
+VARIANTS = [
+    {},
+    {"gates": "shared"},
+    {"eval_gate": "expectation"},
+    {"vectors": "offset"},
+    {"gates": "shared", "vectors": "scale", "layers": [1]},
+    {"gates": "none"},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("config", VARIANTS)
+def test_a_hardened_file_gives_the_logits_of_hardened_edits_bit_for_bit(config, dtype, llama, ids, tmp_path):
+    edits = headedit.attach(llama, config=EditConfig(**config))
+    randomise(edits)
+    if edits.gate_parameters():
+        close(edits.module, open_gates(edits.module)[::2])
+    llama.to(dtype)
+    before, opened = logits(llama, ids), edits.count_open()
+    edits.save_pretrained(tmp_path, hardened=True)
+    assert torch.equal(logits(llama, ids), before)  # saving leaves the edits as they are
+    edits.harden()
+    fresh = tiny_model("llama").to(dtype)
+    loaded = headedit.load(fresh, tmp_path)
+    assert torch.equal(logits(fresh, ids), logits(llama, ids))
+    if edits.config.eval_gate == "clip":
+        assert torch.equal(logits(fresh, ids), before)
+    assert loaded.count_open() == opened
+    assert [e.idle for e in loaded.module] == [e.idle for e in edits.module]
+    for ours, theirs in zip(edits.module.named_parameters(), loaded.module.named_parameters(), strict=True):
+        assert ours[0] == theirs[0]
+        assert torch.equal(ours[1], theirs[1])
+        assert ours[1].requires_grad == theirs[1].requires_grad
+    fresh.train()
+    assert torch.equal(logits(fresh, ids), logits(llama, ids))
+    shown = read(tmp_path)
+    assert (
+        torch.equal(
+            shown.gates().additive,
+            loaded.gates().additive,
+        )
+        or config.get("vectors") == "scale"
+    )
+
+
+def test_a_hardened_file_holds_open_heads_alone(llama, tmp_path):
+    edits = headedit.attach(llama)
+    edits.set_head(0, 2, offset=torch.arange(16.0))
+    edits.set_head(0, 3, offset=torch.ones(16), scale=0.5)
+    close(edits.module, [gate for gate in open_gates(edits.module) if gate.head < 2 or gate.site == 1])
+    edits.save_pretrained(tmp_path, hardened=True)
+    tensors = safetensors.torch.load_file(tmp_path / TENSOR_FILE)
+    name = "layers.0.self_attn.o_proj"
+    assert {key: tuple(value.shape) for key, value in tensors.items()} == {
+        f"{name}.offset": (2, 16),
+        f"{name}.offset_heads": (2,),
+        f"{name}.scale": (1, 16),
+        f"{name}.scale_heads": (1,),
+    }
+    assert tensors[f"{name}.offset_heads"].tolist() == [2, 3]
+    assert tensors[f"{name}.scale"].tolist() == [[-0.5] * 16]
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["format_version"] == 2
+    loaded = headedit.load(tiny_model("llama"), tmp_path)
+    assert loaded.module.sites[0].offset_gate.tolist() == [-SATURATED, -SATURATED, SATURATED, SATURATED]
+    assert loaded.gate_parameters() == []
+    assert [edit.idle for edit in loaded.module] == [False, True]
+
+
+def test_edits_of_which_nothing_is_open_are_saved_hardened_too(llama, ids, tmp_path):
+    base = logits(tiny_model("llama"), ids)
+    edits = headedit.attach(llama)
+    randomise(edits)
+    close(edits.module, open_gates(edits.module))
+    edits.save_pretrained(tmp_path, hardened=True)
+    assert safetensors.torch.load_file(tmp_path / TENSOR_FILE) == {}
+    fresh = tiny_model("llama")
+    assert headedit.load(fresh, tmp_path).count_open()["any"] == (0, 8)
+    assert torch.equal(logits(fresh, ids), base)
+
+
+def test_hardened_edits_are_saved_hardened_by_themselves_and_put_back_in_place(llama, ids, tmp_path):
+    edits = headedit.attach(llama)
+    randomise(edits)
+    edits.save_pretrained(tmp_path / "full")
+    edits.harden()
+    wanted = logits(llama, ids)
+    edits.save_pretrained(tmp_path / "hardened")
+    versions = {f.name: json.loads((f / CONFIG_FILE).read_text())["format_version"] for f in tmp_path.iterdir()}
+    assert versions == {"full": 1, "hardened": 2}
+    load_tensors(edits, tmp_path / "full")
+    assert torch.equal(logits(llama, ids), wanted)
+    load_tensors(edits, tmp_path / "hardened")
+    assert torch.equal(logits(llama, ids), wanted)
+    headedit.load(fresh := tiny_model("llama"), tmp_path / "hardened").save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / TENSOR_FILE).read_bytes() == (tmp_path / "hardened" / TENSOR_FILE).read_bytes()
+    assert torch.equal(logits(fresh, ids), wanted)
+
+
+def test_edits_put_back_over_idle_ones_act(llama, ids, saved):
+    edits = headedit.attach(tiny_model("llama"))
+    close(edits.module, open_gates(edits.module))
+    edits.harden()
+    load_tensors(edits, saved)
+    assert torch.equal(logits(edits.model, ids), logits(llama, ids))
+
+
+def test_parameters_of_several_dtypes_cannot_be_saved_hardened(llama, tmp_path):
+    edits = headedit.attach(llama)
+    edits.module.sites[0].bfloat16()
+    with pytest.raises(HeadEditError, match="several dtypes"):
+        edits.save_pretrained(tmp_path, hardened=True)
+    edits.harden()
+    edits.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["format_version"] == 1
+
+
+SHAPES = {  # layers, heads, head_dim, hidden size, bytes at most: full, hardened with 5 % of the heads
+    "1B": (16, 32, 64, 2048, 300_000, 30_000),
+    "8B": (32, 32, 128, 4096, 1_120_000, 80_000),
+    "13B": (40, 40, 128, 5120, 1_750_000, 120_000),
+    "70B": (80, 64, 128, 8192, 5_400_000, 330_000),
+}
+
+
+def measure_sizes(name, folder):
+    """Bytes of both files together, full and hardened with 5 % of the heads, for a Llama on the meta device."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    layers, heads, width, hidden, *_ = SHAPES[name]
+    config = LlamaConfig(
+        num_hidden_layers=layers, num_attention_heads=heads, head_dim=width, hidden_size=hidden, vocab_size=128_256
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    edits = headedit.attach(model, config=EditConfig(init_std=1e-2))
+    kept = range(0, layers * heads, 20)
+    close(edits.module, [gate for gate in open_gates(edits.module) if gate.site * heads + gate.head not in kept])
+    sizes = []
+    for hardened in (False, True):
+        edits.save_pretrained(folder / str(hardened), hardened=hardened, card=False)
+        sizes.append(sum(path.stat().st_size for path in (folder / str(hardened)).iterdir()))
+    return sizes, len(kept)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_saved_edits_are_small(name, tmp_path):
+    (full, hardened), _ = measure_sizes(name, tmp_path)
+    assert full < SHAPES[name][4]
+    assert hardened < SHAPES[name][5]
+
+
+def test_the_card_says_what_the_edits_are(llama, tmp_path):
+    llama.config._name_or_path = "someone/tiny-llama"
+    edits = headedit.attach(llama)
+    close(edits.module, open_gates(edits.module))
+    edits.set_head(0, 1, offset=torch.ones(16))
+    edits.set_head(1, 0, scale=0.5)
+    edits.set_head(1, 3, scale=0.5, offset=torch.ones(16))
+    (tmp_path / "run.json").write_text('{"recipe": "localise", "seed": 3, "best_eval_loss": 0.25, "settings": {}}')
+    edits.save_pretrained(tmp_path, metrics={"exact match": 0.98, "a | b\nc": 3})
+    text = (tmp_path / CARD_FILE).read_text()
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "headedit",
+        "base_model": "someone/tiny-llama",
+        "base_model_relation": "adapter",
+        "tags": ["headedit", "attention-heads", "activation-editing", "llama"],
+    }
+    assert body.strip().startswith(MARKER)
+    assert "layer  0\n    0  ·o··\n    1  s··#\n```" in body
+    for row in ("edited heads | 3 of 8", "open offset gates | 2 of 8", "exact match | 0.98", r"a \| b c | 3"):
+        assert f"| {row} |" in body
+    for row in ("recipe | localise", "seed | 3", "validation loss | 0.2500 nats a token"):
+        assert f"| {row} |" in body
+    assert 'headedit.load(model, "this-folder")' in body
+    code = body.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert len(code.strip().splitlines()) == 3
+
+
+def test_the_card_draws_every_kind_of_site_and_counts_what_is_too_wide(llama, tmp_path):
+    headedit.attach(llama, config=EditConfig(sites=["attention", "mlp"], mlp_groups=48)).save_pretrained(tmp_path)
+    text = (tmp_path / CARD_FILE).read_text()
+    assert "Attention, layers down" in text
+    assert "Mlp, layers down" in text
+    wide = tiny_model("llama", intermediate_size=192)
+    edits = headedit.attach(wide, config=EditConfig(sites=["mlp"], mlp_groups=192, layers=[1]))
+    edits.save_pretrained(tmp_path)
+    assert "| layer 1 | 192 of 192 |" in (tmp_path / CARD_FILE).read_text()
+
+
+def test_a_card_of_ones_own_is_kept_and_ours_is_written_anew(llama, tmp_path):
+    edits = headedit.attach(llama)
+    edits.save_pretrained(tmp_path, metrics={"earlier run": 1.0})
+    edits.save_pretrained(tmp_path)
+    assert "earlier run" not in (tmp_path / CARD_FILE).read_text()
+    (tmp_path / CARD_FILE).write_text("mine")
+    edits.save_pretrained(tmp_path)
+    assert (tmp_path / CARD_FILE).read_text() == "mine"
+    edits.save_pretrained(tmp_path / "other", card=False)
+    assert not (tmp_path / "other" / CARD_FILE).exists()
+
+
+def test_a_local_base_model_is_no_hub_id_and_a_broken_run_is_left_out(llama, tmp_path):
+    llama.config._name_or_path = str(tmp_path)
+    (tmp_path / "run.json").write_text("[" * 5000)
+    headedit.attach(llama).save_pretrained(tmp_path)
+    text = (tmp_path / CARD_FILE).read_text()
+    assert "base_model" not in text
+    assert str(tmp_path) not in text
+    assert "## Training" not in text
+
+
+@pytest.mark.parametrize("metrics", [{"exact match": "98 %"}, {"a": True}, {1: 0.5}])
+def test_a_metric_is_a_number(metrics, llama, tmp_path):
+    with pytest.raises(HeadEditError, match="expected a name and a number"):
+        headedit.attach(llama).save_pretrained(tmp_path / "out", metrics=metrics)
+    assert not (tmp_path / "out").exists()
+
+
+class Hub:
+    """A folder that stands for the hub."""
+
+    def __init__(self, root, monkeypatch):
+        self.root, self.calls = root, []
+        hub = self
+
+        class Api:
+            def __init__(self, token=None):
+                hub.calls.append(("token", token))
+
+            def create_repo(self, repo_id, *, private, exist_ok):
+                hub.calls.append(("create_repo", repo_id, private))
+                (hub.root / repo_id / "main").mkdir(parents=True, exist_ok=exist_ok)
+                return type("Url", (), {"repo_id": repo_id})
+
+            def create_branch(self, repo_id, *, branch, exist_ok):
+                shutil.copytree(hub.root / repo_id / "main", hub.root / repo_id / branch, dirs_exist_ok=exist_ok)
+
+            def file_exists(self, repo_id, filename, *, revision=None):
+                return (hub.root / repo_id / (revision or "main") / filename).is_file()
+
+            def hf_hub_download(self, repo_id, filename, *, revision=None):
+                return str(hub.root / repo_id / (revision or "main") / filename)
+
+            def upload_folder(self, *, repo_id, folder_path, revision, commit_message, ignore_patterns):
+                ignored = shutil.ignore_patterns(*(ignore_patterns or []))
+                target = hub.root / repo_id / (revision or "main")
+                shutil.copytree(folder_path, target, dirs_exist_ok=True, ignore=ignored)
+                hub.calls.append(("upload", repo_id, revision, commit_message))
+                return type("Commit", (), {"commit_url": f"https://hub/{repo_id}"})
+
+        def snapshot_download(repo_id, *, revision=None, allow_patterns=None):
+            return str(hub.root / repo_id / (revision or "main"))
+
+        monkeypatch.setattr("huggingface_hub.HfApi", Api)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    return Hub(tmp_path / "hub", monkeypatch)
+
+
+@pytest.mark.parametrize("revision", [None, "v1"])
+def test_edits_pushed_to_the_hub_are_loaded_by_their_id(revision, hub, llama, ids):
+    edits = headedit.attach(llama)
+    randomise(edits)
+    url = edits.push_to_hub("someone/edits", private=True, revision=revision, hardened=True, metrics={"accuracy": 0.5})
+    assert url == "https://hub/someone/edits"
+    assert ("create_repo", "someone/edits", True) in hub.calls
+    assert hub.calls[-1] == ("upload", "someone/edits", revision, "Upload edits by headedit")
+    folder = hub.root / "someone" / "edits" / (revision or "main")
+    assert sorted(path.name for path in folder.iterdir()) == [CARD_FILE, TENSOR_FILE, CONFIG_FILE]
+    text = (folder / CARD_FILE).read_text()
+    assert 'headedit.load(model, "someone/edits")' in text
+    assert "| accuracy | 0.5 |" in text
+    fresh = tiny_model("llama")
+    headedit.load(fresh, "someone/edits", revision=revision)
+    assert torch.equal(logits(fresh, ids), logits(llama, ids))
+
+
+def test_a_card_of_ones_own_on_the_hub_is_kept(hub, llama):
+    edits = headedit.attach(llama)
+    push_to_hub(edits, "someone/edits", commit_message="first", token="secret")
+    card = hub.root / "someone" / "edits" / "main" / CARD_FILE
+    push_to_hub(edits, "someone/edits", metrics={"new": 1})
+    assert "| new | 1 |" in card.read_text()
+    card.write_text("mine")
+    push_to_hub(edits, "someone/edits")
+    assert card.read_text() == "mine"
+    assert ("token", "secret") in hub.calls
+
+
+def test_what_the_hub_refuses_is_told_with_what_to_do(llama, monkeypatch):
+    import huggingface_hub
+
+    with pytest.raises(HeadEditError, match=r"not a name!: the edits could not be uploaded \(HFValidationError"):
+        push_to_hub(headedit.attach(llama), "not a name!")
+
+    def refuse(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(HeadEditError, match=r"a/b: .* \(OSError: no network\)\. Log in with 'hf auth login'"):
+        push_to_hub(headedit.attach(tiny_model("llama")), "a/b")
 
 
 def test_a_hub_snapshot_is_loaded_by_its_id(saved, ids, llama, tmp_path, monkeypatch):

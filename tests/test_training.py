@@ -78,6 +78,7 @@ def test_fit_trains_the_edits_and_leaves_the_base_alone(llama, ids, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {
         "headedit_config.json",
         "headedit.safetensors",
+        "README.md",
         "history.jsonl",
         "run.json",
         "checkpoints",

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from os import PathLike
 from typing import Literal
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from headedit.edits.config import EditConfig
 from headedit.edits.module import EditModule, Gates
+from headedit.edits.travelling import Travelling
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite, Spec
 
@@ -17,7 +17,7 @@ MODULE_NAME = "headedit"
 """The name under which a model carries its edits as a submodule while they are attached."""
 
 
-class HeadEdits:
+class HeadEdits(Travelling):
     """Edits attached to a model; made by ``headedit.attach`` and ``headedit.load``.
 
     Fields:
@@ -58,7 +58,11 @@ class HeadEdits:
 
     def detach(self) -> nn.Module:
         """Takes everything off: the model is exactly as it was before ``attach``, and is returned."""
+        from headedit.edits.merging import is_merged, unmerge
+
         if self.attached:
+            if is_merged(self):
+                unmerge(self)
             for hook in self._hooks:
                 hook.remove()
             del self.model._modules[MODULE_NAME]
@@ -69,11 +73,14 @@ class HeadEdits:
     @contextmanager
     def disable_adapter(self) -> Iterator[nn.Module]:
         """A context in which the model is the base model, bit for bit."""
+        from headedit.edits.merging import suspended
+
         before = [edit.enabled for edit in self.module]
         for edit in self.module:
             edit.enabled = False
         try:
-            yield self.model
+            with suspended(self):
+                yield self.model
         finally:
             for edit, enabled in zip(self.module, before, strict=True):
                 edit.enabled = enabled
@@ -198,16 +205,6 @@ class HeadEdits:
         trainable, total = self.get_nb_trainable_parameters()
         share = 100 * trainable / total
         print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
-
-    def save_pretrained(self, save_directory: "str | PathLike[str]") -> None:
-        """Writes ``headedit_config.json`` and ``headedit.safetensors`` into a folder, atomically.
-
-        Raises:
-            HeadEditError: the folder cannot be made or written.
-        """
-        from headedit.edits.storage import save
-
-        save(self, save_directory)
 
     def __repr__(self) -> str:
         opened = {kind: count for kind, count in self.count_open().items() if kind != "any"}

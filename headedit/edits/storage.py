@@ -1,8 +1,10 @@
 """Edits on disk: ``headedit_config.json`` says what they are and fit, ``headedit.safetensors`` holds them.
 
-The config names the base model and its shape, the spec and its hash, the versions and every site.
+The config names the base model and its shape, the spec and its hash, the versions and every site; the format is in
+``headedit.edits.files``.
 """
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,35 +14,71 @@ import transformers
 from torch import Tensor, nn
 
 from headedit.edits.attach import check_unattached
+from headedit.edits.card import check_metrics, write_card
 from headedit.edits.config import EditConfig
-from headedit.edits.files import CONFIG_FILE, SITE_KEYS, TENSOR_FILE, locate, read_config, read_tensors, write_pair
+from headedit.edits.files import (
+    CONFIG_FILE,
+    FULL,
+    HARDENED,
+    TENSOR_FILE,
+    locate,
+    read_config,
+    read_tensors,
+    write_pair,
+)
 from headedit.edits.handle import HeadEdits
+from headedit.edits.matching import check_model, check_sites, describe, site_row
 from headedit.edits.module import EditModule
+from headedit.edits.packing import FLOATS, is_hardened, pack, unpack
+from headedit.edits.support import harden
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite, Spec, find_sites, find_spec
-from headedit.specs.numbers import text_config
-from headedit.specs.registry import model_type_of
 from headedit.specs.strict import build
 from headedit.version import __version__
 
-_SHAPE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+_LARGEST = 1e6  # of a setting of the gates, so that nothing overflows
 
 
-def save(edits: HeadEdits, directory: "str | PathLike[str]") -> None:
-    """Writes the edits into a folder, which is made if it is not there; see ``HeadEdits.save_pretrained``."""
+def save(
+    edits: HeadEdits,
+    directory: "str | PathLike[str]",
+    *,
+    hardened: bool = False,
+    card: bool = True,
+    metrics: Mapping[str, float] | None = None,
+    repo_id: str | None = None,
+) -> None:
+    """Writes the edits into a folder, which is made if it is not there; see ``HeadEdits.save_pretrained``.
+
+    Args:
+        edits: the handle, attached or detached; it stays as it is.
+        directory: the folder.
+        hardened: store only what acts, as after ``edits.harden()``; hardened edits are always stored so.
+        card: write a model card, unless a README.md that is not ours stands there.
+        metrics: names and values for the card.
+        repo_id: the id of the hub repository that the card says to load from; by default this folder.
+
+    Raises:
+        HeadEditError: the folder cannot be made or written, or a metric is not a number.
+    """
+    check_metrics(metrics)
+    short = hardened or is_hardened(edits.module)
+    tensors = pack(edits.module) if short else _tensors(edits.module)
     config = {
         "versions": {
             "headedit": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "base_model": _describe(edits.model),
+        "base_model": describe(edits.model),
         "spec": edits.spec.to_dict(),
         "spec_sha256": edits.spec.digest(),
         "config": vars(edits.config),
-        "sites": [_site_row(site) for site in edits.sites],
+        "sites": [site_row(site) for site in edits.sites],
     }
-    write_pair(Path(directory), config, _tensors(edits.module))
+    write_pair(Path(directory), config, tensors, HARDENED if short else FULL)
+    if card:
+        write_card(edits, directory, metrics=metrics, repo_id=repo_id)
 
 
 def load(
@@ -59,7 +97,8 @@ def load(
         revision: the revision of a hub repository.
 
     Returns:
-        The handle; the model's logits are those of the model that was saved, bit for bit.
+        The handle; the model's logits are those of the model that was saved, bit for bit; of edits that were saved
+        hardened, those of the model after ``harden()``, with gates that are fixed.
 
     Raises:
         HeadEditError: nothing is found, a file is damaged, or the edits were made for another model, in
@@ -68,24 +107,19 @@ def load(
     check_unattached(model)
     folder = locate(path, revision)
     saved = read_config(folder)
-    config = EditConfig.from_dict(saved["config"], f"{folder / CONFIG_FILE}: config")
+    config = _config_of(saved, f"{folder / CONFIG_FILE}: config")
     tensors = read_tensors(folder, saved)
-    differences = _differences(saved["base_model"], _describe(model), ("model_type", *_SHAPE_KEYS))
-    if differences:
-        raise HeadEditError(_another_model(folder, saved, differences))
+    check_model(saved, model, folder)
     found = _spec_for(model, spec, saved, folder)
-    wanted = saved["sites"]
-    names = {row["name"] for row in wanted}
+    names = {row["name"] for row in saved["sites"]}
     sites = [
         site for site in find_sites(model, found, config.sites, mlp_groups=config.mlp_groups) if site.name in names
     ]
-    if [_site_row(site) for site in sites] != wanted:
-        differences = _site_differences(wanted, [_site_row(site) for site in sites])
-        raise HeadEditError(_another_model(folder, saved, differences))
+    check_sites(saved, sites, folder)
     edits = HeadEdits(model, found, config, sites)
     try:
-        restore(edits.module, tensors, str(folder / TENSOR_FILE))
-    except HeadEditError:
+        _fill(edits.module, folder, saved, tensors)
+    except BaseException:
         edits.detach()
         raise
     return edits
@@ -105,10 +139,12 @@ def restore(edits: EditModule, tensors: dict[str, Tensor], where: str) -> None:
         if tensors[name].shape != expected[name].shape:
             found, wanted = tuple(tensors[name].shape), tuple(expected[name].shape)
             raise HeadEditError(f"{where}: the tensor '{name}' has shape {found}, expected {wanted}.")
-        if not (tensors[name].is_floating_point() and torch.isfinite(tensors[name]).all()):
+        if not (tensors[name].dtype in FLOATS and torch.isfinite(tensors[name]).all()):
             raise HeadEditError(f"{where}: the tensor '{name}' holds NaN, infinity or no floating-point numbers.")
     for name, parameter in _parameters(edits).items():
         parameter.data = tensors[name].to(parameter.device)  # in the dtype it was saved in
+    for edit in edits:
+        edit.idle = False
 
 
 def load_tensors(edits: HeadEdits, directory: "str | PathLike[str]") -> None:
@@ -118,7 +154,8 @@ def load_tensors(edits: HeadEdits, directory: "str | PathLike[str]") -> None:
         HeadEditError: the folder holds no such edits.
     """
     folder = Path(directory)
-    restore(edits.module, read_tensors(folder, read_config(folder)), str(folder / TENSOR_FILE))
+    saved = read_config(folder)
+    _fill(edits.module, folder, saved, read_tensors(folder, saved))
 
 
 def read(directory: "str | PathLike[str]") -> EditModule:
@@ -130,10 +167,32 @@ def read(directory: "str | PathLike[str]") -> EditModule:
     folder = Path(directory)
     saved = read_config(folder)
     where = str(folder / CONFIG_FILE)
+    config, tensors = _config_of(saved, f"{where}: config"), read_tensors(folder, saved)
     sites = [build(HeadSite, {**row, "path": row["name"], "module": nn.Identity()}, where) for row in saved["sites"]]
-    module = EditModule(sites, EditConfig.from_dict(saved["config"], f"{where}: config"))
-    restore(module, read_tensors(folder, saved), str(folder / TENSOR_FILE))
+    module = EditModule(sites, config)
+    _fill(module, folder, saved, tensors)
     return module
+
+
+def _fill(module: EditModule, folder: Path, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    where = str(folder / TENSOR_FILE)
+    if saved["format_version"] == FULL:
+        restore(module, tensors, where)
+        return
+    restore(module, unpack(module, tensors, where), where)
+    harden(module)  # takes nothing away any more, and fixes the gates
+
+
+def _config_of(saved: dict[str, Any], where: str) -> EditConfig:
+    config = EditConfig.from_dict(saved["config"], where)
+    for key in ("temperature", "stretch", "gate_init", "init_std"):
+        value = getattr(config, key)
+        if (
+            max(map(abs, value if isinstance(value, tuple) else [value])) > _LARGEST
+            or config.temperature < 1 / _LARGEST
+        ):
+            raise HeadEditError(f"{where}: {key}: found {value}, which no edits are made with.")
+    return config
 
 
 def _parameters(edits: EditModule) -> dict[str, nn.Parameter]:
@@ -146,27 +205,6 @@ def _tensors(edits: EditModule) -> dict[str, Tensor]:
     return {name: p.detach().cpu().contiguous() for name, p in _parameters(edits).items()}
 
 
-def _describe(model: nn.Module) -> dict[str, Any]:
-    config: Any = model.config
-    text = text_config(model)
-    described = {
-        "name_or_path": getattr(config, "_name_or_path", ""),
-        "revision": getattr(config, "_commit_hash", None),
-        "model_type": model_type_of(model),
-        "class": type(model).__name__,
-    }
-    for key in _SHAPE_KEYS:
-        try:
-            described[key] = getattr(text, key)
-        except (AttributeError, RuntimeError):  # not every config has it, and some raise where layers differ
-            continue
-    return described
-
-
-def _site_row(site: HeadSite) -> dict[str, Any]:
-    return {key: getattr(site, key) for key in SITE_KEYS}
-
-
 def _spec_for(model: nn.Module, spec: "str | PathLike[str] | Spec | None", saved: dict[str, Any], folder: Path) -> Spec:
     try:
         return find_spec(model, spec)
@@ -174,24 +212,3 @@ def _spec_for(model: nn.Module, spec: "str | PathLike[str] | Spec | None", saved
         if spec is not None:
             raise
     return build(Spec, saved["spec"], f"{folder / CONFIG_FILE}: spec")
-
-
-def _differences(saved: dict[str, Any], live: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
-    return [f"{key}: edits {saved.get(key)}, model {live.get(key)}" for key in keys if saved.get(key) != live.get(key)]
-
-
-def _site_differences(saved: list[dict[str, Any]], live: list[dict[str, Any]]) -> list[str]:
-    by_name = {row["name"]: row for row in live}
-    rows = []
-    for row in saved:
-        if row["name"] not in by_name:
-            rows.append(f"{row['name']}: not in this model")
-        else:
-            rows += _differences({**row}, by_name[row["name"]], SITE_KEYS)
-    return rows or ["the sites stand in another order"]
-
-
-def _another_model(folder: Path, saved: dict[str, Any], differences: list[str]) -> str:
-    shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
-    base = saved["base_model"].get("name_or_path") or "an unnamed model"
-    return f"{folder}: these edits were made for another model ({base}). They differ in {shown}."

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from headedit.edits import attach
+from headedit.edits.merging import mergeable
 from headedit.specs import Spec
 from headedit.specs.numbers import text_config
 
@@ -31,7 +32,7 @@ def examine(model: nn.Module, spec: "str | PathLike[str] | Spec | None" = None) 
         edited = len({site.layer for site in edits.sites})
         shapes = sorted({(site.heads, site.head_dim) for site in edits.sites})
         gated = any(site.position == "gated" for site in edits.sites)
-        offset = edits.spec.offset
+        _, offset = mergeable(model, edits.sites, edits.spec)
         others = [kind for kind in edits.spec.kinds() if kind not in edits.module.kinds()]
     finally:
         edits.detach()

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 from headedit.edits import HeadEdits
+from headedit.edits.card import write_card
 from headedit.edits.files import check_writable
 from headedit.edits.storage import load_tensors
 from headedit.edits.support import heads_of, open_gates
@@ -16,6 +17,7 @@ from headedit.pruning_path import PATH_FILE, VECTOR_FILE
 from headedit.specs.numbers import text_config
 from headedit.training.controls import Metric, measured, run_controls
 from headedit.training.encoding import Encoded, encode
+from headedit.training.quantized import differentiable
 from headedit.training.recipes import DEFAULT, Recipe, make_recipe
 from headedit.training.run import Run
 from headedit.training.session import Session
@@ -106,13 +108,14 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
     was_training = edits.model.training
     started = time.perf_counter()
     try:
-        recipe.run(session)
-        seconds = time.perf_counter() - started
-        found = None if controls is None else controls(session, recipe)
+        with differentiable(edits.model):
+            recipe.run(session)
+            seconds = time.perf_counter() - started
+            found = None if controls is None else controls(session, recipe)
     finally:
         edits.model.train(was_training)
     session.history.append({"step": session.kept_step, "kept": True})
-    edits.save_pretrained(folder)
+    edits.save_pretrained(folder, card=False)
     if session.path is not None:
         session.path.save(folder)
     record = {
@@ -131,6 +134,7 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
     }
     run = Run(folder, session.history, record, edits)
     run.save()
+    write_card(edits, folder)  # after run.json, which it tells of
     return run
 
 

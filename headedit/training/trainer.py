@@ -1,7 +1,6 @@
 """``HeadEditTrainer``: transformers' Trainer for edits, with rates of their own, a penalty and a history."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from headedit.history import HISTORY_FILE, History
 from headedit.training.finite import FiniteWatch
 from headedit.training.objective import Objective, Penalty
 from headedit.training.progress import EditProgress
+from headedit.training.quantized import accepted_for_training, differentiable
 from headedit.training.schedules import Moment
 
 
@@ -55,7 +55,7 @@ class HeadEditTrainer(Trainer):  # type: ignore[misc]
         stage: str | None = None,
         **kwargs: Any,
     ) -> None:
-        with _accepted_for_training(edits.model):
+        with accepted_for_training(edits.model):
             super().__init__(model=edits.model, **kwargs)
         self.edits = edits
         self.objective: Penalty = Objective() if objective is None else objective
@@ -153,7 +153,8 @@ class HeadEditTrainer(Trainer):  # type: ignore[misc]
         if not resume_from_checkpoint:
             self._eval_losses = []
             self.history.restart(self.first_step or -1)
-        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        with differentiable(self.edits.model):
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._stop_unless_finite()
         return result
 
@@ -180,7 +181,7 @@ class HeadEditTrainer(Trainer):  # type: ignore[misc]
         self._watch.restore()
         folder = self.history.path.parent if self.history.path is not None else Path(self.args.output_dir)
         if self.is_world_process_zero():
-            self.edits.save_pretrained(folder)
+            self.edits.save_pretrained(folder, card=False)
         raise HeadEditError(
             f"The loss became NaN or infinite at step {self.first_step + bad}; the run is stopped. The edits of step "
             f"{self.first_step + self._watch.good_step}, the last good ones, are in {folder}. Lower the learning "
@@ -220,7 +221,7 @@ class HeadEditTrainer(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
-            self.edits.save_pretrained(self.args.output_dir if output_dir is None else output_dir)
+            self.edits.save_pretrained(self.args.output_dir if output_dir is None else output_dir, card=False)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_tensors(self.edits, resume_from_checkpoint)
@@ -234,22 +235,3 @@ class HeadEditTrainer(Trainer):  # type: ignore[misc]
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         load_tensors(self.edits, self.state.best_model_checkpoint)
-
-
-@contextmanager
-def _accepted_for_training(model: nn.Module) -> Iterator[None]:
-    """Lets a quantized base pass the Trainer's check, which knows only PEFT's adapters as trainable parts."""
-    name = "_hf_peft_config_loaded"
-    if not getattr(model, "is_quantized", False):
-        yield
-        return
-    had = name in vars(model)
-    before = getattr(model, name, False)
-    setattr(model, name, True)
-    try:
-        yield
-    finally:
-        if had:
-            setattr(model, name, before)
-        else:
-            delattr(model, name)

@@ -1,0 +1,52 @@
+"""What a quantized base needs to be trained over."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from headedit.errors import HeadEditError
+
+
+@contextmanager
+def accepted_for_training(model: nn.Module) -> Iterator[None]:
+    """Lets a quantized base pass the Trainer's check, which knows only PEFT's adapters as trainable parts."""
+    name = "_hf_peft_config_loaded"
+    if not getattr(model, "is_quantized", False):
+        yield
+        return
+    had = name in vars(model)
+    before = getattr(model, name, False)
+    setattr(model, name, True)
+    try:
+        yield
+    finally:
+        if had:
+            setattr(model, name, before)
+        else:
+            delattr(model, name)
+
+
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Keeps bitsandbytes from repacking 4-bit weights for inference on the CPU, through which no gradient flows.
+
+    Raises:
+        HeadEditError: that has happened already.
+    """
+    switch, packed = "support_avx512bf16_for_cpu", "packing_format_for_cpu"
+    switched = []
+    for name, module in model.named_modules():
+        if getattr(getattr(getattr(module, "weight", None), "quant_state", None), packed, False):
+            raise HeadEditError(
+                f"bitsandbytes has packed {name} for inference on the CPU, and no gradient flows through it any more. "
+                "Load the model again and train before generating or evaluating with it."
+            )
+        if getattr(module, switch, False):
+            switched.append(module)
+            setattr(module, switch, False)
+    try:
+        yield
+    finally:
+        for module in switched:
+            setattr(module, switch, True)
