@@ -116,7 +116,7 @@ def test_the_doctor_says_what_attaching_would_do(llama, ids, capsys, tmp_path):
     assert found["attach would edit"] == f"2 of 2 layers: {heads} heads of width {width}"
     assert found["parameters"].startswith("272 to train")
     assert "torch" in found["versions"]
-    assert found["an offset merges"] == "by attention_bias"
+    assert found["an offset merges"] == "yes, by attention_bias=True"
     assert "mlp" in found["also there"]
     assert dict(examine(tiny_model("qwen3_next").to(torch.bfloat16)))["dtype"].startswith("bfloat16")
     with torch.device("meta"):
