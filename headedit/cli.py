@@ -116,13 +116,13 @@ def train(
     from headedit.training.records import split
 
     overrides = read_assignments(settings or [])
-    make_recipe(recipe, overrides)
+    named = make_recipe(recipe, overrides)
     config = EditConfig.from_dict({"layers": layers, **read_assignments(shape or [])}, "--edit")
     pairs = read_pairs(data, limit, seed, skip_broken)
     held_out = read_pairs(valid, None, seed, skip_broken) if valid else None
     if held_out is None:
         if valid_share is None:
-            valid_share = 0.0 if recipe == "localise" and seeds == 1 and not controls else 0.2
+            valid_share = 0.0 if named.holds_out and seeds == 1 and not controls else 0.2
         pairs, held_out = split(pairs, valid_share, seed)
     check_writable(output)
     loaded, tokenizer = load_model(model, dtype=dtype.value, device=device), load_tokenizer(model)

@@ -93,7 +93,6 @@ class PruningPath:
         """The smallest level with at least so many gates."""
         return min((level for level in self.levels if level.gates >= gates), key=lambda level: level.gates)
 
-    @torch.no_grad()
     def put(self, edits: HeadEdits, gates: list[Gate]) -> None:
         """Opens these gates for good, with the vectors of the smallest level that has them, and closes the others."""
         level = next(level for level in reversed(self.levels) if set(gates) <= set(level.order))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from headedit.errors import HeadEditError
+from headedit.specs.modes import evaluating
 from headedit.training.encoding import IGNORED, Encoded, PadRight
 
 _BATCH = 100
@@ -15,7 +16,7 @@ def token_accuracy(model: nn.Module, rows: Sequence[Encoded], *, batch_size: int
     """Share of the labelled tokens that the model, in eval mode, thinks most likely.
 
     Args:
-        model: a causal LM; it is put back into the mode it was in.
+        model: a causal LM; every module of it is put back into the mode it was in.
         rows: examples as token ids and labels, the label of a token at its own place.
         batch_size: examples a batch.
 
@@ -23,18 +24,14 @@ def token_accuracy(model: nn.Module, rows: Sequence[Encoded], *, batch_size: int
         HeadEditError: there is no labelled token.
     """
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     hits = counted = 0
-    try:
+    with evaluating(model):
         for start in range(0, len(rows), batch_size):
             batch = PadRight()(rows[start : start + batch_size])
             found = _most_likely(model, batch["input_ids"].to(device), batch["attention_mask"].to(device)).cpu()
             labels = batch["labels"][:, 1:]
             hits += int((found[:, :-1] == labels).sum())
             counted += int((labels != IGNORED).sum())
-    finally:
-        model.train(training)
     if not counted:
         raise HeadEditError("There is nothing to measure: no token has a label.")
     return hits / counted

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from headedit.edits import EditConfig, HeadEdits, attach
 from headedit.specs import HeadSite, Spec
-from headedit.specs.probe import SiteProof, evaluating, prove_sites, random_ids
+from headedit.specs.modes import evaluating
+from headedit.specs.probe import SiteProof, prove_sites, random_ids
 
 _TOLERANCE = 2e-5
 

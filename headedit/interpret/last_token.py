@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite
+from headedit.specs.modes import evaluating
 from headedit.specs.numbers import text_config
-from headedit.specs.probe import evaluating
 from headedit.text import prompt_ids, response_ids, to_pair
 
 

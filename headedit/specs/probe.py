@@ -22,6 +22,7 @@ from transformers.utils import logging
 from headedit.errors import HeadEditError
 from headedit.specs.finding import Finding, compare
 from headedit.specs.head_pass import HeadPass
+from headedit.specs.modes import evaluating
 from headedit.specs.numbers import read_config, text_config
 from headedit.specs.parameter_probe import probe_by_parameters
 from headedit.specs.registry import model_type_of
@@ -115,18 +116,6 @@ def _by_message(said: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
         for message in messages:
             sources[message].append(name)
     return tuple(f"{', '.join(names)}: {message}" for message, names in sources.items())
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; every module gets its own mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from headedit.errors import HeadEditError
 from headedit.specs.head_pass import HeadPass
-from headedit.specs.probe import attention_set_to, evaluating
+from headedit.specs.modes import evaluating
+from headedit.specs.probe import attention_set_to
 from headedit.specs.sites import general, input_width
 
 BY_HAND = "Write the spec by hand, see 'Adding an architecture' in the README"

@@ -23,6 +23,7 @@ from headedit.edits.module import EditModule
 from headedit.edits.site import SiteEdit
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite, Spec, find_sites, find_spec
+from headedit.specs.modes import evaluating
 
 _PEFT = [
     ("peft.tuners.tuners_utils", "BaseTunerLayer", "base_layer"),
@@ -110,20 +111,16 @@ def attenuated(layers: Iterable[LayerParameters], factor: float) -> Iterator[Non
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; modes and global random states are afterwards what they were."""
-    training = [module for module in model.modules() if module.training]
+def rolling_out(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients for IST's roll-outs; modes and global random states are afterwards what they were."""
     cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     python, numpy = random.getstate(), np.random.get_state()
-    model.eval()
     try:
-        with torch.random.fork_rng(cuda), torch.no_grad():
+        with evaluating(model), torch.random.fork_rng(cuda), torch.no_grad():
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-        for module in training:
-            module.training = True
 
 
 def loss_of(model: nn.Module, batch: Mapping[str, Any]) -> float:

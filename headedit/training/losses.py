@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from headedit.specs.modes import evaluating
 from headedit.training.encoding import IGNORED, Encoded
 
 Collate = Callable[[Sequence[Encoded]], dict[str, Tensor]]
@@ -16,7 +17,7 @@ def example_losses(model: nn.Module, rows: Sequence[Encoded], collate: Collate, 
     """Mean loss of each example on its response tokens, in eval mode, in nats a token.
 
     Args:
-        model: a causal LM; it is put back into the mode it was in.
+        model: a causal LM; every module of it is put back into the mode it was in.
         rows: examples as token ids and labels.
         collate: makes a padded batch.
         batch_size: examples a batch.
@@ -24,11 +25,9 @@ def example_losses(model: nn.Module, rows: Sequence[Encoded], collate: Collate, 
     Returns:
         [examples], float32 on the CPU.
     """
-    training = model.training
-    model.eval()
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     found = []
-    try:
+    with evaluating(model):
         for start in range(0, len(rows), batch_size):
             batch = {k: v.to(device) for k, v in collate(rows[start : start + batch_size]).items()}
             labels = batch.pop("labels")[:, 1:]
@@ -37,6 +36,4 @@ def example_losses(model: nn.Module, rows: Sequence[Encoded], collate: Collate, 
             losses = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
             counted = (labels != IGNORED).sum(1).clamp(min=1)
             found.append((losses.sum(1) / counted).cpu())
-    finally:
-        model.train(training)
     return torch.cat(found)

@@ -15,6 +15,7 @@ from headedit.edits.support import Gate, all_gates, fix
 from headedit.errors import HeadEditError
 from headedit.history import HISTORY_FILE, History
 from headedit.pruning_path import PruningPath
+from headedit.specs.modes import evaluating
 from headedit.training.encoding import Encoded, PadRight
 from headedit.training.losses import example_losses
 from headedit.training.objective import Penalty
@@ -120,7 +121,7 @@ class Session:
         callbacks: Sequence[Any] = (),
         train: list[Encoded] | None = None,
         valid: list[Encoded] | None = None,
-    ) -> HeadEditTrainer:
+    ) -> None:
         """Trains a stage on the edits as they are; with ``valid`` it is validated every epoch.
 
         Args:
@@ -189,7 +190,6 @@ class Session:
         self.kept_step = trainer.kept_step()
         self.best_eval_loss = trainer.state.best_metric if stops else None
         self.steps += trainer.state.global_step
-        return trainer
 
     def slopes(self, rows: list[Encoded]) -> dict[Gate, float]:
         """How steeply the loss on some examples falls along the vectors of every gate, if it were open.
@@ -201,17 +201,13 @@ class Session:
         units = self._units(rows)
         fix(module, all_gates(module))
         module.zero_grad()
-        training = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             for start in range(0, len(rows), _BATCH):
                 part = rows[start : start + _BATCH]
                 batch = PadRight(self.pad_token_id)(part)
                 device = model.get_input_embeddings().weight.device  # type: ignore[operator]
                 loss = model(**{k: v.to(device) for k, v in batch.items()}, use_cache=False).loss
                 (loss * len(part) / len(rows)).backward()
-        finally:
-            model.train(training)
         found: dict[Gate, float] = {}
         for i, edit in enumerate(module):
             for owner in edit.gated_vectors():

@@ -25,7 +25,7 @@ from transformers.trainer_callback import ExportableState
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.specs import strict
-from headedit.training.layer_parameters import LayerParameters, attenuated, evaluating, find_layers, loss_of
+from headedit.training.layer_parameters import LayerParameters, attenuated, find_layers, loss_of, rolling_out
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class SparseTuning(TrainerCallback, ExportableState):  # type: ignore[misc]
     def _update_scores(self, model: nn.Module, loader: Any, device: torch.device, generator: torch.Generator) -> None:
         size = count(self._choices.rollout_share, len(self._layers))
         draws = draw_distinct(torch.sigmoid(self.scores), size, self._choices.rollouts, generator)
-        with evaluating(model):
+        with rolling_out(model):
             batch = send_to_device(_batch(loader, self._choices.batch_size, generator), device)
             losses = []
             for drawn in draws:

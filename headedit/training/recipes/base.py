@@ -1,6 +1,7 @@
 """What every recipe has: the fields of one stage of training, checked, and a way to run."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from headedit.errors import HeadEditError
 from headedit.specs import strict
@@ -20,8 +21,12 @@ class Recipe:
         adam_epsilon: ε of AdamW.
         weight_decay: of the vectors; gates have none.
         max_grad_norm: clipping of the gradient's norm.
+
+    Class attributes:
+        holds_out: whether the recipe holds examples out for itself where there is no validation set.
     """
 
+    holds_out: ClassVar[bool] = False
     epochs: int = 20
     batch_size: int = 8
     lr_schedule: LRSchedule = "cosine"

@@ -1,6 +1,7 @@
 """``localise``: finds the heads that matter by gradual pruning, decides how many are enough, and refits those."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,10 +18,19 @@ from headedit.training.schedules import LambdaSchedule
 from headedit.training.session import Session, Stage, scaled
 
 _FEW = 100
+"""Examples from which on one part held out says enough; of fewer, without a validation set, every part is in turn."""
+
 _FOLDS = 4
+"""How many parts those are."""
+
 _FEWEST = 32
+"""Examples from which on the refit's rates are doubled, if nothing else is asked for."""
+
 _EXTRA = 4
+"""Fewest of the gates closed last that a further search begins with beside the chosen ones."""
+
 _GROWTH = 1.5
+"""How many times as many gates, at least, the next refit has that checks the choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +44,17 @@ class Localise(Recipe):
     closed, starts the vectors anew at higher rates, and trains on all examples, those that the recipe held out for
     itself included.
 
-    Further searches begin with the gates of that choice and as many of the closed ones, those along which the loss
-    falls most steeply once the chosen ones are fitted: so a head that was closed too early comes back, and heads that
-    only stood in for it go. Of every number of gates the better level stands in the path; a search that leaves the
-    chosen level as it was is the last.
+    Further searches begin with the gates of that choice, about as many that were closed last before it (at least 4),
+    and half as many of the others: those along which the loss falls most steeply, with the chosen ones as the search
+    left them. So a head that was closed too early comes back, and heads that only stood in for it go. Of every number
+    of gates the better level stands in the path; a search that leaves the chosen level as it was is the last.
 
-    The choice is checked by refits: with half as many gates more, and again, as long as those do better on the
-    validation examples.
+    The choice, unless ``heads`` makes it, is checked by refits: with half as many gates more, and again, as long as
+    those do better on the validation examples.
 
-    Without a validation set a share of the examples is held out for the searches; of fewer than 100 examples every
-    part is held out in turn, the losses are put together, and there is one search for each part and one with all.
+    Without a validation set a share of the examples is held out for the searches and these refits. Of fewer than 100
+    examples every quarter is held out in turn instead: there is one search for each and one with all, whose levels are
+    judged by the losses of the others put together, and neither further searches nor refits that check the choice.
     Learning rates of offsets are in units of the root mean square of what their site is given, so that they fit any
     model.
 
@@ -71,6 +82,7 @@ class Localise(Recipe):
         valid_share: share of the examples that is held out where there is no validation set.
     """
 
+    holds_out: ClassVar[bool] = True
     min_steps: int = 300
     scale_lr: float = 0.05
     offset_lr: float = 0.1
