@@ -192,7 +192,7 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(llama, ids):
     llama.to(torch.bfloat16)
     edits = edited(llama, vectors="scale")
     wanted, site = logits(llama, ids), llama.model.layers[0].self_attn.o_proj
-    weight, scale = site.weight.detach().clone(), edits.module.sites[0].eval()._scale_and_offset()[0]
+    weight, scale = site.weight.detach().clone(), edits.module.sites[0].eval().scale_and_offset()[0]
     merge(edits)
     assert torch.equal(site.weight, (weight.float() * scale).to(torch.bfloat16))
     assert off(wanted, logits(llama, ids)) < 4 * torch.finfo(torch.bfloat16).eps

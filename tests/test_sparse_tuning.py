@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 import headedit
 from headedit import EditConfig, HeadEditError, HeadEditTrainer
 from headedit.training.encoding import PadRight
-from headedit.training.layer_parameters import attenuated, evaluating, find_layers
+from headedit.training.layer_parameters import attenuated, find_layers, rolling_out
 from headedit.training.sparse_tuning import SparseTuning, count, draw, draw_distinct, updated
 
 TRAIN = [
@@ -196,7 +196,7 @@ def test_edits_and_adapters_of_one_layer_train_together(tmp_path):
 def test_layers_are_those_of_the_modules_not_of_the_names():
     """A trainable parameter shared by two layers is no layer's, and a frozen layer is none to choose."""
     model, _ = deep()
-    edits = model.headedit.sites
+    edits = model.headedit.default.sites
     edits[1].offset = edits[2].offset
     for parameter in edits[3].parameters():
         parameter.requires_grad_(False)
@@ -297,7 +297,7 @@ def test_the_scores_of_a_run_by_hand(tmp_path, monkeypatch):
         for drawn in draws:
             smaller = [f"sites.{i}.{vector}" for i in drawn for vector in ("offset", "scale")]
             edits.module.load_state_dict({k: v * 0.25 if k in smaller else v for k, v in whole.items()})
-            with evaluating(model):
+            with rolling_out(model):
                 hands.append(model(**batches[-1]).loss.item())
         edits.module.load_state_dict(whole)
         assert losses == pytest.approx(hands, rel=1e-5)
@@ -320,7 +320,7 @@ def test_the_scores_of_a_run_by_hand(tmp_path, monkeypatch):
 
 
 def loss_of(model):
-    with evaluating(model):
+    with rolling_out(model):
         return model(**BATCH).loss.item()
 
 
@@ -340,7 +340,7 @@ def scaled_to_one(model, layers, factor):
 
 def scaled_vectors(model, layers, factor):
     for layer in layers:
-        edit = model.headedit.sites[layer]
+        edit = model.headedit.default.sites[layer]
         edit.offset.data, edit.scale.data = edit.offset.data * factor, edit.scale.data * factor
 
 

@@ -70,9 +70,12 @@ def test_a_hardened_site_without_open_heads_is_passed_by_until_it_is_set_again(l
     edits.harden()
     first = edits.module.sites[0]
     assert (first.idle, edits.module.sites[1].idle) == (True, False)
-    z = torch.ones(1, 1, 64)
-    assert first.pre_hook(None, (z,)) is None
+    projection = edits.sites[0].module
+    given, seen = [], []
+    projection.register_forward_pre_hook(lambda m, a: given.append(a[0]), prepend=True)
+    projection.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
     before = logits(llama, ids)
+    assert seen[0] is given[0]  # not even a copy
     edits.set_head(0, 1, scale=0.0)
     assert not torch.equal(logits(llama, ids), before)
 

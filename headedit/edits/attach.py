@@ -4,10 +4,12 @@ from os import PathLike
 
 from torch import nn
 
+from headedit.edits.adapters import MODULE_NAME
 from headedit.edits.config import EditConfig
-from headedit.edits.handle import MODULE_NAME, HeadEdits
+from headedit.edits.handle import HeadEdits
+from headedit.edits.module import EditModule, edited_sites
 from headedit.errors import HeadEditError
-from headedit.specs import Spec, find_sites, find_spec
+from headedit.specs import Spec, find_spec
 
 
 def attach(
@@ -36,9 +38,7 @@ def attach(
     config = EditConfig() if config is None else config
     check_unattached(model)
     found = find_spec(model, spec)
-    sites = find_sites(model, found, config.sites, mlp_groups=config.mlp_groups)
-    layers = set(config.select_layers(sorted({site.layer for site in sites})))
-    return HeadEdits(model, found, config, [site for site in sites if site.layer in layers])
+    return HeadEdits(model, found, EditModule(edited_sites(model, found, config), config))
 
 
 def check_unattached(model: nn.Module) -> None:

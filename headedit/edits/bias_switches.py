@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headedit.edits.adapters import MODULE_NAME
 from headedit.edits.folding import takes_bias
-from headedit.edits.handle import MODULE_NAME
 from headedit.specs import HeadSite, Spec
 
 

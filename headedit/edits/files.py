@@ -5,15 +5,16 @@ pair that does not belong together is refused. What is read may come from anyone
 numbers and names are checked before anything is made of them.
 
 ``headedit_config.json``: format_version; versions (headedit, torch, transformers); base_model (name_or_path, revision,
-model_type, class, shape); spec and spec_sha256; config, the fields of ``EditConfig``; sites, a row each (layer, layers,
-kind, name, heads, head_dim); tensors_sha256.
+model_type, class, shape); spec and spec_sha256; config, the fields of ``EditConfig``; strength; sites, a row each
+(layer, layers, kind, name, heads, head_dim); tensors_sha256.
 
 ``headedit.safetensors``, by format_version:
 
 1. full: for each site ``{name}.offset`` and ``{name}.scale``, [heads, head_dim], and their gate logits
    ``{name}.offset_gate`` and ``{name}.scale_gate``, [heads]; those that the config leaves out are not there.
 2. hardened: only what acts. For each vector of a site that has an open gate ``{name}.offset``, [open heads, head_dim],
-   gate · vector, and ``{name}.offset_heads``, [open heads], the rising indices of the heads; ``scale`` likewise.
+   strength · gate · vector, and ``{name}.offset_heads``, [open heads], the rising indices of the heads; ``scale``
+   likewise.
 
 A file says the lowest version that can read it.
 """

@@ -66,22 +66,9 @@ def fold(edits: HeadEdits) -> list[Folded]:
 
 @torch.no_grad()
 def acting(edit: SiteEdit) -> tuple[Tensor, Tensor]:
-    """Scale and offset of a site as its hook applies them in eval mode, each [heads * head_dim], in float64."""
-    device = next(edit.parameters()).device
-    probe = torch.zeros(1, 1, edit.heads * edit.head_dim, dtype=torch.float64, device=device)
-    training = edit.training
-    edit.eval()
-    try:
-        offset, shifted = (_through(edit, z).double().flatten() for z in (probe, probe + 1))
-    finally:
-        edit.train(training)
-    return shifted - offset, offset
-
-
-def _through(edit: SiteEdit, z: Tensor) -> Tensor:
-    edited = edit.pre_hook(edit, (z,))
-    result: Tensor = z if edited is None else edited[0]
-    return result
+    """Scale and offset of a site in eval mode, as they are applied, each [heads * head_dim], in float64."""
+    scale, offset = edit.scale_and_offset()
+    return scale.double(), offset.double()
 
 
 def check_attached(edits: HeadEdits) -> None:

@@ -1,44 +1,46 @@
 """The handle of the edits on a model: look at them, switch them, set them, save them, take them off."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from headedit.edits.adapters import MODULE_NAME, Adapters
 from headedit.edits.config import EditConfig
 from headedit.edits.module import EditModule, Gates
 from headedit.edits.travelling import Travelling
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite, Spec
 
-MODULE_NAME = "headedit"
-"""The name under which a model carries its edits as a submodule while they are attached."""
 
-
-class HeadEdits(Travelling):
+class HeadEdits(Adapters, Travelling):
     """Edits attached to a model; made by ``headedit.attach`` and ``headedit.load``.
 
+    There is one adapter at first, ``default``. What is looked at, set, saved and merged is the active one.
+
     Fields:
-        model: the model that is edited, the same object that was given to ``attach``.
+        model: the model that is edited, the same object that was given to ``attach``. It holds the parameters of
+            every adapter in its submodule ``headedit``.
         spec: where its heads are.
-        config: the shape of the edits.
-        sites: list of ``HeadSite``, ordered by layer.
-        module: the parameters, an ``nn.Module`` that the model holds as its submodule ``headedit``.
     """
 
-    def __init__(self, model: nn.Module, spec: Spec, config: EditConfig, sites: list[HeadSite]) -> None:
-        self.model, self.spec, self.config, self.sites = model, spec, config, sites
-        self.module = EditModule(sites, config)
-        self.module.train(model.training)
+    def __init__(self, model: nn.Module, spec: Spec, first: EditModule) -> None:
         self._was_trainable = [p for p in model.parameters() if p.requires_grad]
         for parameter in self._was_trainable:
             parameter.requires_grad_(False)
-        self._hooks = [site.module.register_forward_pre_hook(edit.pre_hook) for site, edit in self.module.pairs()]
+        super().__init__(model, spec, first)
         if spec.no_reentrant is not None:
             self._hooks.append(model.register_forward_pre_hook(self._refuse_reentrant))
-        model.add_module(MODULE_NAME, self.module)
+
+    @property
+    def config(self) -> EditConfig:
+        """The shape of the edits."""
+        return self.module.config
+
+    @property
+    def sites(self) -> list[HeadSite]:
+        """Where they are, ordered by layer."""
+        return self.module.where
 
     def _refuse_reentrant(self, model: nn.Module, args: object) -> None:
         if not (model.training and torch.is_grad_enabled()):
@@ -54,7 +56,7 @@ class HeadEdits(Travelling):
     @property
     def attached(self) -> bool:
         """False once ``detach`` was called."""
-        return self.model._modules.get(MODULE_NAME) is self.module
+        return self.model._modules.get(MODULE_NAME) is self._adapters
 
     def detach(self) -> nn.Module:
         """Takes everything off: the model is exactly as it was before ``attach``, and is returned."""
@@ -69,21 +71,6 @@ class HeadEdits(Travelling):
             for parameter in self._was_trainable:
                 parameter.requires_grad_(True)
         return self.model
-
-    @contextmanager
-    def disable_adapter(self) -> Iterator[nn.Module]:
-        """A context in which the model is the base model, bit for bit."""
-        from headedit.edits.merging import suspended
-
-        before = [edit.enabled for edit in self.module]
-        for edit in self.module:
-            edit.enabled = False
-        try:
-            with suspended(self):
-                yield self.model
-        finally:
-            for edit, enabled in zip(self.module, before, strict=True):
-                edit.enabled = enabled
 
     def gates(self, kind: str | None = None) -> Gates:
         """The gates in eval mode, by the estimator that the config names.
@@ -143,20 +130,20 @@ class HeadEdits(Travelling):
             HeadEditError: there is no such head, or ``offset`` has another shape.
         """
         kind = self.module.kinds()[0] if kind is None else kind
-        first = 0
-        for site, edit in self.module.pairs():
-            if (site.layer, site.kind) != (layer, kind):
+        heads = 0
+        for site, edit, first in self.module.columns(kind):
+            if site.layer != layer:
                 continue
-            if 0 <= head - first < site.heads:
+            if first <= head < first + site.heads:
                 if offset is not None and tuple(offset.shape) != (site.head_dim,):
                     raise HeadEditError(
                         f"offset: found shape {tuple(offset.shape)}, expected ({site.head_dim},) at {site.path}."
                     )
                 edit.set_head(head - first, scale, offset)
                 return
-            first += site.heads
+            heads = first + site.heads
         known = sorted({site.layer for site in self.sites if site.kind == kind})
-        what = f"has {first} heads, 0 to {first - 1}" if first else f"has no {kind} site; edited layers: {known}"
+        what = f"has {heads} heads, 0 to {heads - 1}" if heads else f"has no {kind} site; edited layers: {known}"
         raise HeadEditError(f"There is no head {head} in layer {layer} to set: the layer {what}.")
 
     def harden(self) -> None:
@@ -211,8 +198,11 @@ class HeadEdits(Travelling):
         counts = ", ".join(f"{kind} {n} of {total}" for kind, (n, total) in opened.items() if total)
         kinds = ", ".join(self.module.kinds())
         layers = len({site.layer for site in self.sites})
+        others = f"; '{self.active_adapter}' of {', '.join(self.adapters)}" if len(self.adapters) > 1 else ""
+        dial = "" if self.strength == 1 else f"; strength {self.strength:g}"
         state = "" if self.attached else ", detached"
-        return f"HeadEdits({type(self.model).__name__}, {layers} layers, {kinds}; gates open: {counts}{state})"
+        name = type(self.model).__name__
+        return f"HeadEdits({name}, {layers} layers, {kinds}; gates open: {counts}{dial}{others}{state})"
 
 
 def _numel(parameter: nn.Parameter) -> int:

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from headedit.edits.adapters import Adapters
 from headedit.edits.bias_switches import decoder_config, lacks_bias, switches_for
 from headedit.edits.folding import Folded, check_attached, fold, obstacle, weight_owners
 from headedit.edits.handle import HeadEdits
@@ -28,7 +29,6 @@ class _Merged:
     biases: list[tuple[nn.Module, nn.Parameter]]
     config: Any
     keys: dict[str, Any]
-    enabled: list[bool]
 
     def write(self) -> None:
         for parameter, _, merged in self.tensors:
@@ -47,7 +47,7 @@ class _Merged:
             setattr(self.config, key, value)
 
 
-_kept: "WeakKeyDictionary[HeadEdits, _Merged]" = WeakKeyDictionary()
+_kept: "WeakKeyDictionary[Adapters, _Merged]" = WeakKeyDictionary()
 
 
 def merge(edits: HeadEdits, safe_merge: bool = False) -> None:
@@ -89,10 +89,9 @@ def merge(edits: HeadEdits, safe_merge: bool = False) -> None:
         biases.append((module, nn.Parameter(value, requires_grad=False)))
     config = decoder_config(edits.model.config)
     before = {key: getattr(config, key) for key in switches.keys}
-    merged = _Merged(tensors, biases, config, before, [edit.enabled for edit in edits.module])
+    merged = _Merged(tensors, biases, config, before)
     merged.write()
-    for edit in edits.module:
-        edit.enabled = False
+    edits.silence(True)
     _kept[edits] = merged
 
 
@@ -106,17 +105,16 @@ def unmerge(edits: HeadEdits) -> None:
     if merged is None:
         raise HeadEditError("These edits are not merged, so there is nothing to take out of the weights.")
     merged.restore()
-    for edit, enabled in zip(edits.module, merged.enabled, strict=True):
-        edit.enabled = enabled
+    edits.silence(False)
 
 
-def is_merged(edits: HeadEdits) -> bool:
+def is_merged(edits: Adapters) -> bool:
     """Whether the edits are in the weights."""
     return edits in _kept
 
 
 @contextmanager
-def suspended(edits: HeadEdits) -> Iterator[nn.Module]:
+def suspended(edits: Adapters) -> Iterator[nn.Module]:
     """A context in which the model has its original weights and config, whether the edits are merged or not."""
     merged = _kept.get(edits)
     if merged is not None:
@@ -154,8 +152,6 @@ def merge_and_unload(edits: HeadEdits, safe_merge: bool = False) -> nn.Module:
     for module, bias in merged.biases:
         weight = module._parameters["weight"]
         bias.requires_grad_(weight is not None and weight.requires_grad)
-    for edit, enabled in zip(edits.module, merged.enabled, strict=True):
-        edit.enabled = enabled
     return edits.model
 
 

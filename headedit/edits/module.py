@@ -1,16 +1,19 @@
 """The parameters of the edits on one model, a ``SiteEdit`` a site, and what their gates say."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from headedit.edits.algebra import Arithmetic
 from headedit.edits.config import EditConfig
 from headedit.edits.site import VECTORS, SiteEdit
 from headedit.errors import HeadEditError
-from headedit.specs import HeadSite
+from headedit.specs import HeadSite, Spec, find_sites
 from headedit.specs.schema import SITE_KINDS
+
+_STRONGEST = 1e6  # so that nothing overflows
 
 
 class Gates(NamedTuple):
@@ -20,18 +23,53 @@ class Gates(NamedTuple):
     multiplicative: Tensor
 
 
-class EditModule(nn.Module):
-    """One ``SiteEdit`` for each of ``where``, in that order; the submodule that an edited model carries."""
+class EditModule(nn.Module, Arithmetic):
+    """The edits of one name: a ``SiteEdit`` for each of ``where``, in that order.
+
+    They can be added and multiplied: ``a + 0.5 * b``; see ``Arithmetic``.
+    """
 
     def __init__(self, where: list[HeadSite], config: EditConfig) -> None:
         super().__init__()
         self.where, self.config = where, config
+        self._strength = 1.0
+        self._asleep: list[str] | None = None
         self.sites = nn.ModuleList(SiteEdit(site, config, _device_of(site.module)) for site in where)
 
     def __iter__(self) -> Iterator[SiteEdit]:
         for site in self.sites:
             assert isinstance(site, SiteEdit)
             yield site
+
+    def _edits(self) -> "EditModule":
+        return self
+
+    @property
+    def strength(self) -> float:
+        """The factor on every vector; see ``HeadEdits.strength``."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not abs(value) <= _STRONGEST:
+            raise HeadEditError(f"strength: found {value!r}, expected a number such as 0.5; 1 is as trained.")
+        self._strength = float(value)
+        for edit in self:
+            like = next(edit.parameters())
+            edit.strength = None if value == 1 else like.new_tensor(float(value))
+
+    def rest(self) -> None:
+        """Freezes what is trainable, until ``wake``."""
+        if self._asleep is None:
+            self._asleep = [name for name, p in self.named_parameters() if p.requires_grad]
+            self.requires_grad_(False)
+
+    def wake(self) -> None:
+        """Makes trainable again what ``rest`` froze."""
+        for name in self._asleep or []:
+            self.get_parameter(name).requires_grad_(True)
+        self._asleep = None
 
     def kinds(self) -> list[str]:
         """The kinds of site that are edited: attention first, if it is among them."""
@@ -50,18 +88,26 @@ class EditModule(nn.Module):
             raise HeadEditError(f"These edits have no site of kind '{kind}'; they have {', '.join(self.kinds())}.")
         return Gates(*(self._grid(vector, kind) for vector in VECTORS))
 
-    def _grid(self, vector: str, kind: str) -> Tensor:
-        rows: dict[int, list[Tensor]] = {}
+    def columns(self, kind: str) -> Iterator[tuple[HeadSite, SiteEdit, int]]:
+        """Every site of a kind with its edit and the column of its first head.
+
+        Where a layer has several sites of the kind, their heads are counted side by side.
+        """
+        taken: dict[int, int] = {}
         for site, edit in self.pairs():
             if site.kind == kind:
-                gate = edit.gates().get(vector)
-                empty = torch.full((site.heads,), torch.nan)
-                rows.setdefault(site.layer, []).append(empty if gate is None else gate.float().cpu())
-        joined = {layer: torch.cat(parts) for layer, parts in rows.items()}
-        layers = max(site.layers for site in self.where if site.kind == kind)
-        grid = torch.full((layers, max(map(len, joined.values()))), torch.nan)
-        for layer, values in joined.items():
-            grid[layer, : len(values)] = values
+                first = taken.get(site.layer, 0)
+                taken[site.layer] = first + site.heads
+                yield site, edit, first
+
+    def _grid(self, vector: str, kind: str) -> Tensor:
+        placed = list(self.columns(kind))
+        layers = max(site.layers for site, _, _ in placed)
+        grid = torch.full((layers, max(first + site.heads for site, _, first in placed)), torch.nan)
+        for site, edit, first in placed:
+            gate = edit.gates().get(vector)
+            if gate is not None:
+                grid[site.layer, first : first + site.heads] = gate.float().cpu()
         return grid
 
     @torch.no_grad()
@@ -82,6 +128,27 @@ class EditModule(nn.Module):
             return torch.zeros((), device=next(self.parameters()).device)
         total = torch.stack([gate.sum().to(gates[0].device) for gate in gates]).sum()
         return total / sum(gate.numel() for gate in gates) if share else total
+
+
+def edited_sites(
+    model: nn.Module, spec: Spec, config: EditConfig, names: Collection[str] | None = None
+) -> list[HeadSite]:
+    """The sites that edits of a config have on a model.
+
+    Args:
+        model: the model.
+        spec: where its heads are.
+        config: the shape of the edits.
+        names: only the sites of these names, in place of the config's layers.
+
+    Raises:
+        HeadEditError: the spec does not fit the model, or the config asks for what is not there.
+    """
+    sites = find_sites(model, spec, config.sites, mlp_groups=config.mlp_groups)
+    if names is not None:
+        return [site for site in sites if site.name in names]
+    layers = set(config.select_layers(sorted({site.layer for site in sites})))
+    return [site for site in sites if site.layer in layers]
 
 
 def _count(opened: list[Tensor]) -> tuple[int, int]:

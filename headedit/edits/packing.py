@@ -1,4 +1,4 @@
-"""The hardened form of saved edits: only open heads, the rows [open heads, head_dim] of what acts, gate · vector."""
+"""The hardened form of saved edits: only open heads, the rows [open heads, head_dim] of what acts."""
 
 import itertools
 
@@ -38,11 +38,9 @@ def pack(module: EditModule) -> dict[str, Tensor]:
         )
     tensors = {}
     for site, edit in module.pairs():
-        gates = edit.gates()
-        for vector in edit.vectors:
+        for vector, acting in edit.acting().items():
             heads = edit.is_open(vector).cpu().nonzero().flatten()
             if len(heads):
-                acting = getattr(edit, vector) * gates[vector][:, None]  # [heads, head_dim]
                 tensors[f"{site.name}.{vector}"] = acting.cpu()[heads].contiguous()
                 tensors[f"{site.name}.{vector}_heads"] = heads.to(torch.int32)
     return tensors

@@ -3,8 +3,6 @@
 JoLA (Lai, Fraser, Titov, ICML 2025, arXiv 2502.01179), section 3: m is ``scale``, a is ``offset``.
 """
 
-from typing import Any
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ VECTORS = ("offset", "scale")
 
 
 class SiteEdit(nn.Module):
-    """Vectors and gates for the heads of one site, and the pre-hook that applies them.
+    """Vectors and gates for the heads of one site.
 
     Parameters:
         offset, scale: [heads, head_dim]; one of them is None where the config leaves it out.
@@ -26,8 +24,8 @@ class SiteEdit(nn.Module):
             both, without gates both are None.
 
     Fields:
-        enabled: False while the edit is switched off.
-        idle: True where hardening left no open head, so that the hook has nothing to do.
+        idle: True where hardening left no open head, so that there is nothing to apply.
+        strength: factor on both vectors, a scalar; None for 1.
     """
 
     def __init__(self, site: HeadSite, config: EditConfig, device: torch.device) -> None:
@@ -38,8 +36,9 @@ class SiteEdit(nn.Module):
         self.shared = config.gates == "shared"
         self.distribution = HardConcrete(config.temperature, *config.stretch)
         self.expectation = config.eval_gate == "expectation"
-        self.enabled = True
         self.idle = False
+        self.strength: Tensor | None
+        self.register_buffer("strength", None, persistent=False)
         for kind in VECTORS:
             there = kind in self.vectors
             gated = there and config.gates != "none" and not (self.shared and kind != self.vectors[0])
@@ -89,16 +88,32 @@ class SiteEdit(nn.Module):
 
         Computed in the parameters' precision and rounded once.
         """
-        scale, offset = self._scale_and_offset()
-        shape = self._aligned(z)
-        scale, offset = scale.to(z.device).view(shape), offset.to(z.device).view(shape)
-        return torch.addcmul(offset, z, scale).to(z.dtype)
+        scale, offset = self.scale_and_offset(sample=self.training)
+        shape = heads_shape(z, self.heads, self.head_dim, self.path)
+        return torch.addcmul(offset.to(z.device).view(shape), z, scale.to(z.device).view(shape)).to(z.dtype)
 
-    def pre_hook(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """A forward pre-hook for the site's module."""
-        if not self.enabled or self.idle:
-            return None
-        return (self(args[0]), *args[1:])
+    def acting(self, *, sample: bool = False) -> dict[str, Tensor]:
+        """What acts of each vector that is there, strength · gate · vector, [heads, head_dim].
+
+        Args:
+            sample: with gates drawn at random, as in training, instead of their value in eval mode.
+        """
+        acting: dict[str, Tensor] = {}
+        gate = None
+        for kind in self.vectors:
+            if gate is None or not self.shared:
+                gate = self._gate(self.log_alpha(kind), sample=sample)
+                gate = gate if self.strength is None else gate * self.strength
+            acting[kind] = gate[:, None] * getattr(self, kind)
+        return acting
+
+    def scale_and_offset(self, *, sample: bool = False) -> tuple[Tensor, Tensor]:
+        """The factor on the site's input and what is added to it, each [heads * head_dim]; see ``acting``."""
+        acting = {kind: rearrange(v, "heads width -> (heads width)") for kind, v in self.acting(sample=sample).items()}
+        zero = next(iter(acting.values())).new_zeros(())
+        scale = 1 + acting["scale"] if "scale" in acting else (zero + 1).expand(self.heads * self.head_dim)
+        offset = acting["offset"] if "offset" in acting else zero.expand(self.heads * self.head_dim)
+        return scale, offset
 
     @torch.no_grad()
     def set_head(self, head: int, scale: float, offset: Tensor | None) -> None:
@@ -116,19 +131,6 @@ class SiteEdit(nn.Module):
                 is_open = any(acts.values()) if self.shared else acts[kind]
                 gate[head] = SATURATED if is_open else -SATURATED
 
-    def _scale_and_offset(self) -> tuple[Tensor, Tensor]:
-        gated: dict[str, Tensor] = {}
-        gate = None
-        for kind in self.vectors:
-            if gate is None or not self.shared:
-                gate = self._gate(self.log_alpha(kind), sample=self.training)
-            vector = getattr(self, kind)
-            gated[kind] = rearrange(gate[:, None] * vector, "heads width -> (heads width)")
-        zero = next(iter(gated.values())).new_zeros(())
-        scale = 1 + gated["scale"] if "scale" in gated else (zero + 1).expand(self.heads * self.head_dim)
-        offset = gated["offset"] if "offset" in gated else zero.expand(self.heads * self.head_dim)
-        return scale, offset
-
     def _gate(self, log_alpha: Tensor | None, *, sample: bool) -> Tensor:
         if log_alpha is None:
             vector: Tensor = getattr(self, self.vectors[0])
@@ -137,13 +139,19 @@ class SiteEdit(nn.Module):
             return self.distribution.sample(log_alpha)
         return self.distribution.expectation(log_alpha) if self.expectation else self.distribution.clip(log_alpha)
 
-    def _aligned(self, z: Tensor) -> tuple[int, ...]:
-        width = self.heads * self.head_dim
-        if z.shape[-1] == width:
-            return (width,)
-        if z.dim() > 1 and z.shape[-2] * z.shape[-1] == width:  # heads in groups, [..., groups, width / groups]
-            return tuple(z.shape[-2:])
-        raise HeadEditError(
-            f"{self.path} was given {tuple(z.shape)}, but its spec says {self.heads} heads of width "
-            f"{self.head_dim} ({width} in the last dimension). Correct the spec."
-        )
+
+def heads_shape(z: Tensor, heads: int, head_dim: int, path: str) -> tuple[int, ...]:
+    """The last dimensions of a site's input that its heads fill: one of them, or two, (groups, width / groups).
+
+    Raises:
+        HeadEditError: it has another width.
+    """
+    width = heads * head_dim
+    if z.shape[-1] == width:
+        return (width,)
+    if z.dim() > 1 and z.shape[-2] * z.shape[-1] == width:
+        return tuple(z.shape[-2:])
+    raise HeadEditError(
+        f"{path} was given {tuple(z.shape)}, but its spec says {heads} heads of width {head_dim} ({width} in the last "
+        "dimension). Correct the spec."
+    )

@@ -28,11 +28,11 @@ from headedit.edits.files import (
 )
 from headedit.edits.handle import HeadEdits
 from headedit.edits.matching import check_model, check_sites, describe, site_row
-from headedit.edits.module import EditModule
+from headedit.edits.module import EditModule, edited_sites
 from headedit.edits.packing import FLOATS, is_hardened, pack, unpack
 from headedit.edits.support import harden
 from headedit.errors import HeadEditError
-from headedit.specs import HeadSite, Spec, find_sites, find_spec
+from headedit.specs import HeadSite, Spec, find_spec
 from headedit.specs.strict import build
 from headedit.version import __version__
 
@@ -74,6 +74,7 @@ def save(
         "spec": edits.spec.to_dict(),
         "spec_sha256": edits.spec.digest(),
         "config": vars(edits.config),
+        "strength": 1.0 if short else edits.strength,
         "sites": [site_row(site) for site in edits.sites],
     }
     write_pair(Path(directory), config, tensors, HARDENED if short else FULL)
@@ -107,22 +108,27 @@ def load(
     check_unattached(model)
     folder = locate(path, revision)
     saved = read_config(folder)
-    config = _config_of(saved, f"{folder / CONFIG_FILE}: config")
-    tensors = read_tensors(folder, saved)
     check_model(saved, model, folder)
     found = _spec_for(model, spec, saved, folder)
-    names = {row["name"] for row in saved["sites"]}
-    sites = [
-        site for site in find_sites(model, found, config.sites, mlp_groups=config.mlp_groups) if site.name in names
-    ]
+    return HeadEdits(model, found, _module_on(model, found, folder, saved))
+
+
+def load_for(model: nn.Module, spec: Spec, path: "str | PathLike[str]", revision: str | None) -> EditModule:
+    """Saved edits for a model that has some attached already, by themselves; see ``HeadEdits.load_adapter``."""
+    folder = locate(path, revision)
+    saved = read_config(folder)
+    check_model(saved, model, folder)
+    return _module_on(model, spec, folder, saved)
+
+
+def _module_on(model: nn.Module, spec: Spec, folder: Path, saved: dict[str, Any]) -> EditModule:
+    config = _config_of(saved, f"{folder / CONFIG_FILE}: config")
+    tensors = read_tensors(folder, saved)
+    sites = edited_sites(model, spec, config, names={row["name"] for row in saved["sites"]})
     check_sites(saved, sites, folder)
-    edits = HeadEdits(model, found, config, sites)
-    try:
-        _fill(edits.module, folder, saved, tensors)
-    except BaseException:
-        edits.detach()
-        raise
-    return edits
+    module = EditModule(sites, config)
+    _fill(module, folder, saved, tensors)
+    return module
 
 
 @torch.no_grad()
@@ -178,6 +184,7 @@ def _fill(module: EditModule, folder: Path, saved: dict[str, Any], tensors: dict
     where = str(folder / TENSOR_FILE)
     if saved["format_version"] == FULL:
         restore(module, tensors, where)
+        module.strength = saved.get("strength", 1.0)
         return
     restore(module, unpack(module, tensors, where), where)
     harden(module)  # takes nothing away any more, and fixes the gates

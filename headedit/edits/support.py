@@ -65,9 +65,9 @@ def harden(module: EditModule) -> None:
     """Takes the gates' values into the vectors and fixes the gates; see ``HeadEdits.harden``."""
     opened = open_gates(module)
     for edit in module:
-        gates = edit.gates()
-        for vector in edit.vectors:
-            getattr(edit, vector).mul_(gates[vector][:, None])
+        for vector, acting in edit.acting().items():
+            getattr(edit, vector).copy_(acting)
+    module.strength = 1.0
     fix(module, opened)
     for edit in module:
         gated = edit.gated_vectors()

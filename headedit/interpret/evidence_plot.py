@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.interpret.gate_plot import NO_HEAD, _draw
-from headedit.interpret.iti import HeadEvidence, head_columns
+from headedit.interpret.iti import HeadEvidence
 
 _POINTS = 72  # an inch
 
@@ -69,8 +69,7 @@ def _open_heads(edits: HeadEdits, found: HeadEvidence) -> NDArray[numpy.bool_]:
             f"{expected[0]} of {expected[1]}. Give the edits of that model."
         )
     opened = torch.zeros(expected, dtype=torch.bool)
-    site_edits = [edit for site, edit in edits.module.pairs() if site.kind == found.kind]
-    for (site, first), edit in zip(head_columns(edits, found.kind), site_edits, strict=True):
+    for site, edit, first in edits.module.columns(found.kind):
         either = torch.stack([edit.is_open(vector).cpu() for vector in edit.vectors]).any(0)
         opened[site.layer, first : first + site.heads] = either
     return numpy.asarray(opened)

@@ -6,7 +6,7 @@ ranked by held-out accuracy, and z' = z + α·σ·θ on the best, where θ is th
 (section 4, "mass mean shift") and σ the standard deviation of z along θ.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import nan
 from typing import Any
@@ -19,7 +19,6 @@ from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.interpret.last_token import last_outputs, token_ids
 from headedit.interpret.probes import held_out_accuracy
-from headedit.specs import HeadSite
 
 _FEWEST = 4  # of a class: some to fit on and some to measure on
 
@@ -73,7 +72,7 @@ class HeadEvidence:
         """
         chosen = self.top(heads)
         widths = {
-            (s.layer, first + h): s.head_dim for s, first in head_columns(edits, self.kind) for h in range(s.heads)
+            (s.layer, first + h): s.head_dim for s, _, first in edits.module.columns(self.kind) for h in range(s.heads)
         }
         offsets = {place: vector[~vector.isnan()] for place in chosen for vector in [self.direction[place]]}
         for (layer, head), offset in offsets.items():
@@ -127,7 +126,7 @@ def iti(
     rows = [token_ids(example, tokenizer, f"Example {i + 1}") for i, example in enumerate(examples)]
     truth = _classes(labels, len(rows))
     train, valid = _split(truth, valid_share, seed)
-    places = list(head_columns(edits, kind))
+    places = [(site, first) for site, _, first in edits.module.columns(kind)]
     outputs = last_outputs(edits, [site for site, _ in places], rows, batch_size=batch_size, progress=progress)
     accuracy, sigma = torch.full_like(grid, nan), torch.full_like(grid, nan)
     direction = torch.full((*grid.shape, max(site.head_dim for site, _ in places)), nan)
@@ -148,16 +147,6 @@ def iti(
         train=len(train),
         valid=len(valid),
     )
-
-
-def head_columns(edits: HeadEdits, kind: str) -> Iterator[tuple[HeadSite, int]]:
-    """Every site of a kind with the column of its first head, as ``HeadEdits.gates`` and ``set_head`` count them."""
-    taken: dict[int, int] = {}
-    for site in edits.sites:
-        if site.kind == kind:
-            first = taken.get(site.layer, 0)
-            taken[site.layer] = first + site.heads
-            yield site, first
 
 
 def _check_option(name: str, value: float, fits: bool, expected: str) -> None:

@@ -123,6 +123,8 @@ class Spec:
         refuse: configurations that cannot be edited, with the reason.
         no_reentrant: the reason why reentrant gradient checkpointing would give wrong gradients, silently; a
             training step that uses it is refused.
+        no_routing: the reason why an edit cannot be chosen by the row of a batch: what enters a site does not keep the
+            rows of the batch in their order.
         source: the file it was read from; not a key of the file.
     """
 
@@ -132,6 +134,7 @@ class Spec:
     merge: MergeRule | None = None
     refuse: list[Refusal] = field(default_factory=list)
     no_reentrant: str | None = None
+    no_routing: str | None = None
     source: str = field(default="spec", init=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,259 @@
+"""Several edits on one model by name, with PEFT's method names; one acts, or another one in each row of a batch.
+
+A model carries one hook a site, whatever the number of adapters: choosing another one exchanges what the hooks apply.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any
+from warnings import warn
+
+import torch
+from torch import nn
+
+from headedit.edits.algebra import Arithmetic
+from headedit.edits.config import EditConfig
+from headedit.edits.module import EditModule, edited_sites
+from headedit.edits.routing import RoutedEdit, routed
+from headedit.edits.switch import Acting, Switch
+from headedit.errors import HeadEditError, suggest
+from headedit.specs import Spec
+
+MODULE_NAME = "headedit"
+"""The name under which a model carries its edits as a submodule while they are attached."""
+
+DEFAULT = "default"
+"""The name of the edits that ``attach`` and ``load`` make."""
+
+
+class Adapters(Arithmetic):
+    """The methods of ``HeadEdits`` for edits by name."""
+
+    def __init__(self, model: nn.Module, spec: Spec, first: EditModule) -> None:
+        self.model, self.spec = model, spec
+        self._adapters = nn.ModuleDict()
+        self._switches: dict[str, Switch] = {}
+        self._hooks: list[Any] = []
+        self._active = DEFAULT
+        self._routed: dict[str, RoutedEdit] | None = None
+        self._silent = False
+        self._put(DEFAULT, first)
+        model.add_module(MODULE_NAME, self._adapters)
+
+    @property
+    def module(self) -> EditModule:
+        """The parameters of the active adapter."""
+        return self[self._active]
+
+    @property
+    def active_adapter(self) -> str:
+        """The name of the adapter that acts and is trained."""
+        return self._active
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of all adapters, in the order they were added."""
+        return list(self._adapters)
+
+    @property
+    def strength(self) -> float:
+        """A factor on both vectors of the active adapter, a dial: 0 is the base model, 1 the edits as trained.
+
+        It is saved with them, and part of what ``merge_adapter``, ``harden`` and ``a + b`` take.
+        """
+        return self.module.strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self._refuse_merged("strength cannot be changed")
+        self.module.strength = value
+
+    def __getitem__(self, name: str) -> EditModule:
+        """The edits of a name, which can be looked at, added and multiplied."""
+        self._check_known(name)
+        adapter = self._adapters[name]
+        assert isinstance(adapter, EditModule)
+        return adapter
+
+    def _edits(self) -> EditModule:
+        return self.module
+
+    def add_adapter(self, name: str, adapter: EditConfig | Arithmetic | None = None) -> None:
+        """Adds edits under a name; they rest until ``set_adapter`` or ``route`` names them.
+
+        Args:
+            name: letters, digits, ``-`` and ``_``.
+            adapter: a config for fresh edits, by default that of the active adapter; or edits to copy, such as another
+                handle, ``edits["arc"]``, or a sum, ``edits["arc"] + 0.5 * edits["boolq"]``.
+
+        Raises:
+            HeadEditError: there is an adapter of this name, or the edits do not fit this model.
+        """
+        self._check_name(name)
+        if isinstance(adapter, Arithmetic):
+            self._put(name, self._copied(adapter._edits()))
+            return
+        config = self.module.config if adapter is None else adapter
+        self._put(name, EditModule(edited_sites(self.model, self.spec, config), config))
+
+    def load_adapter(self, path: "str | PathLike[str]", name: str, *, revision: str | None = None) -> None:
+        """Adds saved edits under a name; they rest until ``set_adapter`` or ``route`` names them.
+
+        Args:
+            path: a folder that ``save_pretrained`` wrote, or the id of a repository on the Hugging Face hub.
+            name: letters, digits, ``-`` and ``_``.
+            revision: the revision of a hub repository.
+
+        Raises:
+            HeadEditError: as for ``load``, or there is an adapter of this name.
+        """
+        from headedit.edits.storage import load_for
+
+        self._check_name(name)
+        self._put(name, load_for(self.model, self.spec, path, revision))
+
+    def set_adapter(self, name: str) -> None:
+        """Makes the adapter of a name the one that acts and is trained; the others are frozen and do nothing.
+
+        Raises:
+            HeadEditError: there is none of this name, or the edits are merged.
+        """
+        self._check_known(name)
+        self._refuse_merged(f"'{name}' cannot be set")
+        self.module.rest()
+        self._active = name
+        self.module.wake()
+        self._refresh()
+
+    def delete_adapter(self, name: str) -> None:
+        """Takes an adapter off. Where it was the active one, the first that is left is set, and a warning says so.
+
+        Raises:
+            HeadEditError: there is none of this name, it is the only one, or the edits are merged.
+        """
+        self._check_known(name)
+        self._refuse_merged(f"'{name}' cannot be deleted")
+        if len(self._adapters) == 1:
+            raise HeadEditError(f"'{name}' is the only adapter; detach() takes the edits off the model.")
+        if name == self._active:
+            first = next(other for other in self._adapters if other != name)
+            warn(f"The active adapter '{name}' is deleted; '{first}' is set in its place.", stacklevel=2)
+            self.set_adapter(first)
+        del self._adapters[name]
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[nn.Module]:
+        """A context in which the model is the base model, bit for bit."""
+        from headedit.edits.merging import suspended
+
+        before = self._silent
+        self.silence(True)
+        try:
+            with suspended(self):
+                yield self.model
+        finally:
+            self.silence(before)
+
+    @contextmanager
+    def route(self, names: Sequence[str | None]) -> Iterator[nn.Module]:
+        """A context in which each row of a batch has an adapter of its own, in ``forward`` and ``generate``.
+
+        The vectors are gathered when the context is entered, as they act in eval mode then, so that a site costs one
+        multiply-add however many adapters there are. A batch that is a multiple of the rows holds each of them several
+        times over, one after the other, as ``num_beams`` and ``num_return_sequences`` do.
+
+        Args:
+            names: an adapter for each row of the batch; None for the base model.
+
+        Raises:
+            HeadEditError: a name is not known, the model is in training mode or the edits are merged; in the context,
+                a batch has another number of rows.
+        """
+        for name in names:
+            if name is not None:
+                self._check_known(name)
+        if isinstance(names, str) or not names:
+            raise HeadEditError(f"route: found {names!r}, expected a list with a name, or None, for each row.")
+        self._refuse_merged("rows cannot be routed")
+        if self.spec.no_routing is not None:
+            raise HeadEditError(
+                f"{type(self.model).__name__} cannot be routed by row: {self.spec.no_routing}. Run the rows of each "
+                "adapter by themselves, after set_adapter."
+            )
+        if self.model.training:
+            raise HeadEditError(
+                "route() works in eval mode: call model.eval() first, and train adapters one at a time."
+            )
+        before, self._routed = self._routed, routed(self._by_name(), names)
+        self._refresh()
+        try:
+            yield self.model
+        finally:
+            self._routed = before
+            self._refresh()
+
+    def silence(self, silent: bool) -> None:
+        """Lets the hooks do nothing, as while the edits are merged, or act again."""
+        self._silent = silent
+        self._refresh()
+
+    def _by_name(self) -> dict[str, EditModule]:
+        return {name: self[name] for name in self._adapters}
+
+    def _put(self, name: str, module: EditModule) -> None:
+        module.train(self.model.training)
+        for site in module.where:
+            if site.name not in self._switches:
+                self._switches[site.name] = switch = Switch()
+                self._hooks.append(site.module.register_forward_pre_hook(switch.pre_hook))
+        self._adapters[name] = module
+        if name != self._active:
+            module.rest()
+        self._refresh()
+
+    def _refresh(self) -> None:
+        acting: Mapping[str, Acting] | None = self._routed
+        if acting is None:
+            acting = {site.name: edit for site, edit in self.module.pairs()}
+        for name, switch in self._switches.items():
+            switch.acting = None if self._silent else acting.get(name)
+
+    @torch.no_grad()
+    def _copied(self, given: EditModule) -> EditModule:
+        """Edits like given ones, on this model."""
+        wanted = {site.name: (site.heads, site.head_dim) for site in given.where}
+        sites = edited_sites(self.model, self.spec, given.config, names=wanted)
+        found = {site.name: (site.heads, site.head_dim) for site in sites}
+        if found != wanted:
+            name = next(name for name in wanted if found.get(name) != wanted[name])
+            theirs, ours = (f"{of[name][0]} heads of {of[name][1]}" if name in of else "none" for of in (wanted, found))
+            raise HeadEditError(
+                f"These edits are of another model: at {name} they have {theirs}, this model has {ours}."
+            )
+        module = EditModule(sites, given.config)
+        for ours_, theirs_ in zip(module.parameters(), given.parameters(), strict=True):
+            ours_.data = theirs_.detach().to(ours_.device, copy=True)
+            ours_.requires_grad_(theirs_.requires_grad)
+        for edit, like in zip(module, given, strict=True):
+            edit.idle = like.idle
+        module.strength = given.strength
+        return module
+
+    def _check_known(self, name: str) -> None:
+        if name not in self._adapters:
+            known = ", ".join(self._adapters)
+            raise HeadEditError(f"There is no adapter '{name}'.{suggest(str(name), self.adapters)} Adapters: {known}.")
+
+    def _check_name(self, name: str) -> None:
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name) or hasattr(nn.ModuleDict, name):
+            raise HeadEditError(f"{name!r} cannot name an adapter: use letters, digits, '-' and '_', such as 'boolq'.")
+        if name in self._adapters:
+            raise HeadEditError(f"There is an adapter '{name}' already; delete_adapter('{name}') takes it off.")
+
+    def _refuse_merged(self, what: str) -> None:
+        from headedit.edits.merging import is_merged
+
+        if is_merged(self):
+            raise HeadEditError(f"While the edits are merged {what}: call unmerge_adapter() first.")

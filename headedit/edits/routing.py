@@ -1,0 +1,80 @@
+"""Another edit for each row of a batch: one multiply-add a site, with vectors gathered by row."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from headedit.edits.module import EditModule
+from headedit.edits.site import SiteEdit, heads_shape
+from headedit.errors import HeadEditError
+from headedit.specs import HeadSite
+
+
+class RoutedEdit(nn.Module):
+    """The edits of one site, a row of the batch each, as they acted in eval mode when this was made.
+
+    Buffers:
+        scale, offset: [rows, heads * head_dim]; 1 and 0 in a row that is not edited.
+    """
+
+    idle = False
+
+    def __init__(self, site: HeadSite, edits: Sequence[SiteEdit | None], index: Tensor) -> None:
+        """Gathers the vectors.
+
+        Args:
+            site: the site.
+            edits: the edits that rows can have; None for the base model.
+            index: which of them each row has, [rows].
+        """
+        super().__init__()
+        self.heads, self.head_dim, self.path = site.heads, site.head_dim, site.path
+        device = next(p.device for edit in edits if edit is not None for p in edit.parameters())
+        nothing = torch.ones(site.width, device=device), torch.zeros(site.width, device=device)
+        pairs = [nothing if edit is None else edit.scale_and_offset() for edit in edits]
+        self.scale: Tensor
+        self.offset: Tensor
+        for name, vectors in zip(("scale", "offset"), zip(*pairs, strict=True), strict=True):
+            table = torch.stack([vector.to(device) for vector in vectors])
+            self.register_buffer(name, table[index.to(device)], persistent=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The edited input of the projection, in the shape and dtype it came in.
+
+        The batch stands first. It may hold each row several times over, one after the other, as beams and several
+        returned sequences do.
+
+        Raises:
+            HeadEditError: its size is no multiple of the number of rows.
+        """
+        rows = self.scale.shape[0]
+        if z.shape[0] % rows:
+            raise HeadEditError(
+                f"route() was given {rows} rows, but the batch has {z.shape[0]}, which is no multiple of it. Name an "
+                "adapter, or None, for every row of the batch."
+            )
+        heads = heads_shape(z, self.heads, self.head_dim, self.path)
+        grouped = z.view(rows, z.shape[0] // rows, *z.shape[1:])
+        shape = (rows, *(1,) * (grouped.dim() - 1 - len(heads)), *heads)
+        scale, offset = self.scale.to(z.device).view(shape), self.offset.to(z.device).view(shape)
+        return torch.addcmul(offset, grouped, scale).to(z.dtype).view(z.shape)
+
+
+@torch.no_grad()
+def routed(adapters: Mapping[str, EditModule], names: Sequence[str | None]) -> dict[str, RoutedEdit]:
+    """What every site applies when each row of a batch has an adapter of its own, by the site's name.
+
+    Args:
+        adapters: the edits by name.
+        names: of the adapter of each row; None for the base model.
+    """
+    used = list(dict.fromkeys(names))
+    index = torch.tensor([used.index(name) for name in names])
+    sites: dict[str, HeadSite] = {}
+    edits: dict[str, dict[str | None, SiteEdit]] = {}
+    for name in used:
+        for site, edit in () if name is None else adapters[name].pairs():
+            sites[site.name] = site
+            edits.setdefault(site.name, {})[name] = edit
+    return {key: RoutedEdit(sites[key], [of.get(name) for name in used], index) for key, of in edits.items()}
