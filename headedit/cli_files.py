@@ -1,5 +1,6 @@
 """What the commands share: reading a data file, writing a report, printing tables and file names."""
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,12 +18,31 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False)
 
+
+class Dtype(str, Enum):
+    """Dtypes that a model can be loaded in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of a causal LM.")]
+Data = Annotated[
+    Path, typer.Option("--data", "-d", help="JSON list or JSON lines with instruction/answer or prompt/response.")
+]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Dtype to load the model in.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda:0, …  [default: a GPU if there is one]")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many records, drawn by the seed.")]
+Skip = Annotated[bool, typer.Option("--skip-broken", help="Leave broken records out and report them.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 
 
 def read_pairs(path: Path, limit: int | None, seed: int, skip_broken: bool) -> list[tuple[str, str]]:
     """The records of a file, perhaps a sample of them; those that are broken and left out are printed."""
-    from headedit.training.records import read_records, sample
+    from headedit.training.data.records import read_records
+    from headedit.training.data.splits import sample
 
     records = read_records(path, skip_broken=skip_broken)
     for message in records.broken[:5]:

@@ -7,7 +7,10 @@ import torch
 from test_text import tokenizer, word_level
 
 from headedit import HeadEditError
-from headedit.training.encoding import PadRight, encode
+from headedit.text import Tokens
+from headedit.training.data.batches import PadRight, StoredRows
+from headedit.training.data.encoding import Encoder, cut_prompt, encode
+from headedit.training.data.records import Example
 
 TOKENIZER = tokenizer(word_level)
 
@@ -56,3 +59,65 @@ def test_padding_carries_no_loss_and_no_attention():
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[-100, 2, 3], [4, -100, -100]]
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+
+
+def test_conversations_have_loss_on_every_response():
+    turns = [("human", "a b"), ("gpt", "c"), ("human", "b"), ("gpt", "a"), ("human", "c")]
+    shared = {"conversations": [{"from": who, "value": text} for who, text in turns]}
+    roles = {"human": "user", "gpt": "assistant"}
+    messages = {"messages": [{"role": roles[who], "content": text} for who, text in turns]}
+    assert encoded([shared]) == encoded([messages])
+    (row,) = encoded([shared])
+    learned = [label for label in row["labels"] if label != -100]
+    assert TOKENIZER.convert_ids_to_tokens(learned) == ["c", "x", "a", "x", "</s>"]  # x, unknown, is <|im_end|>
+
+
+BOS = 1
+PROMPT, FIRST, BETWEEN, LAST = [10, 11, 12], [20, 21], [30, 31], [40, 41, 42]
+
+
+@pytest.mark.parametrize(
+    ("max_length", "ids", "spans"),
+    [
+        (10, [BOS, 11, 12, *FIRST, *BETWEEN, *LAST], [(3, 5), (7, 10)]),
+        (8, [BOS, *FIRST, *BETWEEN, *LAST], [(1, 3), (5, 8)]),
+        (7, [BOS, *BETWEEN, *LAST], [(3, 6)]),  # never a part of a response
+        (5, [BOS, 31, *LAST], [(2, 5)]),
+        (4, [BOS, *LAST], [(1, 4)]),
+    ],
+)
+def test_a_prompt_is_cut_from_the_left_and_no_response_is_cut(max_length, ids, spans):
+    tokens = Tokens([BOS, *PROMPT, *FIRST, *BETWEEN, *LAST], [(4, 6), (8, 11)])
+    assert cut_prompt(tokens, max_length, BOS) == Tokens(ids, spans)
+    assert cut_prompt(tokens, 3, BOS) is None
+
+
+def test_without_a_begin_of_text_a_response_keeps_a_token_before_it():
+    tokens = Tokens([*PROMPT, *FIRST, *BETWEEN, *LAST], [(3, 5), (7, 10)])
+    assert cut_prompt(tokens, 8, None) == Tokens([12, *FIRST, *BETWEEN, *LAST], [(1, 3), (5, 8)])
+    assert cut_prompt(tokens, 7, None) == Tokens([*BETWEEN, *LAST], [(2, 5)])
+    assert cut_prompt(tokens, 4, None) == Tokens([31, *LAST], [(1, 4)])
+    assert cut_prompt(tokens, 3, None) is None
+
+
+def test_every_way_with_what_is_too_long():
+    turns = [{"role": "user", "content": "a b c a b"}, {"role": "assistant", "content": "c"}]
+    example = Example(0, "here", turns, "response")
+    whole = Encoder(TOKENIZER)(example)
+    assert (whole["tokens"], whole["cut"], whole["ends"], whole["template"]) == (8, 0, [2], "plain")
+    dropped = Encoder(TOKENIZER, 7)(example)
+    assert (dropped["input_ids"], dropped["tokens"], dropped["cut"], dropped["ends"]) == ([], 8, 0, [])
+    cut = Encoder(TOKENIZER, 5, too_long="cut_prompt")(example)
+    assert (cut["input_ids"], cut["labels"]) == ([1, 3, 4, 5, 2], [-100, -100, -100, 5, 2])
+    assert (cut["cut"], cut["lost"]) == (3, 0)
+
+
+def test_rows_on_disk_are_a_sequence():
+    datasets = pytest.importorskip("datasets")
+    rows = encoded([("a", " b"), ("a b", " c"), ("b", " a")])
+    stored = StoredRows(datasets.Dataset.from_list(rows))
+    assert list(stored) == rows
+    assert list(stored[1:]) == rows[1:]
+    assert stored[-1] == rows[-1]
+    assert len(stored[:2]) == 2
+    assert all(torch.equal(a, b) for a, b in zip(PadRight()(stored).values(), PadRight()(rows).values(), strict=True))

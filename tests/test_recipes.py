@@ -13,7 +13,7 @@ from headedit import EditConfig, HeadEditError, Run
 from headedit.edits.support import Gate, all_gates, fix, heads_of, open_gates
 from headedit.pruning_path import PruningPath
 from headedit.training.choice import Search, choose, levels_of
-from headedit.training.encoding import PadRight
+from headedit.training.data.batches import PadRight
 from headedit.training.losses import example_losses
 from headedit.training.pruning import Pruning, sizes
 from headedit.training.recipes import RECIPES, make_recipe

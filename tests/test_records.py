@@ -5,7 +5,7 @@ import json
 import pytest
 
 from headedit import HeadEditError, read_records
-from headedit.training.records import sample, split
+from headedit.training.data.splits import draw, sample, split
 
 ROWS = [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(5)]
 PAIRS = [(f"p{i}", f"r{i}") for i in range(5)]
@@ -81,6 +81,7 @@ def test_files_that_are_not_text_or_not_there(tmp_path):
 def test_samples_and_splits_are_seeded_and_lose_nothing():
     assert sample(PAIRS, None, 0) == sample(PAIRS, 9, 0) == PAIRS
     assert sample(PAIRS, 3, 1) == sample(PAIRS, 3, 1) != sample(PAIRS, 3, 2)
+    assert sample(PAIRS, 3, 1) == sorted(sample(PAIRS, 3, 1))
     train, held_out = split(PAIRS, 0.4, 0)
     assert (len(train), len(held_out)) == (3, 2)
     assert sorted(train + held_out) == PAIRS
@@ -88,3 +89,20 @@ def test_samples_and_splits_are_seeded_and_lose_nothing():
     assert split(PAIRS, 0, 0) == (PAIRS, None)
     with pytest.raises(HeadEditError, match=r"5 records cannot be split .* share of 0\.05"):
         split(PAIRS, 0.05, 0)
+
+
+def test_what_is_held_out_stays_the_same_whatever_the_number_of_examples():
+    few, all_left = (draw(100, count, {"test": 10, "valid": 5}, 3) for count in (20, None))
+    assert {name: len(part) for name, part in few.items()} == {"test": 10, "valid": 5, "train": 20}
+    assert {name: len(part) for name, part in all_left.items()} == {"test": 10, "valid": 5, "train": 85}
+    assert (few["test"], few["valid"]) == (all_left["test"], all_left["valid"])
+    assert set(few["train"]) < set(all_left["train"])
+    assert sorted(i for part in all_left.values() for i in part) == list(range(100))
+    assert few != draw(100, 20, {"test": 10, "valid": 5}, 4)
+
+
+def test_a_share_is_one_of_the_training_examples():
+    drawn = draw(100, 40, {"test": 10, "valid": 0.25}, 0)
+    assert {name: len(part) for name, part in drawn.items()} == {"test": 10, "valid": 10, "train": 30}
+    with pytest.raises(HeadEditError, match=r"100 records cannot be split into a training set and a test set of 100"):
+        draw(100, 40, {"test": 100}, 0)

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import headedit
 from headedit import EditConfig, HeadEditError, HeadEditTrainer
-from headedit.training.encoding import PadRight
+from headedit.training.data.batches import PadRight
 from headedit.training.layer_parameters import attenuated, find_layers, rolling_out
 from headedit.training.sparse_tuning import SparseTuning, count, draw, draw_distinct, updated
 

@@ -12,7 +12,8 @@ from headedit.errors import HeadEditError, suggest
 from headedit.evaluation import exact_match
 from headedit.loading import load_model, load_tokenizer
 from headedit.text import to_pair
-from headedit.training.encoding import PadRight, encode
+from headedit.training.data.batches import PadRight
+from headedit.training.data.encoding import encode
 from headedit.training.losses import example_losses
 
 SIZES = (8, 24, 64, 200)

@@ -8,7 +8,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from headedit.errors import HeadEditError
 from headedit.specs import strict
 from headedit.specs.registry import model_type_of
-from headedit.training.encoding import Encoded, PadRight, encode
+from headedit.training.data.batches import Encoded, PadRight
+from headedit.training.data.encoding import encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,12 @@ def best_lora(
 
 
 def train_lora(
-    model: nn.Module, rows: list[Encoded], settings: LoraSettings, learning_rate: float, seed: int, pad_token_id: int
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    settings: LoraSettings,
+    learning_rate: float,
+    seed: int,
+    pad_token_id: int,
 ) -> nn.Module:
     """One run on a fresh model; AdamW, a cosine after the warm-up, no weight decay. Returns it in eval mode."""
     peft = load_peft()

@@ -17,7 +17,7 @@ from headedit.demo.token_accuracy import predictions, token_accuracy
 from headedit.edits import HeadEdits, attach
 from headedit.edits.support import Gate, fix
 from headedit.errors import HeadEditError
-from headedit.training.encoding import IGNORED, Encoded
+from headedit.training.data.batches import IGNORED, Encoded
 
 __all__ = ["Planted", "build", "by_vector", "f1", "plant", "token_accuracy", "write"]
 

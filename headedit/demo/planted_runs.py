@@ -8,7 +8,7 @@ from headedit.demo.planted import f1, plant, token_accuracy
 from headedit.demo.planted_model import SHAPES
 from headedit.demo.pool import Row, run_units
 from headedit.errors import HeadEditError, suggest
-from headedit.training.encoding import PadRight
+from headedit.training.data.batches import PadRight
 from headedit.training.losses import example_losses
 
 Changes = Mapping[str, Mapping[str, Any]]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from headedit.errors import HeadEditError
 from headedit.specs.modes import evaluating
-from headedit.training.encoding import IGNORED, Encoded, PadRight
+from headedit.training.data.batches import IGNORED, Encoded, PadRight
 
 _BATCH = 100
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from headedit.specs.modes import evaluating
-from headedit.training.encoding import IGNORED, Encoded
+from headedit.training.data.batches import IGNORED, Encoded
 
 Collate = Callable[[Sequence[Encoded]], dict[str, Tensor]]
 

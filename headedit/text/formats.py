@@ -1,0 +1,137 @@
+"""The forms in which people keep examples, and each of them as a conversation: a list of messages.
+
+| format | fields |
+|---|---|
+| ``response`` | ``prompt``, ``response`` |
+| ``completion`` | ``prompt``, ``completion`` |
+| ``llm-adapters`` | ``instruction``, ``answer``, perhaps ``input`` |
+| ``alpaca`` | ``instruction``, ``output``, perhaps ``input`` |
+| ``messages`` | ``messages``: objects with ``role`` and ``content`` |
+| ``sharegpt`` | ``conversations``: objects with ``from`` and ``value`` |
+
+A record of any of them may have a text ``system``. The first format whose fields are all there is taken.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from headedit.errors import HeadEditError, suggest
+
+Format = Literal["response", "completion", "llm-adapters", "alpaca", "messages", "sharegpt"]
+Message = dict[str, str]
+"""``role`` (``system``, ``user`` or ``assistant``) and ``content``."""
+
+INSTRUCTIONS: tuple[Format, ...] = ("llm-adapters", "alpaca")
+CONVERSATIONS: tuple[Format, ...] = ("messages", "sharegpt")
+
+_FIELDS: dict[Format, tuple[str, ...]] = {
+    "response": ("prompt", "response"),
+    "completion": ("prompt", "completion"),
+    "llm-adapters": ("instruction", "answer"),
+    "alpaca": ("instruction", "output"),
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+}
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+}
+
+
+def to_messages(record: object, where: str, format: Format | None = None) -> tuple[list[Message], Format]:
+    """The conversation in a record, and the record's format.
+
+    Turns after the last response are left off, as there is nothing to learn from them.
+
+    Args:
+        record: an object with named fields.
+        where: names the record in messages.
+        format: the format it has to have; by default the first that fits.
+
+    Raises:
+        HeadEditError: the record is not of this form, or of none that is known, or has no or an empty response.
+    """
+    if not isinstance(record, Mapping):
+        raise HeadEditError(f"{where}: expected an object with named fields, found {type(record).__name__}.")
+    allowed: list[Format] = list(_FIELDS) if format is None else [format]
+    for found in allowed:
+        if all(name in record for name in _FIELDS[found]):
+            break
+    else:
+        known = " or ".join("/".join(_FIELDS[name]) for name in allowed)
+        raise HeadEditError(f"{where}: found the fields {', '.join(map(str, record))}; expected {known}.")
+    if found in CONVERSATIONS:
+        messages = _turns(record[_FIELDS[found][0]], _FIELDS[found][0], where)
+    else:
+        question, answer = _FIELDS[found]
+        messages = _pair(record, question, answer, where)
+    system = record.get("system")
+    if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    return messages, found
+
+
+def _pair(record: Mapping[str, Any], question: str, answer: str, where: str) -> list[Message]:
+    given = record.get("input") if question == "instruction" else None
+    for name, value in (
+        (question, record[question]),
+        (answer, record[answer]),
+        ("input", "" if given is None else given),
+    ):
+        if not isinstance(value, str):
+            raise HeadEditError(f"{where}: the field '{name}' holds {type(value).__name__}, expected text.")
+    prompt, response = record[question], record[answer]
+    if not response.strip():
+        raise HeadEditError(f"{where}: the field '{answer}' is empty, so there is nothing to learn from it.")
+    if given and given.strip():
+        prompt = f"{prompt}\n\n{given}"
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+
+
+def _turns(turns: object, field: str, where: str) -> list[Message]:
+    if not isinstance(turns, list | tuple):
+        raise HeadEditError(f"{where}: the field '{field}' holds {type(turns).__name__}, expected a list of turns.")
+    messages = [_turn(turn, f"{where}, turn {number}") for number, turn in enumerate(turns, start=1)]
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()
+    if not messages:
+        raise HeadEditError(f"{where}: the conversation has no response, so there is nothing to learn from it.")
+    return messages
+
+
+def _turn(turn: object, where: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise HeadEditError(f"{where}: expected role/content or from/value, found {type(turn).__name__}.")
+    for who, what in (("role", "content"), ("from", "value")):
+        if who in turn and what in turn:
+            break
+    else:
+        raise HeadEditError(
+            f"{where}: found the fields {', '.join(map(str, turn))}; expected role/content or from/value."
+        )
+    role = _ROLES.get(turn[who]) if isinstance(turn[who], str) else None
+    if role is None:
+        raise HeadEditError(f"{where}: the {who} {turn[who]!r} is not known.{suggest(turn[who], _ROLES)}")
+    content = _joined(turn[what])
+    if content is None:
+        raise HeadEditError(f"{where}: the field '{what}' holds {type(turn[what]).__name__}, expected text.")
+    if role == "assistant" and not content.strip():
+        raise HeadEditError(f"{where}: the response is empty, so there is nothing to learn from it.")
+    return {"role": role, "content": content}
+
+
+def _joined(content: object) -> str | None:
+    """Text, or the joined parts of a list of ``{"type": "text", "text": ...}``; None for anything else."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        return None
+    parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+    return "".join(parts) if all(isinstance(part, str) for part in parts) else None  # type: ignore[arg-type]

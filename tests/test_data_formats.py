@@ -1,0 +1,78 @@
+"""Records of every form are told by their fields, and what is wrong with one is said."""
+
+import pytest
+
+from headedit import HeadEditError
+from headedit.text import to_messages, to_pair
+
+USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+SYSTEM = {"role": "system", "content": "s"}
+ADAPTERS = {"instruction": "q", "input": "", "output": "long", "answer": "a"}
+
+
+@pytest.mark.parametrize(
+    ("record", "messages", "format"),
+    [
+        ({"prompt": "q", "response": "a"}, [USER, ASSISTANT], "response"),
+        ({"prompt": "q", "completion": "a"}, [USER, ASSISTANT], "completion"),
+        (ADAPTERS, [USER, ASSISTANT], "llm-adapters"),
+        ({"instruction": "q", "input": None, "output": "a"}, [USER, ASSISTANT], "alpaca"),
+        ({"instruction": "q", "output": "a", "system": "s"}, [SYSTEM, USER, ASSISTANT], "alpaca"),
+        ({"messages": [SYSTEM, USER, ASSISTANT, USER]}, [SYSTEM, USER, ASSISTANT], "messages"),
+        ({"messages": [USER, ASSISTANT], "prompt": "q"}, [USER, ASSISTANT], "messages"),
+        ({"messages": [SYSTEM, USER, ASSISTANT], "system": "other"}, [SYSTEM, USER, ASSISTANT], "messages"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, ASSISTANT]},
+            [USER, ASSISTANT],
+            "messages",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"},
+            [SYSTEM, USER, ASSISTANT],
+            "sharegpt",
+        ),
+        (
+            {"id": 1, "conversations": [{"from": "system", "value": "s"}, USER, {"from": "gpt", "value": "a"}]},
+            [SYSTEM, USER, ASSISTANT],
+            "sharegpt",
+        ),
+    ],
+)
+def test_the_format_is_told_by_the_fields(record, messages, format):
+    assert to_messages(record, "here") == (messages, format)
+    assert to_messages(record, "here", format) == (messages, format)
+
+
+def test_an_explicit_format_overrides_what_would_be_told():
+    assert to_messages(ADAPTERS, "here", "alpaca") == ([USER, {"role": "assistant", "content": "long"}], "alpaca")
+    with pytest.raises(HeadEditError, match=r"here: found the fields instruction, .*; expected messages\."):
+        to_messages(ADAPTERS, "here", "messages")
+
+
+def turns(*pairs):
+    return {"conversations": [{"from": who, "value": text} for who, text in pairs]}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (turns(("humn", "q"), ("gpt", "a")), r"here, turn 1: the from 'humn' is not known\. Did you mean 'human'\?"),
+        (turns(("human", "q"), ("gpt", " ")), r"here, turn 2: the response is empty"),
+        (turns(("human", "q"), ("gpt", None)), r"here, turn 2: the field 'value' holds NoneType, expected text"),
+        (turns(("human", "q")), r"here: the conversation has no response"),
+        ({"messages": []}, r"here: the conversation has no response"),
+        ({"messages": "q"}, r"here: the field 'messages' holds str, expected a list of turns"),
+        ({"messages": ["q"]}, r"here, turn 1: expected role/content or from/value, found str"),
+        ({"messages": [{"role": "user"}]}, r"here, turn 1: found the fields role; expected role/content or"),
+        ({"messages": [{"role": ["user"], "content": "q"}]}, r"here, turn 1: the role \['user'\] is not known"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, r"turn 1: the field 'content' holds list"),
+    ],
+)
+def test_conversations_that_are_malformed(record, message):
+    with pytest.raises(HeadEditError, match=message):
+        to_messages(record, "here")
+
+
+def test_a_conversation_is_no_pair_of_texts():
+    with pytest.raises(HeadEditError, match=r"here: holds a conversation, .* headedit\.load_data"):
+        to_pair({"messages": [USER, ASSISTANT]}, "here")
