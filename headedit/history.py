@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from headedit.edits.files import write_atomically
 from headedit.errors import HeadEditError
 
 HISTORY_FILE = "history.jsonl"
@@ -24,10 +25,10 @@ class History:
         self.rows = list(rows)
 
     def restart(self, step: int) -> None:
-        """Keeps the rows up to a step, as a fresh or resumed run begins with, and writes the file anew."""
-        self.rows = [row for row in self.rows if row["step"] <= step]
+        """Keeps the rows of steps up to this one, as a fresh or resumed run begins with, and writes the file anew."""
+        self.rows = [row for row in self.rows if row["step"] <= step and "kept" not in row]
         if self.path is not None:
-            self.path.write_text("".join(map(_line, self.rows)), encoding="utf-8")
+            write_atomically(self.path, "".join(map(_line, self.rows)).encode())
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row, and writes it through to the file."""

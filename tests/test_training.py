@@ -13,7 +13,7 @@ import headedit
 from headedit import EditConfig, HeadEditError, HeadEditTrainer, Objective, Run
 from headedit.edits.gates import HardConcrete
 from headedit.history import History
-from headedit.training.encoding import PadRight
+from headedit.training.data.batches import PadRight
 from headedit.training.recipes import make_recipe
 from headedit.training.recipes.jola import Jola
 from headedit.training.schedules import Moment
@@ -198,6 +198,8 @@ def test_checkpoints_hold_edits_and_optimiser_and_never_the_base(llama, tmp_path
     assert names == {"headedit_config.json", "headedit.safetensors", "optimizer.pt", "scheduler.pt"} | {
         "rng_state.pth",
         "trainer_state.json",
+        "headedit_checkpoint.json",
+        "headedit_checkpoint.safetensors",
     }
 
 

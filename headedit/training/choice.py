@@ -11,13 +11,14 @@ from headedit.edits import HeadEdits
 from headedit.edits.support import Gate, all_gates
 from headedit.errors import HeadEditError
 from headedit.pruning_path import Level, Vectors, heads_under
+from headedit.training.states import State
 
 Losses = Mapping[int, Tensor]
 """By number of gates: the loss of every validation example, [examples]."""
 
 
 class Recorder:
-    """Takes down the levels of a search as it reaches them.
+    """Takes down the levels of a search as it reaches them; ``Stateful``.
 
     Args:
         edits: the edits that are searched.
@@ -42,6 +43,22 @@ class Recorder:
                     acting = gates[vector][:, None] * getattr(edit, vector)
                     kept[f"{i}.{vector}"] = acting.detach()[heads].cpu()
         self.vectors[len(alive)] = kept
+
+    def state_dict(self) -> State:
+        """The levels so far."""
+        tensors = {f"loss/{gates}": losses for gates, losses in self.losses.items()}
+        tensors |= {f"vector/{n}/{name}": rows for n, kept in self.vectors.items() for name, rows in kept.items()}
+        return State({"levels": list(self.vectors)}, tensors)
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from levels that were recorded."""
+        self.losses, self.vectors = {}, {level: {} for level in state.plain["levels"]}
+        for key, tensor in state.tensors.items():
+            kind, level, *name = key.split("/")
+            if kind == "loss":
+                self.losses[int(level)] = tensor
+            else:
+                self.vectors[int(level)][name[0]] = tensor
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,13 @@ def run_controls(session: Session, recipe: Recipe, metric: Metric | None) -> dic
         if name == "random heads" and not chosen:
             continue
         folder = session.folder / "controls" / name.replace(" ", "-")
-        folder.mkdir(parents=True, exist_ok=True)
         session.restart()
         if name == "random heads":
             fix(edits.module, draw_like(all_gates(edits.module), chosen, rng))
-        control.run(session.beside(folder))
+        beside = session.beside(folder)
+        control.run(beside)
         figures[name] = measured(session, metric)
+        beside.journal.clear()
     edits.restore(trained)
     return figures
 

@@ -2,9 +2,11 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
+
+from accelerate import PartialState
 
 from headedit.edits import HeadEdits
 from headedit.edits.card import write_card
@@ -16,7 +18,8 @@ from headedit.loading import load_tokenizer
 from headedit.pruning_path import PATH_FILE, VECTOR_FILE
 from headedit.specs.numbers import text_config
 from headedit.training.controls import Metric, measured, run_controls
-from headedit.training.encoding import Encoded, encode
+from headedit.training.data.batches import Encoded
+from headedit.training.data.encoding import encode
 from headedit.training.quantized import differentiable
 from headedit.training.recipes import DEFAULT, Recipe, make_recipe
 from headedit.training.run import Run
@@ -37,6 +40,8 @@ def fit(
     metric: Metric | None = None,
     tokenizer: Any = None,
     max_length: int | None = None,
+    resume: bool = False,
+    arguments: Mapping[str, Any] | None = None,
     progress: bool = True,
     **overrides: Any,
 ) -> Run:
@@ -44,8 +49,9 @@ def fit(
 
     Args:
         edits: the handle; the base model stays as it is.
-        train: examples: (prompt, response) pairs, records with such fields, or records of ``input_ids`` and
-            ``labels``; a list or a ``datasets.Dataset``.
+        train: examples: (prompt, response) pairs, records of any form that ``headedit.text.formats`` names,
+            conversations too, or records of ``input_ids`` and ``labels``; a list, a ``datasets.Dataset``, or a split
+            of ``headedit.load_data``.
         valid: the same, to choose and to stop by, on the plain loss. Without it ``localise`` holds some of the
             training examples out while it searches, and the other recipes go to their end.
         output_dir: gets the edits, ``history.jsonl``, ``run.json``, ``checkpoints/`` and, from ``localise``, the
@@ -60,6 +66,10 @@ def fit(
             validation loss.
         tokenizer: by default the one at the model's own name or path, if texts are given.
         max_length: examples of more tokens are left out and reported; by default the model's context.
+        resume: go on with the run that was stopped in ``output_dir``, at any moment and however: it ends with the
+            edits that it would have had, bit for bit. Everything else must be as it was. Where there is none, begin.
+        arguments: fields of ``transformers.TrainingArguments`` over the recipe's own choices, such as
+            ``gradient_accumulation_steps``, ``save_steps`` or ``report_to``.
         progress: show bars.
         overrides: fields of the recipe, such as ``epochs=5`` or ``budget=0.05``.
 
@@ -68,7 +78,9 @@ def fit(
 
     Raises:
         HeadEditError: a set is empty, smaller than the batch or of another form, the recipe or a field of it is not
-            known, the loss becomes NaN, the edits are detached, or the folder cannot be written.
+            known, the loss becomes NaN, the edits are detached, the folder cannot be written, or what is to be
+            gone on with differs.
+        KeyboardInterrupt: Ctrl-C, or a SIGTERM, at the end of the step in which it came; that step is saved.
     """
     chosen = make_recipe(recipe, overrides)
     if seeds < 1:
@@ -77,6 +89,11 @@ def fit(
         raise HeadEditError("Several seeds, and controls, are compared on validation examples or a metric; give one.")
     if not edits.attached:
         raise HeadEditError("These edits are detached from their model; attach or load them again to train.")
+    if not any(p.requires_grad for p in edits.vector_parameters()):
+        raise HeadEditError(
+            "These edits are frozen, so nothing would be trained; PEFT's get_peft_model freezes what is there. Call "
+            "edits.module.requires_grad_(True) first."
+        )
     folder = check_writable(output_dir)
     train_rows, valid_rows, pad = _encoded(edits, train, valid, tokenizer, max_length, progress)
     if len(train_rows) < chosen.batch_size:
@@ -84,27 +101,43 @@ def fit(
             f"The training set has {len(train_rows)} examples, fewer than the batch of {chosen.batch_size}; give more "
             f"examples, or batch_size={len(train_rows)}."
         )
+    settings = {"recipe": recipe, **vars(chosen)}
     controlled = functools.partial(run_controls, metric=metric) if controls else None
-    start, runs, figures = edits.snapshot(), [], []
+    start, sessions, runs, figures = edits.snapshot(), [], [], []
     for number in range(seed, seed + seeds):
         edits.restore(start)
         where = folder if number == seed else folder / f"seed-{number}"
-        session = Session(edits, train_rows, valid_rows, where, number, pad, progress)
+        session = Session(
+            edits,
+            train_rows,
+            valid_rows,
+            where,
+            number,
+            pad,
+            progress,
+            settings=settings,
+            arguments=dict(arguments or {}),
+            resume=resume,
+        )
+        sessions.append(session)
         runs.append(_run(session, recipe, chosen, controlled))
         if seeds > 1:
             figures.append({**measured(session, metric), "heads": heads_of(open_gates(edits.module))})
     if seeds > 1:
         load_tensors(edits, folder)
         runs[0].record["stability"] = _stability(edits, seed, figures).to_dict()
-        runs[0].save()
+        if sessions[0].main:
+            runs[0].save()
+    for session in sessions:
+        session.journal.clear()
     return runs[0]
 
 
 def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., Any] | None) -> Run:
     edits, folder = session.edits, session.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in (PATH_FILE, VECTOR_FILE):
-        (folder / stale).unlink(missing_ok=True)
+    if session.main:
+        for stale in (PATH_FILE, VECTOR_FILE):
+            (folder / stale).unlink(missing_ok=True)
     was_training = edits.model.training
     started = time.perf_counter()
     try:
@@ -115,9 +148,6 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
     finally:
         edits.model.train(was_training)
     session.history.append({"step": session.kept_step, "kept": True})
-    edits.save_pretrained(folder, card=False)
-    if session.path is not None:
-        session.path.save(folder)
     record = {
         "recipe": name,
         "settings": vars(recipe),
@@ -133,8 +163,13 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
         **({} if found is None else {"controls": found}),
     }
     run = Run(folder, session.history, record, edits)
-    run.save()
-    write_card(edits, folder)  # after run.json, which it tells of
+    if session.main:
+        edits.save_pretrained(folder, card=False)
+        if session.path is not None:
+            session.path.save(folder)
+        run.save()
+        write_card(edits, folder)  # after run.json, which it tells of
+    PartialState().wait_for_everyone()
     return run
 
 
@@ -145,8 +180,8 @@ def _encoded(
     tokenizer: Any,
     max_length: int | None,
     progress: bool,
-) -> tuple[list[Encoded], list[Encoded] | None, int]:
-    train, valid = list(train), None if valid is None else list(valid)
+) -> tuple[Sequence[Encoded], Sequence[Encoded] | None, int]:
+    train, valid = _listed(train), None if valid is None else _listed(valid)
     if tokenizer is None and any(not _is_encoded(row) for row in [*train[:1], *(valid or [])[:1]]):
         tokenizer = load_tokenizer(getattr(edits.model.config, "_name_or_path", ""))
     length = getattr(text_config(edits.model), "max_position_embeddings", None) if max_length is None else max_length
@@ -170,6 +205,10 @@ def _stability(edits: HeadEdits, seed: int, figures: list[dict[str, Any]]) -> St
         chance=chance,
         **spreads,
     )
+
+
+def _listed(examples: Iterable[Any]) -> Sequence[Any]:
+    return examples if isinstance(examples, Sequence) else list(examples)
 
 
 def _is_encoded(row: Any) -> bool:

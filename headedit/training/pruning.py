@@ -1,6 +1,6 @@
 """Gradual pruning of gates while the edits are trained, from all of them to one."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -9,6 +9,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from headedit.edits import HeadEdits
 from headedit.edits.support import Gate, all_gates, close
+from headedit.training.choice import Recorder
+from headedit.training.states import State
 
 Scores = dict[tuple[int, str], Tensor]
 """By site and vector: the score of each gate, [heads]."""
@@ -38,7 +40,7 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
         memory: how much of the running mean a step keeps.
         by: ``loss`` or ``gate``.
         gates: those to begin with, the others being closed; by default all.
-        reached: called at the end of every level, before the next is begun, with the gates that are alive.
+        recorder: takes down every level at its end, before the next is begun.
     """
 
     def __init__(
@@ -50,9 +52,9 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
         memory: float,
         by: str = "loss",
         gates: Collection[Gate] | None = None,
-        reached: Callable[[list[Gate]], None] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        self.edits, self.window, self.memory, self.by, self.reached = edits, window, memory, by, reached
+        self.edits, self.window, self.memory, self.by, self.recorder = edits, window, memory, by, recorder
         self.alive = all_gates(edits.module) if gates is None else sorted(gates)
         self.levels = sizes(len(self.alive), min(smallest, len(self.alive)))
         self.dropped: list[Gate] = []
@@ -62,6 +64,34 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
     def order(self) -> list[Gate]:
         """Every gate that it began with, the most important first: the first k are the gates of the level of k."""
         return [*self._ranked(), *reversed(self.dropped)]
+
+    def state_dict(self) -> State:
+        """Which gates are gone, the scores of the others, and what was recorded."""
+        recorded = State({}, {}) if self.recorder is None else self.recorder.state_dict()
+        plain = {
+            "alive": [list(gate) for gate in self.alive],
+            "dropped": [list(gate) for gate in self.dropped],
+            "level": self._level,
+            "recorded": recorded.plain,
+        }
+        scores = {f"score/{site}/{vector}": score for (site, vector), score in self._scores.items()}
+        return State(plain, scores | {f"recorded/{name}": tensor for name, tensor in recorded.tensors.items()})
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from there."""
+        self.alive, self.dropped = ([Gate(*row) for row in state.plain[key]] for key in ("alive", "dropped"))
+        self._level = state.plain["level"]
+        device = next(self.edits.module.parameters()).device
+        self._scores, recorded = {}, {}
+        for key, tensor in state.tensors.items():
+            kind, _, name = key.partition("/")
+            if kind == "score":
+                site, _, vector = name.partition("/")
+                self._scores[int(site), vector] = tensor.to(device)
+            else:
+                recorded[name] = tensor
+        if self.recorder is not None:
+            self.recorder.load_state_dict(State(state.plain["recorded"], recorded))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -102,8 +132,8 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
         self._finish_level()
 
     def _finish_level(self) -> None:
-        if self.reached is not None:
-            self.reached(self.alive)
+        if self.recorder is not None:
+            self.recorder.reached(self.alive)
 
     def _ranked(self) -> list[Gate]:
         values = {key: score.tolist() for key, score in self._read().items()}

@@ -1,12 +1,13 @@
 """One call of ``fit`` as the recipes see it: edits, encoded examples, a folder, and stages to train in."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
 
@@ -16,7 +17,10 @@ from headedit.errors import HeadEditError
 from headedit.history import HISTORY_FILE, History
 from headedit.pruning_path import PruningPath
 from headedit.specs.modes import evaluating
-from headedit.training.encoding import Encoded, PadRight
+from headedit.training.checkpoints import last_whole, resumable
+from headedit.training.data.batches import Encoded, PadRight
+from headedit.training.interrupts import StopWhenAsked
+from headedit.training.journal import Journal, digest, put_back, taken_down
 from headedit.training.losses import example_losses
 from headedit.training.objective import Penalty
 from headedit.training.schedules import LRSchedule, hf_name, lr_factor
@@ -74,6 +78,9 @@ class Session:
         seed: of the order of examples and the gates' noise.
         pad_token_id: for batches.
         progress: show bars.
+        settings: what else the run depends on; a run that is gone on with must have the same.
+        arguments: fields of ``TrainingArguments`` that hold for every stage, over its own choices.
+        resume: go on with the run that was stopped in the folder, if there is one.
         history: rows of all stages.
         steps: optimiser steps so far.
         kept_step: the step that the edits are of.
@@ -82,12 +89,15 @@ class Session:
     """
 
     edits: HeadEdits
-    train: list[Encoded]
-    valid: list[Encoded] | None
+    train: Sequence[Encoded]
+    valid: Sequence[Encoded] | None
     folder: Path
     seed: int
     pad_token_id: int
     progress: bool
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    resume: bool = False
     history: History = field(init=False)
     steps: int = 0
     kept_step: int = 0
@@ -95,8 +105,23 @@ class Session:
     path: PruningPath | None = None
 
     def __post_init__(self) -> None:
-        self.history = History(self.folder / HISTORY_FILE)
+        state = PartialState()
+        self.main = state.is_main_process
         self._start = self.edits.snapshot()
+        self.journal = Journal(self.folder / CHECKPOINTS, writes=self.main)
+        identity = {
+            "settings": digest([dict(self.settings), dict(self.arguments), self.seed]),
+            "training examples": digest(self.train),
+            "validation examples": digest(self.valid),
+            "edits": digest(self._start),
+        }
+        self.journal.begin(identity, resume=self.resume)
+        state.wait_for_everyone()
+        file = self.folder / HISTORY_FILE
+        rows = History.read(file).rows if self.resume and file.is_file() else []
+        self.history = History(file if self.main else None, rows)
+        if rows:
+            self.history.restart(max(row["step"] for row in rows))
 
     def restart(self) -> None:
         """Puts the edits back to what they were when the session began."""
@@ -104,7 +129,7 @@ class Session:
 
     def beside(self, folder: Path) -> "Session":
         """The same examples and edits, as they are now, with a folder and history of its own."""
-        return Session(self.edits, self.train, self.valid, folder, self.seed, self.pad_token_id, self.progress)
+        return replace(self, folder=folder, steps=0, kept_step=0, best_eval_loss=None, path=None)
 
     def measure(self, rows: Sequence[Encoded] | None = None) -> Tensor:
         """The loss of every example, by default of the validation set, [examples]."""
@@ -119,8 +144,8 @@ class Session:
         name: str,
         objective: Penalty | None = None,
         callbacks: Sequence[Any] = (),
-        train: list[Encoded] | None = None,
-        valid: list[Encoded] | None = None,
+        train: Sequence[Encoded] | None = None,
+        valid: Sequence[Encoded] | None = None,
     ) -> None:
         """Trains a stage on the edits as they are; with ``valid`` it is validated every epoch.
 
@@ -135,6 +160,10 @@ class Session:
         Raises:
             HeadEditError: the schedule goes by the validation loss and there is none.
         """
+        finished = self.journal.finished(name)
+        if finished is not None:
+            self._take(put_back(finished, self.edits.module, callbacks))
+            return
         rows = self.train if train is None else train
         if stage.lr_schedule == "adaptive" and valid is None:
             raise HeadEditError("lr_schedule 'adaptive' goes by the validation loss; give a validation set.")
@@ -144,31 +173,37 @@ class Session:
         epochs = max(stage.epochs, math.ceil(stage.min_steps / steps_an_epoch))
         warmup = steps_an_epoch * epochs / 20 if stage.warmup_epochs is None else stage.warmup_epochs * steps_an_epoch
         stops = valid is not None and stage.patience is not None
-        arguments = TrainingArguments(
-            output_dir=str(self.folder / CHECKPOINTS / name),
-            num_train_epochs=epochs,
-            per_device_train_batch_size=batch,
-            per_device_eval_batch_size=4 * batch,
-            learning_rate=stage.scale_lr,
-            lr_scheduler_type=hf_name(stage.lr_schedule),
-            warmup_steps=0 if stage.lr_schedule == "adaptive" else round(warmup),
-            adam_epsilon=stage.adam_epsilon,
-            weight_decay=stage.weight_decay,
-            max_grad_norm=stage.max_grad_norm,
-            eval_strategy="no" if valid is None else "epoch",
-            save_strategy="epoch" if stops else "no",
-            save_total_limit=1,
-            load_best_model_at_end=stops,
-            metric_for_best_model="eval_loss" if valid is not None else None,
-            greater_is_better=False if valid is not None else None,
-            logging_steps=max(1, steps_an_epoch // _LOGS_AN_EPOCH),
-            prediction_loss_only=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            report_to=[],
-            seed=self.seed,
-            disable_tqdm=not self.progress,
-        )
+        place = self.journal.folder / self.journal.key(name)
+        chosen = {
+            "output_dir": str(place),
+            "num_train_epochs": epochs,
+            "per_device_train_batch_size": batch,
+            "per_device_eval_batch_size": 4 * batch,
+            "learning_rate": stage.scale_lr,
+            "lr_scheduler_type": hf_name(stage.lr_schedule),
+            "warmup_steps": 0 if stage.lr_schedule == "adaptive" else round(warmup),
+            "adam_epsilon": stage.adam_epsilon,
+            "weight_decay": stage.weight_decay,
+            "max_grad_norm": stage.max_grad_norm,
+            "eval_strategy": "no" if valid is None else "epoch",
+            "save_strategy": "epoch" if stops else "no",
+            "save_total_limit": 2,
+            "load_best_model_at_end": stops,
+            "metric_for_best_model": "eval_loss" if valid is not None else None,
+            "greater_is_better": False if valid is not None else None,
+            "logging_steps": max(1, steps_an_epoch // _LOGS_AN_EPOCH),
+            "prediction_loss_only": True,
+            "remove_unused_columns": False,
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "report_to": [],
+            "seed": self.seed,
+            "disable_tqdm": not self.progress,
+        }
+        given = dict(self.arguments)
+        if valid is not None and given.get("save_strategy") == "steps":  # an epoch's end would be no place to go on from
+            given = {"eval_strategy": "steps", "eval_steps": given.get("save_steps"), **given}
+        arguments = TrainingArguments(**{**chosen, **given})
+        stop = StopWhenAsked()
         trainer = HeadEditTrainer(
             self.edits,
             objective=objective,
@@ -182,16 +217,31 @@ class Session:
             train_dataset=rows,
             eval_dataset=valid,
             data_collator=PadRight(self.pad_token_id),
-            callbacks=[*callbacks, *([EarlyStoppingCallback(stage.patience)] if stops else [])],
+            callbacks=[*callbacks, *([EarlyStoppingCallback(stage.patience)] if stops else []), stop],
         )
         if not self.progress:
             trainer.remove_callback(PrinterCallback)  # which prints every log where there is no bar
-        trainer.train()
-        self.kept_step = trainer.kept_step()
-        self.best_eval_loss = trainer.state.best_metric if stops else None
-        self.steps += trainer.state.global_step
+        last = last_whole(place) if resumable(callbacks) else None
+        with stop.listening():
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        if stop.asked:
+            step = self.steps + trainer.state.global_step
+            raise KeyboardInterrupt(
+                f"stopped after step {step}, which is saved; resume=True, or --resume, goes on there."
+            )
+        figures = {
+            "kept_step": trainer.kept_step(),
+            "best_eval_loss": trainer.state.best_metric if stops else None,
+            "steps": self.steps + trainer.state.global_step,
+        }
+        self.journal.finish(name, taken_down(self.edits.module, callbacks, figures))
+        self._take(figures)
 
-    def slopes(self, rows: list[Encoded]) -> dict[Gate, float]:
+    def _take(self, figures: dict[str, Any]) -> None:
+        self.steps, self.kept_step = figures["steps"], figures["kept_step"]
+        self.best_eval_loss = figures["best_eval_loss"]
+
+    def slopes(self, rows: Sequence[Encoded]) -> dict[Gate, float]:
         """How steeply the loss on some examples falls along the vectors of every gate, if it were open.
 
         The norm of the gradient in eval mode, offsets in units of their site's activations. The edits must have zero
@@ -220,12 +270,12 @@ class Session:
         module.zero_grad()
         return found
 
-    def _offset_rates(self, stage: Stage, rows: list[Encoded]) -> list[float]:
+    def _offset_rates(self, stage: Stage, rows: Sequence[Encoded]) -> list[float]:
         if not stage.relative:
             return [stage.offset_lr] * len(self.edits.sites)
         return [stage.offset_lr * unit for unit in self._units(rows)]
 
-    def _units(self, rows: list[Encoded]) -> list[float]:
+    def _units(self, rows: Sequence[Encoded]) -> list[float]:
         """Root mean square of what each site is given, to the nearest power of two: so sites share optimiser groups."""
         squares: list[list[Tensor]] = [[] for _ in self.edits.sites]
         hooks = [

@@ -1,5 +1,9 @@
-"""``HeadEditTrainer``: transformers' Trainer for edits, with rates of their own, a penalty and a history."""
+"""``HeadEditTrainer``: transformers' Trainer for edits, with rates of their own, a penalty and a history.
 
+What it adds is ``HeadEditMixin``, which goes in front of any other Trainer too, such as TRL's ``SFTTrainer``.
+"""
+
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,25 +12,30 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import TrainOutput
 
 from headedit.edits import HeadEdits
 from headedit.edits.storage import load_tensors
 from headedit.errors import HeadEditError
 from headedit.history import HISTORY_FILE, History
+from headedit.training import checkpoints
 from headedit.training.finite import FiniteWatch
+from headedit.training.interrupts import StopWhenAsked
 from headedit.training.objective import Objective, Penalty
 from headedit.training.progress import EditProgress
 from headedit.training.quantized import accepted_for_training, differentiable
 from headedit.training.schedules import Moment
 
+_Base: Any = object  # in use a Trainer stands behind it, and gives the methods it calls
 
-class HeadEditTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that learns the edits on a model and nothing else.
 
-    It differs from ``transformers.Trainer`` in five things: gates and offsets can have learning rates of their own;
-    the penalty of the ``Objective`` is added in training and never in evaluation; checkpoints hold the edits and the
-    optimiser, not the base model; every logged step becomes a row of ``history``; and a loss that is not finite stops
-    the run with the last good edits on disk.
+class HeadEditMixin(_Base):  # type: ignore[misc]
+    """Makes a Trainer learn the edits on a model: ``class EditSFTTrainer(HeadEditMixin, trl.SFTTrainer): ...``.
+
+    It adds six things: gates and offsets can have learning rates of their own; the penalty of the ``Objective`` is
+    added in training and never in evaluation; checkpoints hold the edits and the optimiser, not the base model; one
+    that was not written to its end is never resumed from; every logged step becomes a row of ``history``; and a loss
+    that is not finite stops the run with the last good edits on disk.
 
     Args:
         edits: the handle of the edits on the model to train.
@@ -38,7 +47,7 @@ class HeadEditTrainer(Trainer):  # type: ignore[misc]
         history: rows to go on with, as the second stage of a run does, in place of ``history_dir``.
         first_step: number of steps that the stages before took.
         stage: name of the stage, a key of its rows.
-        kwargs: as for ``transformers.Trainer``, without ``model``.
+        kwargs: as for the Trainer that it stands in front of, without ``model``.
     """
 
     def __init__(
@@ -145,14 +154,26 @@ class HeadEditTrainer(Trainer):  # type: ignore[misc]
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Trains the edits; see ``transformers.Trainer.train``.
 
+        Args:
+            resume_from_checkpoint: the folder of a checkpoint, or True for the last whole one in ``output_dir``.
+            kwargs: as there.
+
         Raises:
-            HeadEditError: the loss became NaN or infinite; the last good edits are attached and saved.
+            HeadEditError: the loss became NaN or infinite; the last good edits are attached and saved. Or there is no
+                checkpoint, or one cannot be written.
         """
         self._plain_loss, self._plain_since = None, 0
         self._watch = FiniteWatch(self.edits)
+        if resume_from_checkpoint is True:
+            last = checkpoints.last_whole(Path(self.args.output_dir))
+            if last is None:
+                raise HeadEditError(f"{self.args.output_dir}: holds no whole checkpoint to resume from.")
+            resume_from_checkpoint = str(last)
         if not resume_from_checkpoint:
             self._eval_losses = []
             self.history.restart(self.first_step or -1)
+        elif checkpoints.has_ended(Path(resume_from_checkpoint)):
+            return self._end_at(resume_from_checkpoint)
         with differentiable(self.edits.model):
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._stop_unless_finite()
@@ -223,6 +244,30 @@ class HeadEditTrainer(Trainer):  # type: ignore[misc]
         if self.args.should_save:
             self.edits.save_pretrained(self.args.output_dir if output_dir is None else output_dir, card=False)
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with checkpoints.reported(folder):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                loss = None if self._plain_loss is None else self._plain_loss.item()
+                plain = {"loss": loss, "since": self._plain_since, "ended": self._has_ended()}
+                checkpoints.mark(folder, self.callback_handler.callbacks, plain)
+
+    def _has_ended(self) -> bool:
+        """Whether training was ended before its last step, by a callback and not by a signal."""
+        signals = [c for c in self.callback_handler.callbacks if isinstance(c, StopWhenAsked)]
+        early = self.control.should_training_stop and self.state.global_step < self.state.max_steps
+        return early and not any(callback.asked for callback in signals)
+
+    def _end_at(self, checkpoint: str) -> TrainOutput:
+        """What training comes to that was ended at a checkpoint already."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        return TrainOutput(self.state.global_step, math.nan, {})
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_tensors(self.edits, resume_from_checkpoint)
         state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
@@ -230,8 +275,15 @@ class HeadEditTrainer(Trainer):  # type: ignore[misc]
         if self.history.path is not None and self.history.path.is_file():
             self.history.rows = History.read(self.history.path).rows
         self.history.restart(self.first_step + state.global_step)
-        self._plain_since = state.global_step
+        marked = checkpoints.restore(Path(resume_from_checkpoint), self.callback_handler.callbacks)
+        self._plain_since = marked.get("since", state.global_step)
+        loss = marked.get("loss")
+        self._plain_loss = None if loss is None else torch.tensor(loss, device=self.args.device)
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         load_tensors(self.edits, self.state.best_model_checkpoint)
+
+
+class HeadEditTrainer(HeadEditMixin, Trainer):  # type: ignore[misc]
+    """A ``transformers.Trainer`` that learns the edits on a model and nothing else; see ``HeadEditMixin``."""

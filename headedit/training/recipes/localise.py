@@ -1,5 +1,6 @@
 """``localise``: finds the heads that matter by gradual pruning, decides how many are enough, and refits those."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from headedit.edits.support import Gate, all_gates, close, fix, heads_of
 from headedit.errors import HeadEditError
 from headedit.pruning_path import Level, PruningPath, put
 from headedit.training.choice import Recorder, Search, allowed_by, check_budget, choose, levels_of, together
-from headedit.training.encoding import Encoded
+from headedit.training.data.batches import Encoded
 from headedit.training.objective import Objective
 from headedit.training.pruning import Pruning
 from headedit.training.recipes.base import Recipe
@@ -185,8 +186,8 @@ class Localise(Recipe):
         path: PruningPath,
         most: int,
         base: float,
-        train: list[Encoded],
-        valid: list[Encoded],
+        train: Sequence[Encoded],
+        valid: Sequence[Encoded],
     ) -> PruningPath:
         """Half as many gates more, and again, as long as a refit with them is better on the validation examples.
 
@@ -210,8 +211,8 @@ class Localise(Recipe):
     def _search(
         self,
         session: Session,
-        train: list[Encoded],
-        valid: list[Encoded] | None,
+        train: Sequence[Encoded],
+        valid: Sequence[Encoded] | None,
         name: str,
         candidates: list[Gate] | None = None,
     ) -> Search:
@@ -227,7 +228,7 @@ class Localise(Recipe):
             window=(self.prune_from, self.prune_until),
             memory=self.memory,
             gates=candidates,
-            reached=recorder.reached,
+            recorder=recorder,
         )
         rates = self.stage(scale_lr=self.scale_lr, offset_lr=self.offset_lr, gate_lr=self.gate_lr)
         stage = replace(rates, epochs=self.search_epochs, min_steps=self.min_steps, relative=True)
@@ -235,7 +236,7 @@ class Localise(Recipe):
         order = pruning.order()
         return Search({gates: order[:gates] for gates in pruning.levels}, recorder.vectors, recorder.losses)
 
-    def _candidates(self, session: Session, found: Search, gates: int, train: list[Encoded]) -> list[Gate]:
+    def _candidates(self, session: Session, found: Search, gates: int, train: Sequence[Encoded]) -> list[Gate]:
         """The gates of a level, as many that were closed last, and some along which the loss now falls most steeply."""
         level = Level(order=found.orders[gates], vectors=found.vectors[gates])
         extra = max(_EXTRA, gates)
@@ -246,7 +247,7 @@ class Localise(Recipe):
         steep = sorted(slopes.keys() - {*level.order, *late}, key=lambda gate: slopes[gate], reverse=True)
         return sorted({*level.order, *late, *steep[: extra // 2]})
 
-    def _parts(self, session: Session) -> list[tuple[list[Encoded], list[Encoded]]]:
+    def _parts(self, session: Session) -> list[tuple[Sequence[Encoded], Sequence[Encoded]]]:
         """Pairs of training and validation examples: the session's own, one share held out, or each in turn."""
         rows = session.train
         if session.valid is not None:

@@ -1,0 +1,176 @@
+"""A run that is killed at any moment, and gone on with, ends with the edits it would have had, to the bit."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from tiny import tiny_model
+
+import headedit
+from headedit import HeadEditError, HeadEditTrainer
+from headedit.training import checkpoints, fit
+from headedit.training.session import CHECKPOINTS
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+
+ROWS = [{"input_ids": [i, i + 1, 3 + i % 7], "labels": [-100, i + 1, 3 + i % 7]} for i in range(3, 27)]
+LOCALISE = {"recipe": "localise", "search_epochs": 2, "epochs": 2, "min_steps": 1, "batch_size": 8}
+JOLA = {"recipe": "jola", "epochs": 5, "patience": 1, "gate_lr": 0.5, "vector_lr": 0.5, "batch_size": 4}
+IST = {"recipe": "ist", "epochs": 3, "min_steps": 1, "patience": 3}
+FILES = ("headedit.safetensors", "history.jsonl", "path.safetensors", "path.json")
+
+
+def train(folder, **settings):
+    edits = headedit.attach(tiny_model("llama", num_attention_heads=2))
+    return fit.fit(edits, ROWS[:16], ROWS[16:], output_dir=folder, progress=False, **settings)
+
+
+def result(folder):
+    """Hashes of what a run leaves, without the times in it."""
+    found = {}
+    for name in FILES:
+        if (folder / name).is_file():
+            found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    record = json.loads((folder / "run.json").read_text())
+    return found, {key: value for key, value in record.items() if key != "seconds"}
+
+
+def in_child(work, kill=None):
+    """Runs in a forked process, which is killed when ``kill`` says so; True where it came to its end."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
+                work()
+            code = 0
+        finally:
+            os._exit(code)
+    if kill is not None:
+        kill(child)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0, "the run failed of itself"
+    return not os.WIFSIGNALED(status)
+
+
+def dying_at_write(work, number):
+    """The work in a process that kills itself in the middle of its n-th write of a file."""
+    count = 0
+
+    def counted(call):
+        def wrapped(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+
+        return wrapped
+
+    def run():
+        os.replace, os.fsync = counted(os.replace), counted(os.fsync)
+        torch.save = counted(torch.save)
+        work()
+
+    return run
+
+
+@pytest.mark.parametrize("settings", [LOCALISE, JOLA, IST], ids=lambda s: s["recipe"])
+def test_killed_at_random_moments_while_it_saves(settings, tmp_path):
+    train(tmp_path / "whole", **settings)
+    rng, kills = random.Random(7), 0
+    folder = tmp_path / "killed"
+    while not in_child(dying_at_write(lambda: train(folder, resume=True, **settings), rng.randint(5, 30))):
+        kills += 1
+        assert kills < 30
+    assert kills >= 2
+    assert result(folder) == result(tmp_path / "whole")
+    assert not (folder / CHECKPOINTS / "journal").exists()
+
+
+def test_killed_at_random_times(tmp_path):
+    started = time.perf_counter()
+    train(tmp_path / "whole", **LOCALISE)
+    seconds = time.perf_counter() - started
+    rng, kills = random.Random(3), 0
+    folder = tmp_path / "killed"
+
+    def kill(child):
+        time.sleep(rng.uniform(0.1, 0.7) * seconds)
+        os.kill(child, signal.SIGKILL)
+
+    while not in_child(lambda: train(folder, resume=True, **LOCALISE), kill if kills < 4 else None):
+        kills += 1
+    assert kills >= 2
+    assert result(folder) == result(tmp_path / "whole")
+
+
+def test_seeds_and_controls_are_gone_on_with(tmp_path):
+    settings = {"recipe": "refit", "epochs": 2, "min_steps": 1, "seeds": 2, "controls": True}
+    train(tmp_path / "whole", **settings)
+    kills, folder = 0, tmp_path / "killed"
+    while not in_child(dying_at_write(lambda: train(folder, resume=True, **settings), 25 * (kills + 1))):
+        kills += 1
+    assert kills >= 2
+    assert result(folder) == result(tmp_path / "whole")
+    assert result(folder / "seed-1") == result(tmp_path / "whole" / "seed-1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_the_step_and_says_how_to_go_on(number, tmp_path, monkeypatch):
+    train(tmp_path / "whole", **JOLA)
+    step = HeadEditTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 6:
+            os.kill(os.getpid(), number)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(HeadEditTrainer, "training_step", interrupted, raising=False)
+    handler = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after step 7, which is saved; resume=True, or --resume"):
+        train(tmp_path / "stopped", **JOLA)
+    assert signal.getsignal(number) is handler
+    last = checkpoints.last_whole(tmp_path / "stopped" / CHECKPOINTS / "01-jola")
+    assert last.name == "checkpoint-7"
+    monkeypatch.undo()
+    train(tmp_path / "stopped", resume=True, **JOLA)
+    assert result(tmp_path / "stopped") == result(tmp_path / "whole")
+
+
+def test_another_run_is_not_gone_on_with(tmp_path):
+    assert not in_child(dying_at_write(lambda: train(tmp_path, **LOCALISE), 8))
+    with pytest.raises(HeadEditError, match=r"run that was stopped here differs in settings\. Go on with"):
+        train(tmp_path, resume=True, **{**LOCALISE, "scale_lr": 0.01})
+    run = train(tmp_path, **LOCALISE)  # without resume it starts anew
+    assert run.record["steps"] > 0
+
+
+def test_a_disk_that_fills_loses_nothing_that_was_saved(tmp_path, monkeypatch):
+    train(tmp_path / "whole", **JOLA)
+    save, saves = torch.save, 0
+
+    def full(*args, **kwargs):
+        nonlocal saves
+        saves += 1
+        if saves > 5:
+            raise OSError(28, "No space left on device")
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        HeadEditError, match=r"checkpoint-\d+: the checkpoint could not be written \(.*No space left.*whole\. Make room"
+    ):
+        train(tmp_path / "full", **JOLA)
+    place = tmp_path / "full" / CHECKPOINTS / "01-jola"
+    assert checkpoints.last_whole(place) is not None
+    assert all((folder / "headedit_checkpoint.json").is_file() for folder in place.iterdir())
+    monkeypatch.undo()
+    train(tmp_path / "full", resume=True, **JOLA)
+    assert result(tmp_path / "full") == result(tmp_path / "whole")
