@@ -12,22 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 from headedit.errors import HeadEditError
 from headedit.version import __version__
+from headedit.views import show_edits_by
 
 if TYPE_CHECKING:
     from headedit.edits import EditConfig, Gates, HeadEdits, attach, load
-    from headedit.evaluation import ExactMatch, exact_match
+    from headedit.evaluation import Report, Source, Task, evaluate, exact_match
     from headedit.interpret import HeadEvidence, iti, plot
     from headedit.specs import HeadSite
+    from headedit.training.data import Data, DataConfig, load_data, read_records
     from headedit.training.fit import fit
     from headedit.training.objective import Objective
-    from headedit.training.records import read_records
     from headedit.training.run import Run
     from headedit.training.sparse_tuning import SparseTuning
     from headedit.training.trainer import HeadEditTrainer
 
 __all__ = [
+    "Data",
+    "DataConfig",
     "EditConfig",
-    "ExactMatch",
     "Gates",
     "HeadEditError",
     "HeadEditTrainer",
@@ -35,26 +37,31 @@ __all__ = [
     "HeadEvidence",
     "HeadSite",
     "Objective",
+    "Report",
     "Run",
+    "Source",
     "SparseTuning",
+    "Task",
     "__version__",
     "attach",
+    "evaluate",
     "exact_match",
     "fit",
     "iti",
     "load",
+    "load_data",
     "plot",
     "read_records",
 ]
 
 _HOMES = {
     "headedit.edits": ("EditConfig", "Gates", "HeadEdits", "attach", "load"),
-    "headedit.evaluation": ("ExactMatch", "exact_match"),
+    "headedit.evaluation": ("Report", "Source", "Task", "evaluate", "exact_match"),
     "headedit.interpret": ("HeadEvidence", "iti", "plot"),
     "headedit.specs": ("HeadSite",),
+    "headedit.training.data": ("Data", "DataConfig", "load_data", "read_records"),
     "headedit.training.fit": ("fit",),
     "headedit.training.objective": ("Objective",),
-    "headedit.training.records": ("read_records",),
     "headedit.training.run": ("Run",),
     "headedit.training.sparse_tuning": ("SparseTuning",),
     "headedit.training.trainer": ("HeadEditTrainer",),
@@ -72,3 +79,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _html_of_edits(edits: Any) -> str:
+    from headedit.interpret.jupyter import html
+
+    return html(edits)
+
+
+show_edits_by(_html_of_edits)

@@ -2,7 +2,6 @@
 
 import numpy
 import pytest
-import torch
 from tiny import randomise, tiny_model
 
 import headedit
@@ -28,7 +27,7 @@ def test_the_heatmap_holds_the_gates(llama, tmp_path):
     opened = edits.count_open()
     assert f"{opened['offset'][0]} of 8 open" in offset.get_title()
     assert f"{opened['scale'][0]} of 8 open" in scale.get_title()
-    assert (offset.get_xlabel(), offset.get_ylabel()) == ("head", "layer")
+    assert (offset.get_xlabel(), offset.get_ylabel()) == ("head  (lines: 2 share a key-value head)", "layer")
     assert "0 closed, 1 open" in bar.get_ylabel()
     assert not figure.legends
     edits.save_pretrained(tmp_path)
@@ -46,19 +45,6 @@ def test_layers_without_edited_heads_are_marked(llama):
     assert numpy.isnan(images(scale)[0][1]).all()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["no edited head"]
     assert any(patch.get_hatch() for patch in scale.patches)
-
-
-def test_layers_of_different_head_counts_are_drawn_as_they_are(llama, tmp_path):
-    path = tmp_path / "ragged.yaml"
-    rule = "{path: 'layers.{layer}.self_attn.o_proj', heads: per_layer}"
-    path.write_text(f"model_types: [llama]\nsites: {{attention: {rule}}}\n")
-    llama.config.per_layer = [2, 8]
-    edits = headedit.attach(llama, spec=path)
-    additive = edits.gates().additive
-    assert additive.shape == (2, 8)
-    assert torch.isnan(additive).tolist() == [[False] * 2 + [True] * 6, [False] * 8]
-    figure = headedit.plot.gates(edits)
-    assert len(figure.axes[0].patches) == 1
 
 
 @pytest.mark.parametrize(("layers", "heads"), [(4, 8), (80, 64)])
@@ -84,20 +70,21 @@ def test_a_kind_that_is_not_there(llama):
 def rows():
     gates = [{"offset": [0.2, 0.4], "scale": [0.6, 0.8]}]
     train = {"loss": 2.0, "penalty": 0.1, "open_offset": 2.0, "open_scale": 1.0, "gates": gates}
+    train |= {"lambda_offset": 0.01, "lambda_scale": 0.02, "learning_rate": 0.1, "gate_learning_rate": 0.5}
     return [
         {"step": 2, **train},
         {"step": 4, "eval_loss": 1.5},
         {"step": 4, **train, "loss": 1.0},
-        {"step": 4, "kept": True},
     ]
 
 
 def test_the_history_shows_what_was_logged(tmp_path):
     history = History(tmp_path / "history.jsonl", rows())
     history.restart(100)
+    history.append({"step": 4, "kept": True})
     for source in (history, tmp_path, str(tmp_path / "history.jsonl")):
         figure = headedit.plot.history(source)
-        losses, opened, gates = figure.axes
+        losses, opened, gates, prices, rates = figure.axes
         lines = {line.get_label(): line.get_xydata().tolist() for line in losses.get_lines()}
         assert lines["training loss"] == [[2, 2.0], [4, 1.0]]
         assert lines["validation loss"] == [[4, 1.5]]
@@ -105,7 +92,25 @@ def test_the_history_shows_what_was_logged(tmp_path):
         assert [line.get_ydata().tolist() for line in opened.get_lines()[:2]] == [[2.0, 2.0], [1.0, 1.0]]
         assert len(gates.get_lines()) == 4 + 1
         assert losses.get_ylabel() == "nats a token"
-        assert gates.get_xlabel() == "optimiser step"
+        assert [line.get_ydata().tolist() for line in prices.get_lines()[:2]] == [[0.01, 0.01], [0.02, 0.02]]
+        assert [line.get_ydata().tolist() for line in rates.get_lines()[:2]] == [[0.1, 0.1], [0.5, 0.5]]
+        assert (prices.get_ylabel(), rates.get_xlabel()) == ("nats a gate", "optimiser step")
+
+
+def test_a_history_without_a_price_has_no_panel_for_it():
+    plain = {key: value for key, value in rows()[0].items() if not key.startswith("lambda")}
+    titles = [axis.get_title() for axis in headedit.plot.history(History(None, [plain])).axes]
+    assert titles == ["Loss on the response tokens", "Open gates", "Every gate", "Learning rates"]
+
+
+def test_very_many_gates_are_thinned_out_evenly():
+    gates = [{"offset": [i / 4999 for i in range(5000)]}]
+    figure = headedit.plot.history(History(None, [{**rows()[0], "gates": gates}]))
+    lines = figure.axes[2].get_lines()
+    assert lines[0].get_label() == "offset, 200 of 5,000"
+    last = [line.get_ydata()[-1] for line in lines]
+    assert (len(last), last[0], last[-1]) == (200, 0, 1)
+    assert numpy.diff(last).max() < 0.0055
 
 
 def test_a_history_without_steps(tmp_path):

@@ -11,6 +11,7 @@ from headedit.edits.module import EditModule, Gates
 from headedit.edits.travelling import Travelling
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite, Spec
+from headedit.views import html_of
 
 
 class HeadEdits(Adapters, Travelling):
@@ -29,8 +30,9 @@ class HeadEdits(Adapters, Travelling):
         for parameter in self._was_trainable:
             parameter.requires_grad_(False)
         super().__init__(model, spec, first)
+        self._guard = None
         if spec.no_reentrant is not None:
-            self._hooks.append(model.register_forward_pre_hook(self._refuse_reentrant))
+            self._guard = model.register_forward_pre_hook(self._refuse_reentrant)
 
     @property
     def config(self) -> EditConfig:
@@ -65,8 +67,9 @@ class HeadEdits(Adapters, Travelling):
         if self.attached:
             if is_merged(self):
                 unmerge(self)
-            for hook in self._hooks:
-                hook.remove()
+            self._switches.remove()
+            if self._guard is not None:
+                self._guard.remove()
             del self.model._modules[MODULE_NAME]
             for parameter in self._was_trainable:
                 parameter.requires_grad_(True)
@@ -192,6 +195,10 @@ class HeadEdits(Adapters, Travelling):
         trainable, total = self.get_nb_trainable_parameters()
         share = 100 * trainable / total
         print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
+
+    def _repr_html_(self) -> str | None:
+        """A summary for notebooks; None, for which they show the text, where nothing draws one."""
+        return html_of(self)
 
     def __repr__(self) -> str:
         opened = {kind: count for kind, count in self.count_open().items() if kind != "any"}

@@ -42,7 +42,7 @@ def path(run: "HasPath | PruningPath | str | PathLike[str]") -> Figure:
         raise HeadEditError("The pruning path has no validation losses, so there is nothing to draw.")
     gates = [level.gates for level in levels]
     losses = [level.loss or 0.0 for level in levels]
-    figure, axis = plt.subplots(figsize=(9.0, 4.0), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8.5, 4.0), layout="constrained")
     axis.errorbar(
         gates,
         losses,

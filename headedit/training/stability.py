@@ -1,11 +1,12 @@
 """Do runs with other seeds choose the same heads, and how far do their figures spread?"""
 
 import itertools
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from headedit.overlap import expected_jaccard, jaccard
 
 Head = tuple[int, int]
 """(index of the site, head in it)."""
@@ -73,20 +74,3 @@ def agreement(chosen: Sequence[set[Head]], total: int) -> tuple[float, float]:
     pairs = list(itertools.combinations(chosen, 2))
     found = statistics.fmean(jaccard(a, b) for a, b in pairs)
     return found, statistics.fmean(expected_jaccard(len(a), len(b), total) for a, b in pairs)
-
-
-def jaccard(a: set[Head], b: set[Head]) -> float:
-    """|A ∩ B| / |A ∪ B|; 1 for two empty sets."""
-    return len(a & b) / len(a | b) if a | b else 1.0
-
-
-def expected_jaccard(a: int, b: int, total: int) -> float:
-    """The mean Jaccard index of two random sets of a and b heads out of ``total``.
-
-    The intersection is hypergeometric; the mean runs over its distribution.
-    """
-    if not a + b:
-        return 1.0
-    ways = math.comb(total, b)
-    shared = range(max(0, a + b - total), min(a, b) + 1)
-    return sum(math.comb(a, i) * math.comb(total - a, b - i) / ways * i / (a + b - i) for i in shared)
