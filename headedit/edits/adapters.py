@@ -1,13 +1,13 @@
 """Several edits on one model by name, with PEFT's method names; one acts, or another one in each row of a batch.
 
-A model carries one hook a site, whatever the number of adapters: choosing another one exchanges what the hooks apply.
+A model carries one hook a site, and one that looks after them, whatever the number of adapters: choosing another one
+exchanges what the hooks apply.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any
 from warnings import warn
 
 import torch
@@ -17,7 +17,7 @@ from headedit.edits.algebra import Arithmetic
 from headedit.edits.config import EditConfig
 from headedit.edits.module import EditModule, edited_sites
 from headedit.edits.routing import RoutedEdit, routed
-from headedit.edits.switch import Acting, Switch
+from headedit.edits.switch import Acting, Switches
 from headedit.errors import HeadEditError, suggest
 from headedit.specs import Spec
 
@@ -34,8 +34,7 @@ class Adapters(Arithmetic):
     def __init__(self, model: nn.Module, spec: Spec, first: EditModule) -> None:
         self.model, self.spec = model, spec
         self._adapters = nn.ModuleDict()
-        self._switches: dict[str, Switch] = {}
-        self._hooks: list[Any] = []
+        self._switches = Switches(model)
         self._active = DEFAULT
         self._routed: dict[str, RoutedEdit] | None = None
         self._silent = False
@@ -205,20 +204,17 @@ class Adapters(Arithmetic):
     def _put(self, name: str, module: EditModule) -> None:
         module.train(self.model.training)
         for site in module.where:
-            if site.name not in self._switches:
-                self._switches[site.name] = switch = Switch()
-                self._hooks.append(site.module.register_forward_pre_hook(switch.pre_hook))
+            self._switches.put(site)
         self._adapters[name] = module
         if name != self._active:
             module.rest()
         self._refresh()
 
     def _refresh(self) -> None:
-        acting: Mapping[str, Acting] | None = self._routed
+        acting: Mapping[str, Acting] | None = {} if self._silent else self._routed
         if acting is None:
             acting = {site.name: edit for site, edit in self.module.pairs()}
-        for name, switch in self._switches.items():
-            switch.acting = None if self._silent else acting.get(name)
+        self._switches.set(acting)
 
     @torch.no_grad()
     def _copied(self, given: EditModule) -> EditModule:

@@ -1,9 +1,13 @@
-"""The pre-hook of one site: what it applies can be exchanged without a new hook, and without compiling anew."""
+"""The pre-hooks of the sites: what they apply can be exchanged without a new hook, and without compiling anew."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import takewhile
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from headedit.specs import HeadSite
 
 
 class Acting(Protocol):
@@ -23,15 +27,82 @@ class Acting(Protocol):
 class Switch:
     """The hook of a site.
 
+    Args:
+        parent: the module that holds the site's.
+        name: its name there.
+
     Fields:
         acting: what is applied to the input of the site's module; None for nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parent: nn.Module, name: str) -> None:
         self.acting: Acting | None = None
+        self._siblings, self._name = parent._modules, name
+        self._module = parent.get_submodule(name)
+        self._hook = self._module.register_forward_pre_hook(self._edit)
 
-    def pre_hook(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """A forward pre-hook for the site's module."""
+    def follow(self) -> None:
+        """Moves the hook to the module that stands at the site now, if another one does."""
+        module = self._siblings[self._name]
+        if module is not self._module and module is not None:
+            self._hook.remove()
+            self._module, self._hook = module, module.register_forward_pre_hook(self._edit)
+
+    def remove(self) -> None:
+        """Takes the hook off."""
+        self._hook.remove()
+
+    def _edit(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self.acting is None or self.acting.idle:
             return None
         return (self.acting(args[0]), *args[1:])
+
+
+class Switches:
+    """The switch of every site, on the module that stands there, also when that is exchanged for another.
+
+    PEFT puts a wrapper around a projection and takes it off again. A hook that stayed on the projection would hide the
+    edit from the wrapper's own branch, and one that stayed on a wrapper would act no more. So a hook in front of the
+    module that holds all sites looks before a forward pass whether they are what they were.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._switches: dict[str, Switch] = {}
+        self._paths: list[str] = []
+        self._hook: RemovableHandle | None = None
+
+    def put(self, site: HeadSite) -> None:
+        """Puts a switch at a site, unless there is one."""
+        if site.name in self._switches:
+            return
+        parent, _, name = site.path.rpartition(".")
+        self._switches[site.name] = Switch(self._model.get_submodule(parent), name)
+        self._paths.append(parent)
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = self._holder().register_forward_pre_hook(self._follow)
+
+    def set(self, acting: Mapping[str, Acting]) -> None:
+        """Lets every site apply what is named for it, and the others nothing."""
+        for name, switch in self._switches.items():
+            switch.acting = acting.get(name)
+
+    def remove(self) -> None:
+        """Takes all hooks off."""
+        for switch in self._switches.values():
+            switch.remove()
+        if self._hook is not None:
+            self._hook.remove()
+
+    def _follow(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        for switch in self._switches.values():
+            switch.follow()
+
+    def _holder(self) -> nn.Module:
+        """The innermost module with a forward pass of its own that holds all sites."""
+        paths = [path.split(".") for path in self._paths]
+        parts = [same[0] for same in takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))]
+        while parts and isinstance(self._model.get_submodule(".".join(parts)), nn.ModuleList | nn.ModuleDict):
+            parts = parts[:-1]
+        return self._model.get_submodule(".".join(parts))
