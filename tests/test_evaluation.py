@@ -1,14 +1,11 @@
 """Generation and exact match on the embedded model: independent of batching, with honest baselines."""
 
 import pytest
-import torch
-from tiny import tiny_model
 
 import headedit
 from headedit import HeadEditError, exact_match
 from headedit.demo import MODEL_FOLDER, tasks
-from headedit.evaluation.bench import Shape, measure_cost
-from headedit.evaluation.exact_match import first_line
+from headedit.evaluation.extraction import first_line
 from headedit.evaluation.generation import generate
 from headedit.loading import load_model, load_tokenizer
 from headedit.text import to_pair
@@ -67,30 +64,10 @@ def test_only_the_first_line_is_compared():
 
 
 def test_what_cannot_be_evaluated(model, tokenizer):
-    with pytest.raises(HeadEditError, match="the set of examples is empty"):
+    with pytest.raises(HeadEditError, match="nothing to evaluate: the split is empty"):
         exact_match(model, tokenizer, [])
     with pytest.raises(HeadEditError, match="the list of prompts is empty"):
         generate(model, tokenizer, [])
     long = [("a =", "b"), ("a " * 60, "b")]
     with pytest.raises(HeadEditError, match=r"Prompt 2 has 61 tokens; with 16 new ones it does not fit .* of 64"):
         generate(model, tokenizer, [prompt for prompt, _ in long])
-
-
-def test_the_bench_measures_what_it_says():
-    cost = measure_cost(Shape(layers=2, hidden=32, heads=2, batch=1, tokens=4), repeats=2, progress=False)
-    figures = cost.to_dict()
-    assert min(cost.step_limit, cost.step_edited, cost.forward_bare, cost.forward_edited) > 0
-    assert figures["step_ratio"] == cost.step_edited / cost.step_limit
-    assert figures["shape"]["layers"] == 2
-    assert figures["device"].startswith("cpu")
-
-
-def test_the_limit_of_the_bench_trains_one_vector_of_the_first_layer():
-    from headedit.evaluation.bench import _limit_vector
-
-    model = tiny_model("llama").train()
-    vector = _limit_vector(model)
-    ids = torch.arange(8)[None]
-    model(input_ids=ids, labels=ids).loss.backward()
-    assert vector.grad.abs().sum() > 0
-    assert not any(p.requires_grad for p in model.parameters())

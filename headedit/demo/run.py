@@ -10,7 +10,7 @@ from headedit.demo.bench_tables import BenchResult
 from headedit.edits import attach
 from headedit.edits.files import write_atomically
 from headedit.errors import HeadEditError, suggest
-from headedit.evaluation import ExactMatch, exact_match
+from headedit.evaluation import Report, exact_match
 from headedit.interpret import plot
 from headedit.loading import load_model, load_tokenizer
 from headedit.text import to_pair
@@ -36,7 +36,7 @@ class Demo:
     """
 
     task: str
-    report: ExactMatch
+    report: Report
     run: Run
     parameters: int
     seconds: float

@@ -1,5 +1,8 @@
-"""Evaluating edited models: batched generation and exact match with its baselines."""
+"""Evaluating edited models: tasks, generation and choices, metrics, and reports with their baselines."""
 
-from headedit.evaluation.exact_match import ExactMatch, exact_match
+from headedit.evaluation.evaluating import evaluate
+from headedit.evaluation.exact_match import exact_match
+from headedit.evaluation.report import Report
+from headedit.evaluation.task import Source, Task
 
-__all__ = ["ExactMatch", "exact_match"]
+__all__ = ["Report", "Source", "Task", "evaluate", "exact_match"]

@@ -1,47 +1,24 @@
-"""Accuracy by exact match of the generated response, with the baselines that make it readable."""
+"""Exact match of the generated response with the expected one: the task of a plain list of pairs."""
 
-import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
 from headedit.edits.handle import HeadEdits
-from headedit.errors import HeadEditError
-from headedit.evaluation.generation import generate
+from headedit.evaluation.evaluating import evaluate
+from headedit.evaluation.report import Report
+from headedit.evaluation.task import Task
 
-
-@dataclass(frozen=True, kw_only=True)
-class ExactMatch:
-    """What was measured on one set of examples.
-
-    Fields:
-        n: number of examples.
-        accuracy: share of exact matches, 0 to 1.
-        base_accuracy: the same with the edits switched off; None where the model has none.
-        constant_answer: the most frequent response of the set.
-        constant_accuracy: what answering that every time would score.
-        seconds: wall-clock time.
-    """
-
-    n: int
-    accuracy: float
-    base_accuracy: float | None
-    constant_answer: str
-    constant_accuracy: float
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain data."""
-        return asdict(self)
-
-
-def first_line(text: str) -> str:
-    """The first line of a response without surrounding white space: what is compared."""
-    lines = text.strip().splitlines()
-    return lines[0].strip() if lines else ""
+EXACT_MATCH = Task(
+    name="exact match",
+    prompt="{{ prompt }}",
+    answer="response",
+    template="plain",
+    num_beams=1,
+    max_new_tokens=None,
+    description="greedy responses compared with the expected ones, first line against first line",
+)
 
 
 def exact_match(
@@ -53,7 +30,7 @@ def exact_match(
     max_new_tokens: int | None = None,
     batch_size: int = 32,
     progress: bool = True,
-) -> ExactMatch:
+) -> Report:
     """Greedy responses compared with the expected ones, first line against first line.
 
     Args:
@@ -68,38 +45,13 @@ def exact_match(
     Raises:
         HeadEditError: ``pairs`` is empty, or a prompt does not fit the context.
     """
-    if not pairs:
-        raise HeadEditError("There is nothing to evaluate: the set of examples is empty.")
-    started = time.perf_counter()
-    expected = [first_line(response) for _, response in pairs]
-    if max_new_tokens is None:
-        lengths = (len(tokenizer(r, add_special_tokens=False)["input_ids"]) for _, r in pairs)
-        max_new_tokens = max(lengths) + 1
-    prompts = [prompt for prompt, _ in pairs]
-
-    def measure() -> float:
-        texts = generate(
-            model,
-            tokenizer,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        hits = sum(first_line(text) == answer for text, answer in zip(texts, expected, strict=True))
-        return hits / len(pairs)
-
-    accuracy = measure()
-    base_accuracy = None
-    if edits is not None:
-        with edits.disable_adapter():
-            base_accuracy = measure()
-    constant, count = Counter(expected).most_common(1)[0]
-    return ExactMatch(
-        n=len(pairs),
-        accuracy=accuracy,
-        base_accuracy=base_accuracy,
-        constant_answer=constant,
-        constant_accuracy=count / len(pairs),
-        seconds=time.perf_counter() - started,
+    return evaluate(
+        model,
+        EXACT_MATCH,
+        data=pairs,
+        edits=edits,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        progress=progress,
+        max_new_tokens=max_new_tokens,
     )

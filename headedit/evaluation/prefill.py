@@ -1,0 +1,38 @@
+"""The prompt of a beam search, run once for all beams instead of once a beam.
+
+``generate`` repeats each prompt for every beam before the first forward pass. Where the cache is a plain one of keys
+and values, it is filled with one row a prompt and then repeated, which leaves the same cache for less work.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+_PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+@torch.no_grad()
+def shared_prefill(model: nn.Module, ids: Tensor, mask: Tensor, beams: int) -> dict[str, Any]:
+    """The cache of all prompt tokens but the last, for ``generate``; nothing where the model keeps another cache.
+
+    Args:
+        model: a causal LM.
+        ids: prompts, padded on the left, [batch, tokens].
+        mask: 1 for their tokens and 0 for padding, [batch, tokens].
+        beams: rows that each prompt becomes.
+    """
+    takes = inspect.signature(model.forward).parameters
+    if beams == 1 or ids.shape[1] == 1 or "logits_to_keep" not in takes:
+        return {}
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, :-1]
+    given = {"position_ids": positions} if "position_ids" in takes else {}
+    out = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True, logits_to_keep=1, **given)
+    cache: Any = getattr(out, "past_key_values", None)
+    if type(cache) is not DynamicCache or not all(type(layer) in _PLAIN_LAYERS for layer in cache.layers):
+        return {}
+    cache.batch_repeat_interleave(beams)
+    return {"past_key_values": cache}

@@ -1,0 +1,54 @@
+"""Intervals and paired tests against values worked out by hand or printed elsewhere."""
+
+import math
+
+import pytest
+
+from headedit.evaluation.intervals import bootstrap, mcnemar, paired_bootstrap, percentiles, wilson
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775),  # Newcombe (1998) and the tables of Agresti and Coull
+        (8, 10, 0.4902, 0.9433),
+        (81, 263, 0.2553, 0.3662),
+        (10, 10, 0.7225, 1.0),
+    ],
+)
+def test_wilson(hits, n, low, high):
+    assert wilson(hits, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_mcnemar_is_the_exact_binomial_on_what_differs():
+    edited = [True] * 10 + [False] * 2 + [True] * 30
+    base = [False] * 10 + [True] * 2 + [True] * 30
+    found = mcnemar(edited, base)
+    assert (found.only_edited, found.only_base) == (10, 2)
+    assert found.p == pytest.approx(2 * sum(math.comb(12, k) for k in range(3)) / 2**12)
+    assert found.difference == pytest.approx(8 / 42)
+    assert mcnemar(base, edited).p == found.p
+    assert mcnemar(base, base).p == 1.0
+    assert mcnemar([True, False], [False, True]).p == 1.0
+
+
+def test_mcnemar_of_many_examples():
+    found = mcnemar([True] * 6000 + [False] * 5000, [False] * 6000 + [True] * 5000)
+    assert 0 < found.p < 1e-20
+
+
+def test_the_bootstrap_draws_the_same_sets_for_every_system():
+    values = [float(i % 7) for i in range(200)]
+
+    def mean(rows):
+        return sum(values[i] for i in rows) / len(rows)
+
+    draws = bootstrap(mean, len(values))
+    assert draws == bootstrap(mean, len(values))
+    low, high = percentiles(draws)
+    error = 1.96 * 2.0 / math.sqrt(200)  # the standard deviation of 0 to 6 is 2
+    truth = sum(values) / 200
+    assert (low, high) == pytest.approx((truth - error, truth + error), abs=0.1)
+    better = [draw + 0.01 for draw in draws]
+    assert paired_bootstrap(better, draws, 0.01).p == pytest.approx(2 / 301)  # small, but the draws are the same
+    assert paired_bootstrap(draws, draws, 0.0).p == 1.0
