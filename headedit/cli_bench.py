@@ -1,49 +1,131 @@
 """The commands ``headedit bench …``: what edits cost, and whether the recipes find planted heads."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from headedit.cli_files import listed, print_files, print_rows, write_bench, write_json
-from headedit.errors import HeadEditError
+from headedit.cli_cost import print_cost, print_measured, write_measured
+from headedit.cli_files import Dtype, listed, print_files, whole_numbers, write_bench, write_json
+from headedit.errors import HeadEditError, suggest
 
 app = typer.Typer(name="bench", rich_markup_mode="markdown")
+
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each variant.")]
+Precision = Annotated[Dtype, typer.Option("--dtype", help="Of the weights; auto is float32 for random ones.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda:0, …")]
+Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder for everything written.")]
 
 
 @app.callback(invoke_without_command=True)
 def bench(
     context: typer.Context,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each variant.")] = 30,
-    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the random Llama.")] = 8,
-    hidden: Annotated[int, typer.Option("--hidden", min=8, help="Width of it; a multiple of 16.")] = 512,
+    repeats: Repeats = 30,
+    shape: Annotated[str, typer.Option("--shape", help="tiny, 125M, 1B or 8B: a Llama with random weights.")] = "tiny",
+    model: Annotated[str | None, typer.Option("--model", "-m", help="This model instead: a folder or hub id.")] = None,
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="In place of the shape's.")] = None,
+    hidden: Annotated[int | None, typer.Option("--hidden", min=2, help="In place of the shape's.")] = None,
+    heads: Annotated[int | None, typer.Option("--heads", min=1, help="In place of the shape's.")] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences a batch.")] = 4,
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens a sequence.")] = 128,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda:0, …")] = "cpu",
+    dtype: Precision = Dtype.auto,
+    device: Device = "cpu",
+    contenders: Annotated[
+        str | None, typer.Option("--contenders", help="Such as 'edited,lora'.  [default: all]")
+    ] = None,
+    works: Annotated[
+        str | None, typer.Option("--works", help="Such as 'step,forward,operators'.  [default: all]")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the figures.")] = None,
 ) -> None:
-    """Measure what edits add to a training step and a forward pass, as ratios of medians.
+    """Measure what edits cost beside the least that is possible, LoRA, IA3 and a loop over heads.
 
-    Whether the recipes find planted heads is measured by `headedit bench localise`.
+    Runs of all of them alternate in one process, and ratios of medians are quoted. Operators are counted, which no
+    other work on the machine disturbs. How cost grows is measured by `headedit bench scaling`, a routed batch by
+    `headedit bench route`; whether the recipes find planted heads by `headedit bench localise`.
 
-    Example: `headedit bench --repeats 50`
+    Example: `headedit bench --shape 1B --dtype bfloat16 --device cuda:0 --tokens 512`
     """
     if context.invoked_subcommand is not None:
         return
-    from headedit.evaluation.bench import Shape, measure_cost
+    from headedit.evaluation.cost import SHAPES, measure_cost
+    from headedit.loading import load_model
 
-    if hidden % 16:
-        raise HeadEditError(f"--hidden {hidden}: expected a multiple of 16, for 8 heads of even width.")
-    cost = measure_cost(Shape(layers=layers, hidden=hidden, batch=batch, tokens=tokens), repeats=repeats, device=device)
-    rows = [
-        ("measured on", f"{cost.device}; {layers} layers of width {hidden}, batch {batch} × {tokens}"),
-        ("training step", f"{cost.step_edited:.1f} ms, limit {cost.step_limit:.1f} ms: {cost.step_ratio:.3f} ×"),
-        ("forward", f"{cost.forward_edited:.1f} ms, bare {cost.forward_bare:.1f} ms: {cost.forward_ratio:.3f} ×"),
-    ]
-    print_rows(f"headedit bench (medians of {repeats})", rows)
+    if shape not in SHAPES:
+        raise HeadEditError(f"--shape: found '{shape}'.{suggest(shape, SHAPES)}")
+    given = {"layers": layers, "hidden": hidden, "heads": heads}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if heads is not None:
+        changes["kv_heads"] = None
+    chosen = replace(SHAPES[shape], **changes, batch=batch, tokens=tokens, dtype=_dtype(dtype), device=device)
+    cost = measure_cost(
+        chosen,
+        model=None if model is None else load_model(model, dtype=dtype.value, device=device),
+        contenders=None if contenders is None else listed(contenders),
+        works=None if works is None else listed(works),
+        repeats=repeats,
+    )
+    print_cost(cost, model or shape)
     if output is not None:
         write_json(output, cost.to_dict())
         print_files([output])
+
+
+def _dtype(given: Dtype) -> str:
+    return "float32" if given is Dtype.auto else given.value
+
+
+@app.command()
+def scaling(
+    sweeps: Annotated[str, typer.Option("--sweeps", help="Some of layers, heads, tokens.")] = "layers,heads,tokens",
+    repeats: Repeats = 20,
+    dtype: Precision = Dtype.auto,
+    device: Device = "cpu",
+    output: Folder = Path("headedit-scaling"),
+) -> None:
+    """Measure how cost grows with layers, heads and sequence length, and what edits take on disk.
+
+    Example: `headedit bench scaling --sweeps layers --repeats 5`
+    """
+    from headedit.edits.files import check_writable
+    from headedit.evaluation.cost import scaling as measure
+    from headedit.interpret import cost_plot
+
+    folder = check_writable(output)
+    rows = measure(listed(sweeps), repeats=repeats, dtype=_dtype(dtype), device=device)
+    print_measured("Cost of edits by size", rows)
+    write_measured(folder, "scaling", rows, cost_plot.scaling(rows))
+
+
+@app.command()
+def route(
+    adapters: Annotated[str, typer.Option("--adapters", help="Numbers of adapters on the model.")] = "1,8,64,256,1000",
+    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the random Llama.")] = 8,
+    hidden: Annotated[int, typer.Option("--hidden", min=16, help="Width of it; a multiple of 16.")] = 512,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Rows of the batch.")] = 64,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens a row.")] = 16,
+    repeats: Repeats = 20,
+    dtype: Precision = Dtype.auto,
+    device: Device = "cpu",
+    output: Folder = Path("headedit-route"),
+) -> None:
+    """Measure a batch whose rows have adapters of their own, against one adapter and against the bare model.
+
+    Example: `headedit bench route --adapters 1,8,64`
+    """
+    from headedit.edits.files import check_writable
+    from headedit.evaluation.cost import Shape, route_cost
+    from headedit.interpret import cost_plot
+
+    folder = check_writable(output)
+    numbers = sorted(set(whole_numbers(adapters, "--adapters")))
+    if numbers[0] < 1:
+        raise HeadEditError(f"--adapters: found '{adapters}', expected numbers from 1 on.")
+    shape = Shape(layers=layers, hidden=hidden, batch=batch, tokens=tokens, dtype=_dtype(dtype), device=device)
+    rows = route_cost(shape, numbers=numbers, repeats=repeats)
+    print_measured("Cost of a routed batch", rows)
+    write_measured(folder, "route", rows, cost_plot.adapters(rows))
 
 
 @app.command()

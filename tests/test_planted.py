@@ -166,7 +166,7 @@ def test_the_oracle_edits_the_planted_heads_alone_and_beats_the_unedited_model()
     assert not outcome.model.training
     opened = {
         Gate(site, vector, head)
-        for site, edit in enumerate(outcome.model.headedit)
+        for site, edit in enumerate(outcome.model.headedit.default)
         for vector in edit.vectors
         for head, is_open in enumerate(edit.is_open(vector).tolist())
         if is_open

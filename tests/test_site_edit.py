@@ -53,7 +53,7 @@ def test_every_variant_is_the_formula(vectors, gates, eval_gate):
     assert not torch.equal(edit(z), z)
     there = {"both": {"offset", "scale"}}.get(vectors, {vectors})
     count = {"separate": len(there), "shared": 1, "none": 0}[gates]
-    assert len(edit.open_probabilities(None)) == count
+    assert len(edit.log_alphas(None)) == count
     assert {n for n, _ in edit.named_parameters() if not n.endswith("_gate")} == there
 
 

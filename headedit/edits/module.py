@@ -56,8 +56,7 @@ class EditModule(nn.Module, Arithmetic):
             raise HeadEditError(f"strength: found {value!r}, expected a number such as 0.5; 1 is as trained.")
         self._strength = float(value)
         for edit in self:
-            like = next(edit.parameters())
-            edit.strength = None if value == 1 else like.new_tensor(float(value))
+            edit.set_strength(self._strength)
 
     def rest(self) -> None:
         """Freezes what is trainable, until ``wake``."""
@@ -123,10 +122,14 @@ class EditModule(nn.Module, Arithmetic):
 
     def penalty(self, vector: Literal["offset", "scale"] | None, *, share: bool) -> Tensor:
         """Expected number or share of open gates; see ``HeadEdits.penalty``."""
-        gates = [gate for edit in self for gate in edit.open_probabilities(vector)]
-        if not gates:
+        logits: dict[torch.device, list[Tensor]] = {}
+        for edit in self:
+            for log_alpha in edit.log_alphas(vector):
+                logits.setdefault(log_alpha.device, []).append(log_alpha)
+        if not logits:
             return torch.zeros((), device=next(self.parameters()).device)
-        total = torch.stack([gate.sum().to(gates[0].device) for gate in gates]).sum()
+        gates = [next(iter(self)).distribution.open_probability(torch.cat(there)) for there in logits.values()]
+        total = sum((gate.sum().to(gates[0].device) for gate in gates[1:]), gates[0].sum())
         return total / sum(gate.numel() for gate in gates) if share else total
 
 

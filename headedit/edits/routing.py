@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from headedit.edits.module import EditModule
+from headedit.edits.multiply_add import multiply_add
 from headedit.edits.site import SiteEdit, heads_shape
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite
@@ -58,7 +59,7 @@ class RoutedEdit(nn.Module):
         grouped = z.view(rows, z.shape[0] // rows, *z.shape[1:])
         shape = (rows, *(1,) * (grouped.dim() - 1 - len(heads)), *heads)
         scale, offset = self.scale.to(z.device).view(shape), self.offset.to(z.device).view(shape)
-        return torch.addcmul(offset, grouped, scale).to(z.dtype).view(z.shape)
+        return multiply_add(grouped, scale, offset).view(z.shape)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ code. The dataclasses are read by ``headedit.specs.strict``, which refuses what 
 
 import dataclasses
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -209,6 +210,10 @@ class _StrictLoader(yaml.SafeLoader):
                 raise HeadEditError(f"line {line}: the key '{key}' is given twice.")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+_EXPONENTS = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENTS, list("-+0123456789"))  # 1e-3 as in YAML 1.2
 
 
 def read_yaml(path: Path) -> object:

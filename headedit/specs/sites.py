@@ -100,7 +100,7 @@ def _sites_of(
     rule: SiteRule,
 ) -> Iterator[HeadSite]:
     matches = _matches(model, modules, spec, rule)
-    layers = {prefix: _count_layers(modules, rule, prefix) for _, prefix, _ in matches}
+    layers = {prefix: _count_layers(modules, rule, prefix) for prefix in {prefix for _, prefix, _ in matches}}
     for layer, prefix, path in matches:
         parent = modules[path.rpartition(".")[0]]
         if rule.layer_types is not None and layer_type(config, layer, spec) not in rule.layer_types:

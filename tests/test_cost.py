@@ -1,0 +1,282 @@
+"""The bench of cost: it measures what its rows are called, on contenders that are what their names say."""
+
+import json
+import os
+
+import pytest
+import torch
+from tiny import tiny_model
+from typer.testing import CliRunner
+
+import headedit
+from headedit import HeadEditError, cli_bench
+from headedit.cli_cost import _cells
+from headedit.evaluation.cost import SHAPES, Shape, contenders, measure_cost, route_cost, scaling, timing
+from headedit.evaluation.cost.contenders import CONTENDERS
+from headedit.evaluation.cost.memory import peak_of_process, peak_of_tensors
+from headedit.evaluation.cost.shapes import build, random_ids
+from headedit.interpret import cost_plot
+from headedit.specs import find_sites, find_spec
+
+CPU = torch.device("cpu")
+SMALL = Shape(layers=2, hidden=32, heads=2, batch=1, tokens=4)
+IDS = random_ids(1000, 2, 6, "cpu")
+
+
+def logits(prepared, ids=IDS):
+    with torch.no_grad():
+        return prepared.model.eval()(input_ids=ids).logits
+
+
+@pytest.fixture(scope="module")
+def base():
+    return build(SMALL)
+
+
+@pytest.fixture(scope="module")
+def cost():
+    return measure_cost(SMALL, contenders=["edited", "loop"], repeats=3, progress=False)
+
+
+def test_contenders_share_weights_and_leave_the_model_as_it_is(base):
+    before, state = logits(contenders.Prepared(base)), {n: p.data_ptr() for n, p in base.named_parameters()}
+    pytest.importorskip("peft")
+    for name, make in CONTENDERS.items():
+        prepared = make(base)
+        pointers = {p.data_ptr() for p in prepared.model.parameters()}
+        own = 2 if name == "merged" else 0  # the projections that the edits are merged into
+        assert len(set(state.values()) - pointers) == own
+        assert bool(prepared.trained) == (name not in ("bare", "merged", "hardened"))
+    assert {n: p.data_ptr() for n, p in base.named_parameters()} == state
+    assert torch.equal(logits(contenders.Prepared(base)), before)
+    assert not any(m._forward_pre_hooks for m in base.modules())
+
+
+def test_the_limit_trains_one_vector_of_the_first_layer(base):
+    prepared = contenders.limit(base)
+    prepared.model.train()
+    prepared.model(input_ids=IDS, labels=IDS).loss.backward()
+    (vector,) = prepared.trained
+    assert vector.shape == (32,)
+    assert vector.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in prepared.model.parameters())
+
+
+def test_the_loop_computes_the_same_edits(base):
+    ours, loop = contenders.edited(base), contenders.loop(base)
+    with torch.no_grad():
+        for site, other in zip(ours.model.headedit["default"], loop.model.loops, strict=True):
+            for name in ("offset", "scale", "offset_gate", "scale_gate"):
+                value = torch.randn_like(getattr(site, name))
+                getattr(site, name).copy_(value)
+                getattr(other, name).copy_(value)
+    torch.testing.assert_close(logits(ours), logits(loop))
+    torch.testing.assert_close(ours.penalty(), loop.penalty())
+    assert not torch.allclose(logits(loop), logits(contenders.bare(base)), atol=1e-3)
+
+
+def test_merged_computes_the_same_as_edited(base):
+    torch.testing.assert_close(logits(contenders.merged(base)), logits(contenders.edited(base)))
+
+
+def test_a_twentieth_of_the_heads_is_open_after_hardening():
+    model = contenders.hardened(build(Shape(layers=5, hidden=64, heads=8))).model
+    opened = [edit.is_open("scale").sum() for edit in model.headedit["default"]]
+    assert sum(opened) == 2
+    assert sum(edit.idle for edit in model.headedit["default"]) == sum(n == 0 for n in opened)
+
+
+def test_rows_say_what_was_measured(cost):
+    assert cost.row("step", "edited")["against"] == "limit"
+    assert cost.row("forward", "edited")["against"] == "bare"
+    for work in ("step", "forward", "prefill", "decode"):
+        row, reference = cost.row(work, "loop"), cost.row(work, cost.row(work, "loop")["against"])
+        assert row["ratio"] == row["value"] / reference["value"]
+        assert row["low"] <= row["high"]
+        tokens = 16 if work == "decode" else 4
+        assert row["tokens_per_second"] == pytest.approx(1000 * tokens / row["value"])
+    assert cost.row("operators, eval", "edited")["value"] == 1
+    assert cost.row("operators, eval", "loop")["value"] > 20
+    assert 25 <= cost.row("operators, train", "edited")["value"] < cost.row("operators, train", "loop")["value"] / 3
+    assert cost.row("memory", "edited")["ratio"] > 1
+    assert cost.row("step", "edited")["limit"] == 1.03
+    assert cost.row("attach", "edited")["limit"] == 1000
+    assert {row["contender"] for row in cost.rows} == {"bare", "limit", "edited", "loop"}
+    assert json.loads(json.dumps(cost.to_dict()))["shape"]["layers"] == 2
+
+
+def test_a_model_that_is_given_is_measured():
+    model = tiny_model("gpt2")
+    cost = measure_cost(Shape(batch=1, tokens=4), model=model, works=["operators"], progress=False)
+    assert cost.row("operators, eval", "edited")["value"] == 1
+    assert cost.given
+    assert not any(p.requires_grad for p in model.parameters())
+    headedit.attach(model)  # nothing was left on it
+
+
+def test_a_contender_that_cannot_be_had_is_named(monkeypatch):
+    monkeypatch.setattr(contenders.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError))
+    cost = measure_cost(SMALL, works=["operators"], progress=False)
+    assert set(cost.left_out) == {"lora", "ia3"}
+    with pytest.raises(HeadEditError, match="pip install peft"):
+        measure_cost(SMALL, contenders=["lora"], progress=False)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Shape(hidden=100), "hidden: found 100, expected a multiple of 16, for 8 heads of even width"),
+        (lambda: Shape(kv_heads=3), "heads: found 8, expected a multiple of 3"),
+        (lambda: Shape(dtype="float8"), "dtype: found 'float8', expected one of float32"),
+        (lambda: measure_cost(SMALL, contenders=["edted"]), "contenders: found 'edted'. Did you mean 'edited'"),
+        (lambda: measure_cost(SMALL, works=["steps"]), "works: found 'steps'. Did you mean 'step'"),
+        (lambda: measure_cost(Shape(device="nowhere")), "device: 'nowhere' cannot be used"),
+        (lambda: scaling(["layer"]), "sweeps: found 'layer'. Did you mean 'layers'"),
+        (lambda: cost_plot.scaling([]), "no rows"),
+        (lambda: cost_plot.adapters([]), "no rows"),
+    ],
+)
+def test_what_cannot_be_measured(call, message):
+    with pytest.raises(HeadEditError, match=message):
+        call()
+
+
+def test_the_named_shapes_are_of_the_size_they_say():
+    sizes = {}
+    for name in ("125M", "1B", "8B"):
+        model = build(Shape(**{**vars(SHAPES[name]), "device": "meta"}))
+        sizes[name] = sum(p.numel() for p in model.parameters())
+        edits = headedit.attach(model)
+        sites = find_sites(model, find_spec(model))
+        assert edits.get_nb_trainable_parameters()[0] == sum(2 * site.width + 2 * site.heads for site in sites)
+    assert sizes["8B"] == 8_030_261_248
+    assert 1.2e9 < sizes["1B"] < 1.6e9
+    assert 1.2e8 < sizes["125M"] < 1.4e8
+
+
+def test_a_model_is_made_in_its_dtype_and_again_with_the_same_weights():
+    shape = Shape(layers=1, hidden=16, heads=2, dtype="bfloat16")
+    one, other = build(shape), build(shape)
+    assert {p.dtype for p in one.parameters()} == {torch.bfloat16}
+    assert torch.get_default_dtype() == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_variants_run_in_turn_and_each_begins_a_round(monkeypatch):
+    calls, clock = [], iter(range(10_000))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+
+    def variant(name):
+        return lambda: lambda: calls.append(name)
+
+    found = timing.alternate({"a": variant("a"), "b": variant("b")}, 2, CPU)
+    assert "".join(calls) == "abbaabbaab"
+    assert found["b"].milliseconds == [1000, 1000]
+
+
+def test_ratios_are_of_medians_and_quartiles_of_rounds():
+    found = timing.Timing([2.0, 4.0, 60.0], [1.0, 4.0, 30.0])
+    assert (found.median, found.ratio, found.quartiles) == (4.0, 1.0, (1.5, 2.0))
+
+
+def test_the_peak_of_tensors_is_exact():
+    def run():
+        held = torch.empty(1000, dtype=torch.float32)
+        for _ in range(3):
+            torch.empty(500, dtype=torch.float32)
+        return held
+
+    assert peak_of_tensors(run, CPU) == 6000
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="only on Linux")
+def test_the_peak_of_the_process_holds_what_was_touched():
+    size = 64 * 2**20
+    low = peak_of_process(lambda: None)
+    high = peak_of_process(lambda: bytearray(size).replace(b"a", b"b"))
+    assert high - low > 0.9 * size
+
+
+@pytest.fixture(scope="module")
+def scaled():
+    sweeps = {
+        "layers": (Shape(hidden=32, heads=2, batch=1, tokens=4), (2, 4, 8)),
+        "heads": (Shape(layers=2, hidden=64, batch=1, tokens=4), (4, 8, 16)),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headedit.evaluation.cost.growth.SWEEPS", sweeps)
+        yield scaling(repeats=1, progress=False)
+
+
+def test_nothing_that_is_counted_grows_faster_than_linearly(scaled):
+    layers = [row for row in scaled if row["sweep"] == "layers"]
+    for key, most in (("step_operators", 1), ("forward_operators", 1), ("parameters", 1), ("bytes", 1.01)):
+        first, second, third = (row[key] for row in layers)
+        assert third - second <= most * 2 * (second - first)
+        assert third > second > first
+    heads = [row for row in scaled if row["sweep"] == "heads"]
+    for key in ("step_operators", "forward_operators"):
+        assert len({row[key] for row in heads}) == 1  # nothing is done head by head
+    assert heads[-1]["parameters"] - heads[0]["parameters"] == 2 * 2 * 12
+    assert all(row["hardened_bytes"] < row["bytes"] for row in layers)
+
+
+def test_the_picture_has_a_column_a_sweep(scaled):
+    figure = cost_plot.scaling(scaled)
+    assert len(figure.axes) == 6
+    assert [axis.get_xlabel() for axis in figure.axes if axis.get_xlabel()] == ["layers", "heads a layer"]
+    labels = {line.get_label() for axis in figure.axes for line in axis.get_lines()}
+    assert {"training step", "forward pass", "its limit", "bare", "whole"} <= labels
+
+
+def test_a_routed_batch_by_number_of_adapters():
+    rows = route_cost(
+        Shape(layers=1, hidden=32, heads=2, batch=4, tokens=3), numbers=[1, 3, 6], repeats=2, progress=False
+    )
+    assert [row["adapters"] for row in rows] == [1, 3, 6]
+    assert all(row["rows"] == 4 and row["forward_ms"] > 0 and row["enter_ms"] > 0 for row in rows)
+    assert [row["add_ms"] is None for row in rows] == [True, False, False]
+    figure = cost_plot.adapters(rows)
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert list(lines["over the bare model"].get_ydata()) == [row["against_bare"] for row in rows]
+
+
+def test_the_command_prints_and_writes(tmp_path):
+    quick = ["--repeats", "1", "--layers", "1", "--hidden", "16", "--heads", "2", "--batch", "1", "--tokens", "4"]
+    chosen = ["--contenders", "edited", "--works", "forward,operators", "--output", str(tmp_path / "cost.json")]
+    done = CliRunner().invoke(cli_bench.app, [*quick, *chosen], catch_exceptions=False)
+    assert "headedit bench (medians of 1)" in done.stdout
+    assert "1 layers of width 16, 2 heads, float32" in done.stdout
+    written = json.loads((tmp_path / "cost.json").read_text())
+    assert {row["work"] for row in written["rows"]} == {"forward", "operators, eval", "operators, train"}
+    with pytest.raises(HeadEditError, match="--shape: found '2B'"):
+        CliRunner().invoke(cli_bench.app, ["--shape", "2B"], catch_exceptions=False)
+
+
+def test_route_and_scaling_as_commands(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "headedit.evaluation.cost.growth.SWEEPS", {"layers": (Shape(hidden=16, heads=2, batch=1, tokens=2), (1, 2))}
+    )
+    for command in (
+        ["scaling", "--sweeps", "layers"],
+        ["route", "--adapters", "1,2", "--layers", "1", "--hidden", "16", "--batch", "2", "--tokens", "2"],
+    ):
+        arguments = [*command, "--repeats", "1", "--output", str(tmp_path)]
+        CliRunner().invoke(cli_bench.app, arguments, catch_exceptions=False)
+        assert len(json.loads((tmp_path / f"{command[0]}.json").read_text())["rows"]) == 2
+        assert (tmp_path / f"{command[0]}.png").stat().st_size > 1000
+    with pytest.raises(HeadEditError, match="--adapters: found '0'"):
+        CliRunner().invoke(cli_bench.app, ["route", "--adapters", "0"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("command", [[], ["scaling"], ["route"]])
+def test_the_help_has_an_example(command):
+    printed = CliRunner().invoke(cli_bench.app, [*command, "--help"]).stdout
+    text = " ".join(printed.replace("│", " ").split())
+    assert " ".join(["headedit bench", *command]) in text.split("Example:")[1]
+
+
+def test_the_ratio_above_its_limit_is_marked(cost):
+    row = cost.row("step", "edited")
+    assert "[red]" in _cells({**row, "ratio": 1.5})[5]
+    assert "[red]" not in _cells({**row, "ratio": 1.0})[5]

@@ -1,0 +1,149 @@
+"""On a GPU: the same as on the CPU, in bfloat16 too, without making the host wait. Skipped without one."""
+
+import copy
+
+import pytest
+import torch
+from tiny import logits, randomise, tiny_model
+
+import headedit
+from headedit.edits.multiply_add import multiply_add
+from headedit.evaluation.cost import Shape, measure_cost
+from headedit.evaluation.cost.contenders import edited, limit
+from headedit.evaluation.cost.memory import peak_of_tensors
+from headedit.evaluation.cost.shapes import build, random_ids
+from headedit.evaluation.cost.work import training_step
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+GPU = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def pair(dtype=torch.float32):
+    """The same edited model on the CPU and on the GPU."""
+    handles = []
+    for device in ("cpu", "cuda"):
+        edits = headedit.attach(tiny_model("llama").to(device, dtype))
+        randomise(edits)
+        handles.append(edits)
+    return handles
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_logits_are_those_of_the_cpu(ids, dtype, tolerance):
+    on_cpu, on_gpu = pair(dtype)
+    assert {p.device.type for p in on_gpu.module.parameters()} == {"cuda"}
+    assert {p.dtype for p in on_gpu.module.parameters()} == {torch.float32}
+    found, wanted = logits(on_gpu.model, ids.to(GPU)), logits(on_cpu.model, ids)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.cpu().float(), wanted.float(), atol=tolerance, rtol=tolerance)
+    with on_gpu.disable_adapter():
+        base = logits(on_gpu.model, ids.to(GPU))
+    assert not torch.allclose(base, found, atol=1e-2)
+    on_gpu.detach()
+    assert torch.equal(logits(on_gpu.model, ids.to(GPU)), base)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_gradients_are_those_of_the_cpu(ids, dtype, tolerance):
+    gradients = []
+    for edits in pair(dtype):
+        device = next(edits.model.parameters()).device
+        rows = ids.to(device)
+        edits.model(input_ids=rows, labels=rows).loss.backward()  # in eval mode, so that gates are not drawn
+        gradients.append([p.grad.cpu() for p in edits.module.parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_line_has_autograds_own_bits_and_gradients(dtype):
+    z = torch.randn(3, 5, 64, device=GPU).to(dtype).requires_grad_()
+    scale, offset = (torch.randn(64, device=GPU, requires_grad=True) for _ in range(2))
+    ours, plain = multiply_add(z, scale, offset), torch.addcmul(offset, z, scale).to(dtype)
+    assert torch.equal(ours, plain)
+    gradient = torch.randn_like(plain)
+    inputs = (z, scale, offset)
+    for a, b in zip(
+        torch.autograd.grad(ours, inputs, gradient), torch.autograd.grad(plain, inputs, gradient), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_edit_does_not_make_the_host_wait(training):
+    edits = headedit.attach(tiny_model("llama").to(GPU))
+    randomise(edits)
+    edits.model.train(training)
+    z = torch.randn(2, 7, 64, device=GPU)
+    (edit, _) = edits.module
+    edit(z).sum().backward()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        (edit(z).sum() + edits.penalty()).backward()
+        with torch.no_grad():
+            edit(z)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def test_a_captured_graph_sees_parameters_that_change():
+    edits = headedit.attach(tiny_model("llama").to(GPU))
+    randomise(edits)
+    edits.module.eval()
+    (edit, _) = edits.module
+    z = torch.randn(2, 7, 64, device=GPU)
+    with torch.no_grad():
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            edit(z)  # fills what is kept
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = edit(z)
+        edit.scale.mul_(2)
+        graph.replay()
+        assert torch.equal(out, copy.deepcopy(edit)(z))
+
+
+def test_routed_rows_are_those_of_their_adapters(ids):
+    edits = pair()[1]
+    edits.add_adapter("b")
+    edits.set_adapter("b")
+    randomise(edits, 1)
+    rows = ids.to(GPU)
+    wanted = logits(edits.model, rows)[1]
+    with edits.disable_adapter():
+        base = logits(edits.model, rows)[0]
+    with edits.route([None, "b"]):
+        found = logits(edits.model, rows)
+    torch.testing.assert_close(found[0], base)
+    torch.testing.assert_close(found[1], wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_peak_of_a_training_step_is_that_of_the_limit(dtype):
+    base = build(Shape(layers=4, hidden=512, heads=8, dtype=dtype, device="cuda"))
+    ids = random_ids(1000, 4, 128, GPU)
+    peaks = []
+    for contender in (limit, edited):
+        step = training_step(contender(base), ids)
+        step()
+        peaks.append(peak_of_tensors(step, GPU))
+    assert peaks[1] <= 1.02 * peaks[0]
+
+
+def test_the_bench_runs_on_it():
+    shape = Shape(layers=2, hidden=64, heads=4, batch=2, tokens=8, dtype="bfloat16", device="cuda")
+    cost = measure_cost(shape, contenders=["edited"], repeats=2, progress=False)
+    assert cost.machine["device"] == torch.cuda.get_device_name()
+    assert all(row["value"] > 0 for row in cost.rows if not row["work"].startswith("operators"))

@@ -1,0 +1,179 @@
+"""What edits add to a model in operators, memory and copies: exact, without a clock."""
+
+import gc
+
+import pytest
+import torch
+from tiny import tiny_model
+from torch import nn
+
+import headedit
+from headedit import EditConfig
+from headedit.edits.gates import HardConcrete
+from headedit.edits.support import Gate, fix
+from headedit.evaluation.cost.contenders import Prepared, edited, limit
+from headedit.evaluation.cost.memory import peak_of_tensors
+from headedit.evaluation.cost.operators import count_operators
+from headedit.evaluation.cost.shapes import Shape, build, random_ids
+from headedit.evaluation.cost.work import forward, loss_and_gradients, training_step
+
+SMALL = {"hidden": 64, "heads": 4, "batch": 2, "tokens": 16}
+CPU = torch.device("cpu")
+IDS = random_ids(1000, 2, 16, "cpu")
+
+
+def with_config(config):
+    def contender(model):
+        edits = headedit.attach(build(model), config=EditConfig(**config))
+        return Prepared(edits.model, list(edits.module.parameters()))
+
+    return contender
+
+
+def counted(contender, layers, work):
+    run = work(contender(Shape(layers=layers, **SMALL)), IDS)
+    run()  # so that what is kept is there
+    return count_operators(run, large=2 * 16 * 64)
+
+
+def added(contender, reference, work):
+    """What one more layer adds to the contender beyond what it adds to the reference."""
+    more = counted(contender, 3, work) - counted(contender, 2, work)
+    return more - (counted(reference, 3, work) - counted(reference, 2, work))
+
+
+@pytest.mark.parametrize(
+    ("config", "in_eval", "in_training"),
+    [
+        ({}, 1, 25),
+        ({"gates": "shared"}, 1, 24),
+        ({"gates": "none"}, 1, 8),
+        ({"vectors": "offset"}, 1, 19),
+        ({"vectors": "scale"}, 1, 22),
+        ({"eval_gate": "expectation"}, 1, 25),
+    ],
+    ids=["default", "shared gates", "no gates", "offset", "scale", "expectation"],
+)
+def test_operators_that_a_site_adds(config, in_eval, in_training):
+    contender = with_config(config)
+    more = added(contender, lambda shape: Prepared(build(shape)), forward)
+    assert (more.kernels.total(), more.views.total(), more.large) == (in_eval, 0, 1)
+    more = added(contender, lambda shape: limit(build(shape)), loss_and_gradients)
+    assert more.kernels.total() == in_training
+    over_the_batch = {"offset": 2, "scale": 4}.get(config.get("vectors"), 5)
+    assert more.large == over_the_batch  # the line itself, its gradient, and two sums, one of them of a product
+    assert more.synchronising == 0
+
+
+def test_a_hardened_site_without_an_open_head_adds_nothing():
+    edits = headedit.attach(build(Shape(layers=3, **SMALL)))
+    fix(edits.module, [Gate(1, "scale", 2)])
+    edits.harden()
+    plain = Prepared(build(Shape(layers=3, **SMALL)))
+    run, reference = forward(Prepared(edits.model), IDS), forward(plain, IDS)
+    run(), reference()
+    more = count_operators(run) - count_operators(reference)
+    assert (dict(more.kernels), dict(more.views)) == ({"addcmul": 1}, {})
+
+
+def test_the_penalty_adds_as_many_operators_for_any_number_of_layers():
+    def of(layers):
+        edits = headedit.attach(build(Shape(layers=layers, **SMALL)))
+        return count_operators(lambda: edits.penalty()).kernels, edits
+
+    (few, _), (many, edits) = of(2), of(6)
+    assert few == many
+    by_hand = sum(HardConcrete().open_probability(gate).sum() for gate in edits.gate_parameters())
+    torch.testing.assert_close(edits.penalty(), by_hand)
+    edits.penalty().backward()
+    for gate in edits.gate_parameters():
+        assert torch.equal(gate.grad, torch.autograd.grad(HardConcrete().open_probability(gate).sum(), gate)[0])
+
+
+def test_attach_copies_no_weight_and_makes_nothing_of_a_weights_size(llama):
+    weights = {name: p.data_ptr() for name, p in llama.named_parameters()}
+    smallest = min(p.numel() for p in llama.parameters() if p.dim() == 2)
+    count = count_operators(lambda: headedit.attach(llama), large=smallest)
+    assert count.large == 0
+    assert {name: p.data_ptr() for name, p in llama.named_parameters() if "headedit" not in name} == weights
+
+
+def test_layers_below_the_first_edit_run_without_autograd():
+    model = build(Shape(layers=3, **SMALL))
+    edits = headedit.attach(model, config=EditConfig(layers="2:"))
+    seen = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda module, args, out: seen.append(out.requires_grad))
+    run = loss_and_gradients(Prepared(model, list(edits.module.parameters())), IDS)
+    run()
+    assert seen == [False, False, True]
+    deeper = headedit.attach(build(Shape(layers=5, **SMALL)), config=EditConfig(layers="4:"))
+    one, other = model(input_ids=IDS, labels=IDS).loss, deeper.model.train()(input_ids=IDS, labels=IDS).loss
+    assert count_operators(one.backward).kernels == count_operators(other.backward).kernels
+
+
+def test_nothing_grows_over_a_hundred_steps():
+    prepared = edited(build(Shape(layers=2, **SMALL)))
+    step = training_step(prepared, IDS)
+    for _ in range(5):
+        step()
+
+    def objects():
+        gc.collect()
+        return len(gc.get_objects()), sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+    before, peak = objects(), peak_of_tensors(step, CPU)
+    for _ in range(100):
+        step()
+    after = objects()
+    assert after[1] == before[1]
+    assert after[0] <= before[0] + 50  # a hundred steps that each left an object would leave more
+    assert peak_of_tensors(step, CPU) == peak
+
+
+def test_nothing_grows_over_a_hundred_evaluations(llama, ids):
+    edits = headedit.attach(llama, config=EditConfig(init_std=0.1))
+    run = forward(Prepared(llama), ids)
+    run()
+    gc.collect()
+    before = sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+    for i in range(100):
+        edits.set_head(0, i % 4, scale=0.5)
+        run()
+    gc.collect()
+    assert sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()) == before
+
+
+def test_the_peak_of_a_training_step_is_that_of_the_limit():
+    base = build(Shape(layers=4, hidden=128, heads=4))
+    ids = random_ids(1000, 4, 128, "cpu")
+    peaks = []
+    for contender in (limit, edited):
+        step = training_step(contender(base), ids)
+        step()
+        peaks.append(peak_of_tensors(step, CPU))
+    assert peaks[0] < peaks[1] <= 1.02 * peaks[0]
+
+
+def test_gates_drawn_at_once_are_those_drawn_one_after_the_other():
+    logits = [torch.randn(32, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    torch.manual_seed(0)
+    together = HardConcrete().sample(torch.stack(logits))
+    torch.manual_seed(0)
+    assert torch.equal(together, torch.stack([HardConcrete().sample(gate) for gate in logits]))
+
+
+def test_the_bench_counts_copies_and_what_waits_for_the_device():
+    z = torch.randn(4, 4)
+    count = count_operators(lambda: [z.view(16).clone(), z.sum().item(), z[0] + 1], large=16)
+    assert dict(count.kernels) == {"clone": 1, "sum": 1, "_local_scalar_dense": 1, "add": 1}
+    assert (count.views.total(), count.large, count.synchronising) == (2, 2, 1)
+
+
+def test_a_model_on_the_meta_device_is_attached_to_without_any_of_its_weights():
+    with torch.device("meta"):
+        model = tiny_model("llama")
+    edits = headedit.attach(model)
+    assert {p.device.type for p in edits.module.parameters()} == {"cpu"}
+    assert all(p.is_meta for name, p in model.named_parameters() if "headedit" not in name)
+    assert isinstance(model, nn.Module)
