@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
-from accelerate import PartialState
+from accelerate.utils import wait_for_everyone
 
 from headedit.edits import HeadEdits
 from headedit.edits.card import write_card
@@ -169,7 +169,7 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
             session.path.save(folder)
         run.save()
         write_card(edits, folder)  # after run.json, which it tells of
-    PartialState().wait_for_everyone()
+    wait_for_everyone()
     return run
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate.utils import wait_for_everyone
 from torch import Tensor
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
 
@@ -37,7 +37,8 @@ class Stage:
     Fields:
         epochs: passes over the examples.
         min_steps: optimiser steps below which there are more passes.
-        batch_size: examples a step; all of them where there are fewer.
+        batch_size: examples a step of one process; all of them where there are fewer. Several processes, and
+            ``gradient_accumulation_steps``, multiply it.
         scale_lr: peak learning rate of the scales.
         offset_lr: peak learning rate of the offsets; in units of the site's activations if ``relative``.
         gate_lr: peak learning rate of the gate logits.
@@ -105,8 +106,9 @@ class Session:
     path: PruningPath | None = None
 
     def __post_init__(self) -> None:
-        state = PartialState()
-        self.main = state.is_main_process
+        devices = {key: value for key, value in self.arguments.items() if key in _DEVICES}
+        processes = TrainingArguments(output_dir=str(self.folder), report_to=[], **devices)  # starts the process group
+        self.processes, self.main = int(processes.world_size), processes.process_index == 0
         self._start = self.edits.snapshot()
         self.journal = Journal(self.folder / CHECKPOINTS, writes=self.main)
         identity = {
@@ -116,7 +118,7 @@ class Session:
             "edits": digest(self._start),
         }
         self.journal.begin(identity, resume=self.resume)
-        state.wait_for_everyone()
+        wait_for_everyone()
         file = self.folder / HISTORY_FILE
         rows = History.read(file).rows if self.resume and file.is_file() else []
         self.history = History(file if self.main else None, rows)
@@ -169,7 +171,9 @@ class Session:
             raise HeadEditError("lr_schedule 'adaptive' goes by the validation loss; give a validation set.")
         set_seed(self.seed)
         batch = min(stage.batch_size, len(rows))
-        steps_an_epoch = -(-len(rows) // batch)
+        given = dict(self.arguments)
+        together = self.processes * int(given.get("gradient_accumulation_steps", 1))
+        steps_an_epoch = math.ceil(len(rows) / (batch * together))
         epochs = max(stage.epochs, math.ceil(stage.min_steps / steps_an_epoch))
         warmup = steps_an_epoch * epochs / 20 if stage.warmup_epochs is None else stage.warmup_epochs * steps_an_epoch
         stops = valid is not None and stage.patience is not None
@@ -195,12 +199,12 @@ class Session:
             "prediction_loss_only": True,
             "remove_unused_columns": False,
             "dataloader_pin_memory": torch.cuda.is_available(),
+            "ddp_find_unused_parameters": False,
             "report_to": [],
             "seed": self.seed,
             "disable_tqdm": not self.progress,
         }
-        given = dict(self.arguments)
-        if valid is not None and given.get("save_strategy") == "steps":  # an epoch's end would be no place to go on from
+        if valid is not None and given.get("save_strategy") == "steps":  # or its end were no place to go on from
             given = {"eval_strategy": "steps", "eval_steps": given.get("save_steps"), **given}
         arguments = TrainingArguments(**{**chosen, **given})
         stop = StopWhenAsked()
@@ -291,6 +295,7 @@ class Session:
         return [2.0 ** round(math.log2(mean)) if mean > 0 else 1.0 for mean in means]
 
 
+_DEVICES = ("use_cpu", "ddp_backend", "ddp_timeout")
 _SAMPLE = 64
 _BATCH = 16
 

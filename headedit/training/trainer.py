@@ -15,6 +15,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from headedit.edits import HeadEdits
+from headedit.edits.adapters import MODULE_NAME
 from headedit.edits.storage import load_tensors
 from headedit.errors import HeadEditError
 from headedit.history import HISTORY_FILE, History
@@ -25,6 +26,7 @@ from headedit.training.objective import Objective, Penalty
 from headedit.training.progress import EditProgress
 from headedit.training.quantized import accepted_for_training, differentiable
 from headedit.training.schedules import Moment
+from headedit.training.sharding import as_one, average_gradients, leave_whole
 
 _Base: Any = object  # in use a Trainer stands behind it, and gives the methods it calls
 
@@ -246,7 +248,7 @@ class HeadEditMixin(_Base):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with checkpoints.reported(folder):
+        with checkpoints.reported(folder), as_one(self):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
@@ -267,6 +269,17 @@ class HeadEditMixin(_Base):  # type: ignore[misc]
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         return TrainOutput(self.state.global_step, math.nan, {})
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with as_one(self):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        leave_whole(self.accelerator, self.edits.model.get_submodule(MODULE_NAME))
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            average_gradients(self.accelerator, self.edits.module.parameters())
+        return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_tensors(self.edits, resume_from_checkpoint)

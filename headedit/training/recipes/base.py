@@ -15,7 +15,7 @@ class Recipe:
 
     Fields:
         epochs: passes over the training set.
-        batch_size: examples a step.
+        batch_size: examples a step of one process; several processes, and accumulation, multiply it.
         lr_schedule: course of all learning rates after the warm-up: ``cosine``, ``linear``, ``cyclic``, ``adaptive``,
             ``exponential``, ``constant_with_warmup`` or ``inverse_sqrt``.
         adam_epsilon: ε of AdamW.
