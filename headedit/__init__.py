@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from headedit.evaluation import Report, Source, Task, evaluate, exact_match
     from headedit.interpret import HeadEvidence, iti, plot
     from headedit.specs import HeadSite
+    from headedit.training.config import RunConfig
     from headedit.training.data import Data, DataConfig, load_data, read_records
     from headedit.training.fit import fit
     from headedit.training.objective import Objective
     from headedit.training.run import Run
     from headedit.training.sparse_tuning import SparseTuning
-    from headedit.training.trainer import HeadEditTrainer
+    from headedit.training.train import train
+    from headedit.training.trainer import HeadEditMixin, HeadEditTrainer
 
 __all__ = [
     "Data",
@@ -32,6 +34,7 @@ __all__ = [
     "EditConfig",
     "Gates",
     "HeadEditError",
+    "HeadEditMixin",
     "HeadEditTrainer",
     "HeadEdits",
     "HeadEvidence",
@@ -39,6 +42,7 @@ __all__ = [
     "Objective",
     "Report",
     "Run",
+    "RunConfig",
     "Source",
     "SparseTuning",
     "Task",
@@ -52,6 +56,7 @@ __all__ = [
     "load_data",
     "plot",
     "read_records",
+    "train",
 ]
 
 _HOMES = {
@@ -59,12 +64,14 @@ _HOMES = {
     "headedit.evaluation": ("Report", "Source", "Task", "evaluate", "exact_match"),
     "headedit.interpret": ("HeadEvidence", "iti", "plot"),
     "headedit.specs": ("HeadSite",),
+    "headedit.training.config": ("RunConfig",),
     "headedit.training.data": ("Data", "DataConfig", "load_data", "read_records"),
     "headedit.training.fit": ("fit",),
     "headedit.training.objective": ("Objective",),
     "headedit.training.run": ("Run",),
     "headedit.training.sparse_tuning": ("SparseTuning",),
-    "headedit.training.trainer": ("HeadEditTrainer",),
+    "headedit.training.train": ("train",),
+    "headedit.training.trainer": ("HeadEditMixin", "HeadEditTrainer"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from headedit import cli_bench, cli_config, cli_demo, cli_eval, cli_import, cli_merge, cli_spec, cli_sweep, cli_train
+from headedit import (
+    cli_bench,
+    cli_config,
+    cli_demo,
+    cli_eval,
+    cli_import,
+    cli_lm_eval,
+    cli_merge,
+    cli_plan,
+    cli_spec,
+    cli_sweep,
+    cli_table,
+    cli_train,
+)
 from headedit.cli_files import Device, Dtype, DtypeOption, console, print_files, print_rows
 from headedit.errors import HeadEditError
 from headedit.version import __version__
@@ -26,9 +39,12 @@ app.add_typer(cli_bench.app)
 app.add_typer(cli_import.app)
 app.add_typer(cli_config.app)
 app.command()(cli_demo.demo)
+app.command()(cli_plan.plan)
 app.command()(cli_train.train)
 app.command()(cli_sweep.sweep)
 app.command("eval")(cli_eval.evaluate)
+app.command("lm-eval")(cli_lm_eval.lm_eval)
+app.command()(cli_table.table)
 app.command()(cli_merge.merge)
 
 
@@ -110,8 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         print(f"headedit: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("headedit: stopped.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"headedit: {stop or 'stopped.'}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         if debug:

@@ -1,5 +1,6 @@
 """Models and tokenizers from a folder or the hub, with messages that say what is missing."""
 
+import os
 from typing import Any, Literal
 
 import torch
@@ -8,33 +9,71 @@ from torch import nn
 from headedit.errors import HeadEditError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["4bit", "8bit"]
+BEST = "best"
 
 
-def load_model(name: str, *, dtype: Dtype = "auto", device: str | None = None) -> nn.Module:
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: Dtype = "auto",
+    device: str | None = None,
+    device_map: str | dict[str, int | str] | None = None,
+    quantization: Quantization | None = None,
+    attn_implementation: str | None = None,
+) -> nn.Module:
     """A causal LM in eval mode.
 
     Args:
         name: a folder that ``save_pretrained`` wrote, or the id of a model on the hub.
+        revision: branch, tag or commit on the hub.
         dtype: ``auto`` for the dtype that the weights were saved in.
-        device: such as ``cpu`` or ``cuda:0``; by default the first GPU, or the CPU where there is none.
+        device: such as ``cpu`` or ``cuda:0``; by default the GPU of this process, or the CPU where there is none.
+        device_map: spreads the model over devices, as accelerate does; in place of ``device``.
+        quantization: ``4bit`` (NF4, computed in ``dtype``, or bfloat16 for ``auto``) or ``8bit``, by bitsandbytes.
+        attn_implementation: a name that transformers knows; ``best`` for FlashAttention where it is installed and
+            works on this model, and else what transformers takes by itself.
 
     Raises:
-        HeadEditError: there is no such model, it is not a causal LM, or the device is not there.
+        HeadEditError: there is no such model, it is not a causal LM, the device is not there, or bitsandbytes is not.
     """
     from transformers import AutoModelForCausalLM
 
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = _from_pretrained(AutoModelForCausalLM, name, "model", dtype=dtype)
-    try:
-        model.to(chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise HeadEditError(f"The model cannot be moved to the device '{chosen}' ({_first_line(error)}).") from None
+    chosen = device or _usual_device()
+    options: dict[str, Any] = {"dtype": dtype, "revision": revision}
+    if quantization is not None:
+        options["quantization_config"] = _quantized(quantization, dtype)
+        device_map = {"": chosen} if device_map is None else device_map
+    if device_map is not None:
+        options["device_map"] = device_map
+    if attn_implementation not in (None, BEST):
+        options["attn_implementation"] = attn_implementation
+    model = _from_pretrained(AutoModelForCausalLM, name, "model", **options)
+    if device_map is None:
+        try:
+            model.to(chosen)
+        except (RuntimeError, AssertionError) as error:
+            raise HeadEditError(f"The model cannot be moved to the device '{chosen}' ({_first_line(error)}).") from None
     model.eval()
+    if attn_implementation == BEST:
+        _take_flash_attention(model)
     assert isinstance(model, nn.Module)
     return model
 
 
-def load_tokenizer(name: str) -> Any:
+def load_config(name: str, *, revision: str | None = None) -> Any:
+    """The config of a model in a folder or on the hub, without its weights.
+
+    Raises:
+        HeadEditError: there is none.
+    """
+    from transformers import AutoConfig
+
+    return _from_pretrained(AutoConfig, name, "model", revision=revision)
+
+
+def load_tokenizer(name: str, *, revision: str | None = None) -> Any:
     """The tokenizer in a folder, or of a model on the hub.
 
     Raises:
@@ -42,7 +81,58 @@ def load_tokenizer(name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    return _from_pretrained(AutoTokenizer, name, "tokenizer")
+    return _from_pretrained(AutoTokenizer, name, "tokenizer", revision=revision)
+
+
+def _usual_device() -> str:
+    if not torch.cuda.is_available():
+        return "cpu"
+    rank = os.environ.get("LOCAL_RANK")  # set by accelerate and torchrun in each of several processes
+    return "cuda" if rank is None else f"cuda:{rank}"
+
+
+def _quantized(quantization: Quantization, dtype: Dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        raise HeadEditError(
+            f"A {quantization} model needs the package bitsandbytes: pip install 'headedit[quantized]'."
+        )
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else getattr(torch, dtype),
+    )
+
+
+def _take_flash_attention(model: Any) -> None:
+    from transformers.utils import is_flash_attn_2_available
+
+    on_gpu = model.get_input_embeddings().weight.device.type == "cuda"
+    if on_gpu and model.dtype in (torch.float16, torch.bfloat16) and is_flash_attn_2_available():
+        take_attention(model, "flash_attention_2")
+
+
+def take_attention(model: Any, implementation: str) -> bool:
+    """Has a model attend by another implementation if a short forward pass goes through; else it stays as it was.
+
+    Returns:
+        Whether it does.
+    """
+    before = model.config._attn_implementation
+    device = model.get_input_embeddings().weight.device
+    try:
+        model.set_attn_implementation(implementation)
+        with torch.no_grad():
+            model(input_ids=torch.ones(1, 8, dtype=torch.long, device=device), use_cache=False)
+    except Exception:  # a type without it, a head too wide, a build for another GPU: each raises its own
+        model.set_attn_implementation(before)
+        return False
+    return True
 
 
 def _from_pretrained(auto: Any, name: str, what: str, **options: Any) -> Any:

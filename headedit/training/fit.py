@@ -118,6 +118,7 @@ def fit(
             settings=settings,
             arguments=dict(arguments or {}),
             resume=resume,
+            batch_size=chosen.batch_size,
         )
         sessions.append(session)
         runs.append(_run(session, recipe, chosen, controlled))

@@ -12,11 +12,10 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
 
 from headedit.edits import HeadEdits
-from headedit.edits.support import Gate, all_gates, fix
+from headedit.edits.support import Gate
 from headedit.errors import HeadEditError
 from headedit.history import HISTORY_FILE, History
 from headedit.pruning_path import PruningPath
-from headedit.specs.modes import evaluating
 from headedit.training.checkpoints import last_whole, resumable
 from headedit.training.data.batches import Encoded, PadRight
 from headedit.training.interrupts import StopWhenAsked
@@ -24,6 +23,7 @@ from headedit.training.journal import Journal, digest, put_back, taken_down
 from headedit.training.losses import example_losses
 from headedit.training.objective import Penalty
 from headedit.training.schedules import LRSchedule, hf_name, lr_factor
+from headedit.training.slopes import slopes_of, units_of
 from headedit.training.trainer import HeadEditTrainer
 
 CHECKPOINTS = "checkpoints"
@@ -82,6 +82,7 @@ class Session:
         settings: what else the run depends on; a run that is gone on with must have the same.
         arguments: fields of ``TrainingArguments`` that hold for every stage, over its own choices.
         resume: go on with the run that was stopped in the folder, if there is one.
+        batch_size: examples a step, which the batches that are only measured go by.
         history: rows of all stages.
         steps: optimiser steps so far.
         kept_step: the step that the edits are of.
@@ -99,6 +100,7 @@ class Session:
     settings: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
+    batch_size: int = 8
     history: History = field(init=False)
     steps: int = 0
     kept_step: int = 0
@@ -137,7 +139,7 @@ class Session:
         """The loss of every example, by default of the validation set, [examples]."""
         chosen = self.valid if rows is None else rows
         assert chosen is not None
-        return example_losses(self.edits.model, chosen, PadRight(self.pad_token_id), 32)
+        return example_losses(self.edits.model, chosen, PadRight(self.pad_token_id), 4 * self.batch_size)
 
     def run(
         self,
@@ -246,33 +248,10 @@ class Session:
         self.best_eval_loss = figures["best_eval_loss"]
 
     def slopes(self, rows: Sequence[Encoded]) -> dict[Gate, float]:
-        """How steeply the loss on some examples falls along the vectors of every gate, if it were open.
-
-        The norm of the gradient in eval mode, offsets in units of their site's activations. The edits must have zero
-        vectors under every gate that is closed; afterwards all gates are open.
-        """
-        module, model = self.edits.module, self.edits.model
-        units = self._units(rows)
-        fix(module, all_gates(module))
-        module.zero_grad()
-        with evaluating(model):
-            for start in range(0, len(rows), _BATCH):
-                part = rows[start : start + _BATCH]
-                batch = PadRight(self.pad_token_id)(part)
-                device = model.get_input_embeddings().weight.device  # type: ignore[operator]
-                loss = model(**{k: v.to(device) for k, v in batch.items()}, use_cache=False).loss
-                (loss * len(part) / len(rows)).backward()
-        found: dict[Gate, float] = {}
-        for i, edit in enumerate(module):
-            for owner in edit.gated_vectors():
-                squares = torch.zeros(edit.heads)
-                for name in edit.under(owner):
-                    grad = getattr(edit, name).grad
-                    if grad is not None:
-                        squares += (grad.float().cpu() * (units[i] if name == "offset" else 1.0)).square().sum(-1)
-                found |= {Gate(i, owner, head): value for head, value in enumerate(squares.sqrt().tolist())}
-        module.zero_grad()
-        return found
+        """How steeply the loss on some examples falls along the vectors of every gate; see ``slopes_of``."""
+        size, collate = 2 * self.batch_size, PadRight(self.pad_token_id)
+        parts = (rows[start : start + size] for start in range(0, len(rows), size))
+        return slopes_of(self.edits, ((len(part) / len(rows), collate(part)) for part in parts), self._units(rows))
 
     def _offset_rates(self, stage: Stage, rows: Sequence[Encoded]) -> list[float]:
         if not stage.relative:
@@ -280,31 +259,11 @@ class Session:
         return [stage.offset_lr * unit for unit in self._units(rows)]
 
     def _units(self, rows: Sequence[Encoded]) -> list[float]:
-        """Root mean square of what each site is given, to the nearest power of two: so sites share optimiser groups."""
-        squares: list[list[Tensor]] = [[] for _ in self.edits.sites]
-        hooks = [
-            site.module.register_forward_pre_hook(_recording(kept), prepend=True)
-            for site, kept in zip(self.edits.sites, squares, strict=True)
-        ]
-        try:
-            self.measure(rows[:_SAMPLE])
-        finally:
-            for hook in hooks:
-                hook.remove()
-        means = [torch.stack(kept).mean().sqrt().item() if kept else 1.0 for kept in squares]
-        return [2.0 ** round(math.log2(mean)) if mean > 0 else 1.0 for mean in means]
+        return units_of(self.edits, lambda: self.measure(rows[:_SAMPLE]))
 
 
 _DEVICES = ("use_cpu", "ddp_backend", "ddp_timeout")
 _SAMPLE = 64
-_BATCH = 16
-
-
-def _recording(kept: list[Tensor]) -> Any:
-    def hook(module: Any, args: tuple[Any, ...]) -> None:
-        kept.append(args[0].detach().float().square().mean())
-
-    return hook
 
 
 def scaled(stage: Stage, factor: float) -> Stage:

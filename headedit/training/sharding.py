@@ -31,7 +31,8 @@ def average_gradients(accelerator: Any, parameters: Iterable[nn.Parameter]) -> N
 
     for parameter in parameters:
         if not hasattr(parameter, _AVERAGED):  # a second stage trains the same parameters
-            setattr(parameter, _AVERAGED, parameter.register_post_accumulate_grad_hook(average))
+            hook = parameter.register_post_accumulate_grad_hook(average)  # type: ignore[no-untyped-call]
+            setattr(parameter, _AVERAGED, hook)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from headedit.training.progress import EditProgress
 from headedit.training.quantized import accepted_for_training, differentiable
 from headedit.training.schedules import Moment
 from headedit.training.sharding import as_one, average_gradients, leave_whole
+from headedit.training.throughput import Throughput
 
 _Base: Any = object  # in use a Trainer stands behind it, and gives the methods it calls
 
@@ -78,6 +79,7 @@ class HeadEditMixin(_Base):  # type: ignore[misc]
             history = History(folder / HISTORY_FILE if self.is_world_process_zero() else None)
         self.history, self.first_step, self.stage = history, first_step, stage
         self._watch = FiniteWatch(edits)
+        self._throughput = Throughput(self.args.world_size, self.args.device)
         self._eval_losses: list[float] = []
         self._plain_loss: Tensor | None = None
         self._plain_since = 0
@@ -131,8 +133,12 @@ class HeadEditMixin(_Base):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The plain loss on the response tokens; in training with the penalty added."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        found = super().compute_loss(
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )
+        loss = found[0] if return_outputs else found
         if model.training:
+            self._throughput.count(inputs)
             # transformers divides a mean by the accumulation steps later, and leaves a loss normalised by
             # the tokens of all of them alone: then the penalty and the record take the division here.
             steps = self.current_gradient_accumulation_steps
@@ -142,7 +148,7 @@ class HeadEditMixin(_Base):  # type: ignore[misc]
             self._plain_loss = plain if self._plain_loss is None else self._plain_loss + plain
             penalty = self.objective.penalty(self.edits, self.moment()).to(loss.device)
             loss = loss + (penalty / steps if whole else penalty)
-        return (loss, outputs) if return_outputs else loss
+        return (loss, *found[1:]) if return_outputs else loss
 
     def moment(self) -> Moment:
         """Where the run is."""
@@ -166,6 +172,7 @@ class HeadEditMixin(_Base):  # type: ignore[misc]
         """
         self._plain_loss, self._plain_since = None, 0
         self._watch = FiniteWatch(self.edits)
+        self._throughput = Throughput(self.args.world_size, self.args.device)
         if resume_from_checkpoint is True:
             last = checkpoints.last_whole(Path(self.args.output_dir))
             if last is None:
@@ -191,6 +198,7 @@ class HeadEditMixin(_Base):  # type: ignore[misc]
             logs.update(self._measure(logs["loss"]))
             row.update(logs, gates=self._gate_values())
             self.history.append(row)
+            logs.update(self._throughput.read())
         elif "eval_loss" in logs:
             self._stop_unless_finite()
             self._eval_losses.append(logs["eval_loss"])

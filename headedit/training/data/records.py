@@ -85,7 +85,7 @@ def read_examples(
         return Example(index, row.where, *to_messages(row.value, row.where, format))
 
     rows = (row for source in sources for row in read_rows(source, split))
-    hint = None if skip_malformed else "leave such records out with skip_malformed: true"
+    hint = None if skip_malformed else "leave such records out with skip_malformed: true (--skip-broken)"
     bar = tqdm(rows, desc=f"reading {sources[0]}", unit=" records", disable=not progress, leave=False)
     return _usable(bar, example, hint, ", ".join(sources))
 

@@ -1,0 +1,16 @@
+"""A whole run as one strict YAML file: model, data, edits, recipe, training, logging; see ``RunConfig``."""
+
+from headedit.training.config.model import ModelConfig
+from headedit.training.config.reading import config_text, find_config, read_run, shipped_configs
+from headedit.training.config.run import RUN_YAML, LoggingConfig, RunConfig
+
+__all__ = [
+    "RUN_YAML",
+    "LoggingConfig",
+    "ModelConfig",
+    "RunConfig",
+    "config_text",
+    "find_config",
+    "read_run",
+    "shipped_configs",
+]

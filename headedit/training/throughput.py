@@ -1,0 +1,33 @@
+"""How fast a run goes and how much memory it takes, for its logs."""
+
+import time
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+
+class Throughput:
+    """Tokens a second since the last look, padding included, over all processes; and the peak of memory."""
+
+    def __init__(self, processes: int, device: torch.device) -> None:
+        self._processes, self._device = processes, device
+        self._tokens, self._since = 0, time.perf_counter()
+
+    def count(self, inputs: dict[str, Any]) -> None:
+        """Counts a batch; nothing waits for the device."""
+        ids = inputs.get("input_ids")
+        if isinstance(ids, Tensor):
+            self._tokens += ids.numel()
+
+    def read(self) -> dict[str, float]:
+        """``tokens_per_second``; ``memory_gb``, the most that the device held, or this process of the machine's."""
+        now = time.perf_counter()
+        rate = self._processes * self._tokens / max(now - self._since, 1e-9)
+        self._tokens, self._since = 0, now
+        if self._device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self._device)
+        else:
+            memory = psutil.Process().memory_info().rss
+        return {"tokens_per_second": round(rate, 1), "memory_gb": round(memory / 1e9, 3)}

@@ -1,0 +1,153 @@
+"""``headedit.train``: a whole run from its config, from the files on disk to the saved edits."""
+
+import json
+import logging
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch import nn
+
+from headedit.edits import HeadEdits, attach
+from headedit.edits.files import check_writable, write_atomically
+from headedit.errors import HeadEditError
+from headedit.training.config import ModelConfig, RunConfig, read_run
+from headedit.training.data import Data, load_data
+from headedit.training.data.batches import PadRight
+from headedit.training.fit import fit
+from headedit.training.losses import example_losses
+from headedit.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+DATA_FILE = "data.json"
+"""What happened to the data on the way: counts, indices, lengths and overlaps, see ``headedit.Data``."""
+
+
+def train(
+    config: "str | PathLike[str] | RunConfig",
+    *,
+    resume: bool = False,
+    base: nn.Module | None = None,
+    progress: bool = True,
+    ready: Callable[[HeadEdits, Data], None] | None = None,
+    **overrides: Any,
+) -> Run:
+    """Trains edits as a config says, and saves them with the resolved config and a report on the data.
+
+    The folder gets what ``headedit.fit`` writes there, ``run.yaml``, with which the run can be repeated, and
+    ``data.json``. A test set is measured at the end: ``run.record["test_loss"]``, in nats a token, the mean of the
+    examples, beside that of the base as ``test_loss_base``.
+
+    >>> run = headedit.train("cpu-small", output="out", epochs=1, data={"examples": 50})  # doctest: +SKIP
+
+    Args:
+        config: a YAML file, the name of a config that comes with headedit, or a config.
+        resume: go on with the run that was stopped in the output folder; begin where there is none.
+        base: the model, if it is loaded already.
+        progress: show bars.
+        ready: called once data and edits are there, before training.
+        overrides: sections with some of their keys, such as ``model={"name": "./my-model"}``, keys of the run, such as
+            ``output="out"``, or fields of the recipe, such as ``epochs=5``.
+
+    Returns:
+        The run; its ``edits`` are on the model.
+
+    Raises:
+        HeadEditError: the config is not right, the data cannot be used, the model cannot be loaded, or what
+            ``headedit.fit`` raises.
+    """
+    chosen = read_run(config, overrides)
+    if chosen.output is None:
+        raise HeadEditError("There is no output folder: give output=..., or --output.")
+    folder = check_writable(chosen.output)
+    _check(chosen)
+    data, tokenizer = prepare(chosen, progress=progress)
+    model = chosen.model.load() if base is None else base
+    edits = attach(model, spec=chosen.spec, config=chosen.edits)
+    if ready is not None:
+        ready(edits, data)
+    if PartialState().is_main_process:
+        chosen.save(folder)
+        _save(folder / DATA_FILE, data.report)
+    run = fit(
+        edits,
+        data.train,
+        data.valid,
+        output_dir=folder,
+        recipe=chosen.recipe_name,
+        seed=chosen.seed,
+        seeds=chosen.seeds,
+        controls=chosen.controls,
+        tokenizer=tokenizer,
+        max_length=chosen.data.max_length,
+        resume=resume,
+        arguments=chosen.arguments(),
+        progress=progress,
+        **chosen.recipe_fields,
+    )
+    if data.test is not None:
+        batch = chosen.training.get("per_device_eval_batch_size", chosen.recipe["batch_size"])
+        _measure(run, edits, data, tokenizer.pad_token_id, batch)
+    return run
+
+
+def prepare(config: RunConfig, *, progress: bool = True) -> tuple[Data, Any]:
+    """The data of a run and the tokenizer, without the model's weights.
+
+    Raises:
+        HeadEditError: there is no such model, or the data cannot be used.
+    """
+    context = _context(config.model)
+    tokenizer = config.model.load_tokenizer()
+    longest = config.data.max_length
+    if longest is not None and context is not None and longest > context:
+        logger.warning(
+            "data: max_length is %d, and %s has %d positions; what lies beyond them the model never saw.",
+            longest,
+            config.model.name,
+            context,
+        )
+    return load_data(config.data, tokenizer, context=context, progress=progress), tokenizer
+
+
+def _context(model: ModelConfig) -> int | None:
+    found = getattr(model.load_config().get_text_config(decoder=True), "max_position_embeddings", None)
+    return None if found is None else int(found)
+
+
+def _check(config: RunConfig) -> None:
+    """Refuses arguments and trackers that would only fail once the model is loaded."""
+    from transformers import TrainingArguments
+    from transformers.integrations import is_tensorboard_available, is_wandb_available
+
+    there = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+    for tracker in config.logging.trackers:
+        if not there[tracker]():
+            raise HeadEditError(f"logging: report_to: {tracker} needs a package: pip install {tracker}.")
+    try:
+        TrainingArguments(**{"output_dir": config.output, **config.arguments()})
+    except (ValueError, ImportError, TypeError, KeyError) as error:
+        raise HeadEditError(f"training: transformers refuses these arguments: {error}") from None
+
+
+def _measure(run: Run, edits: HeadEdits, data: Data, pad: int | None, batch: int) -> None:
+    assert data.test is not None
+    collate = PadRight(0 if pad is None else pad)
+    run.record["test_examples"] = len(data.test)
+    run.record["test_loss"] = example_losses(edits.model, data.test, collate, batch).mean().item()
+    with edits.disable_adapter():
+        base = example_losses(edits.model, data.test, collate, batch).mean().item()
+    run.record["test_loss_base"] = base
+    if PartialState().is_main_process:
+        run.save()
+
+
+def _save(file: Path, report: dict[str, Any]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise HeadEditError(f"{file}: cannot be written ({error.strerror}).") from None

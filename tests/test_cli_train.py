@@ -1,0 +1,249 @@
+"""``headedit train`` from a file or a name: every shipped config, on a tiny model and data of the true form."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from run_inputs import save_model, save_records
+from transformers import AutoModelForCausalLM
+
+import headedit
+from headedit.cli import main
+from headedit.training.config import read_run
+from headedit.training.interrupts import StopWhenAsked
+from headedit.training.run import Run
+
+TENSORS = "headedit.safetensors"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "llama": save_model(folder / "llama"),
+        "olmo2": save_model(folder / "olmo2", "olmo2"),
+        "wide": save_model(folder / "wide", hidden_size=64),
+    }
+
+
+def run(*arguments):
+    """Runs a command in this process; its exit code."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    return caught.value.code
+
+
+def changed(**settings):
+    return [part for key, value in settings.items() for part in ("--set", f"{key.replace('__', '.')}={value}")]
+
+
+def trained(folder):
+    return (folder / TENSORS).read_bytes()
+
+
+FEW = {"data__examples": 16, "data__valid": 8, "epochs": 2}
+SHIPPED = {  # config: model, data, what is made smaller, optimiser steps
+    "jola-commonsense": ("llama", "commonsense", FEW, 4),
+    "jola-mmlu-pro": ("llama", "mmlu_pro", FEW, 4),
+    "jola-gem": ("llama", "gem", FEW, 4),
+    "olmo2-13b-sharegpt": ("olmo2", "sharegpt", {**FEW, "data__examples": 32, "data__test": 4}, 4),
+    "llama-70b-4bit": ("wide", "commonsense", FEW, 4),
+    "cpu-small": ("llama", "alpaca", {"data__examples": 16, "data__valid": 8, "data__test": 4, "heads": 2}, 12),
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_config_runs(name, models, tmp_path, capsys):
+    if name == "llama-70b-4bit":
+        pytest.importorskip("bitsandbytes")
+    model, kind, smaller, steps = SHIPPED[name]
+    data, out = save_records(tmp_path, kind, 60), tmp_path / "out"
+    given = changed(model__name=models[model], data__train=data, **smaller)
+    assert run("train", name, *given, "--output", out) == 0
+    printed = capsys.readouterr().out
+    assert f"{smaller['data__examples']} of 60 records" in re.sub(r"[│\s]+", " ", printed)
+    record, config = Run.read(out).record, read_run(out)
+    assert record["steps"] == steps
+    assert (record["recipe"], record["seed"]) == (read_run(name).recipe_name, read_run(name).seed)
+    assert config.model.name == models[model]
+    report = json.loads((out / "data.json").read_text())
+    assert (report["train"]["used"], report["valid"]["used"]) == (smaller["data__examples"], 8)
+    assert ("test_loss" in record) == ("test" in report)
+    base = config.model.load()
+    assert base.dtype == (torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32)
+    edits = headedit.load(base, out)
+    assert any(p.abs().sum() > 0 for p in edits.vector_parameters())
+
+
+@pytest.fixture(scope="module")
+def file(models, tmp_path_factory):
+    """A run's file, and the run that it makes."""
+    folder = tmp_path_factory.mktemp("run")
+    content = {
+        "model": {"name": models["llama"], "device": "cpu"},
+        "data": {"train": save_records(folder, "commonsense", 40), "valid": 8, "max_length": 400},
+        "recipe": {"name": "jola", "warmup_epochs": 0.5},
+        "training": {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2},
+        "output": str(folder / "out"),
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(content))
+    assert run("train", folder / "run.yaml") == 0
+    return folder / "run.yaml"
+
+
+def test_the_saved_config_repeats_the_run_bit_for_bit(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for config in (file.parent / "out" / "run.yaml", file.parent / "out"):
+        assert run("train", config, "--output", "again") == 0
+        assert trained(tmp_path / "again") == trained(file.parent / "out")
+    assert run("train", file, "--output", "other", "--set", "training.learning_rate=2e-2") == 0
+    assert trained(tmp_path / "other") != trained(file.parent / "out")
+    assert Run.read(tmp_path / "other").record["settings"]["vector_lr"] == 0.02
+
+
+def test_options_alone_are_the_same_run(file, tmp_path):
+    config = read_run(file)
+    given = changed(epochs=2, batch_size=4, vector_lr=1e-2, warmup_epochs=0.5, data__valid=8)
+    options = ["--model", config.model.name, "--data", config.data.train, "--output", tmp_path / "out"]
+    more = ["--recipe", "jola", "--max-length", 400, "--device", "cpu"]
+    assert run("train", *options, *more, *given) == 0
+    assert trained(tmp_path / "out") == trained(file.parent / "out")
+
+
+def test_python_trains_the_same_run(file, tmp_path):
+    seen = []
+    run_of = headedit.train(
+        file, output=str(tmp_path / "out"), progress=False, ready=lambda edits, data: seen.append(len(data.train))
+    )
+    assert trained(tmp_path / "out") == trained(file.parent / "out")
+    assert seen == [32]
+    assert run_of.edits.attached
+    model = run_of.edits.model
+    run_of.edits.detach()
+    headedit.train(file, output=str(tmp_path / "two"), base=model, progress=False, data={"examples": 12}, epochs=1)
+    assert Run.read(tmp_path / "two").record["train_examples"] == 12
+
+
+def test_a_stopped_run_goes_on_from_its_folder(file, tmp_path, monkeypatch):
+    """With ``--resume`` the edits are those of the run that was never stopped."""
+    out = tmp_path / "out"
+    ends, steps = StopWhenAsked.on_step_end, []
+
+    def stop_at_nine(self, args, state, control, **kwargs):
+        steps.append(state.global_step)
+        self.asked = len(steps) == 9
+        ends(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(StopWhenAsked, "on_step_end", stop_at_nine)
+    assert run("train", file, "--output", out) == 130
+    assert not (out / "run.json").exists()
+    assert run("train", out, "--resume") == 0
+    assert steps == list(range(1, 17))
+    assert trained(out) == trained(file.parent / "out")
+    assert Run.read(out).record["steps"] == 16
+
+
+def test_what_became_of_the_data_is_printed_and_saved(file, tmp_path, capsys):
+    config = read_run(file)
+    rows = json.loads(Path(config.data.train).read_text())
+    long = {"instruction": "cat " * 900, "answer": "true"}
+    (tmp_path / "train.json").write_text(json.dumps([*rows, {"answer": "x"}, long]))
+    (tmp_path / "test.json").write_text(json.dumps(rows[:3]))
+    data = {"train": tmp_path / "train.json", "test": tmp_path / "test.json", "valid": "null"}
+    given = changed(**{f"data__{key}": value for key, value in data.items()}, epochs=1)
+    assert run("train", file, *given, "--output", tmp_path / "out", "--skip-broken") == 0
+    printed = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    assert "train.json, record 41: found the fields answer" in printed
+    assert "1 broken records" in printed
+    assert "1 longer than 400 tokens and left out" in printed
+    assert "3 test examples have a prompt of the training set, 3 the same response too" in printed
+    assert re.search(r"test loss \d\.\d{4} nats a token, the base's \d\.\d{4}, on 3 examples", printed)
+    report = json.loads((tmp_path / "out" / "data.json").read_text())
+    assert (report["train"]["malformed"], report["train"]["dropped_indices"]) == (1, [41])
+    assert report["train"]["indices"] == list(range(40))
+    assert report["overlap"]["train/test"]["count"] == 3
+
+
+def test_the_test_loss_is_that_of_the_edits_and_of_the_base(file, tmp_path):
+    found = headedit.train(file, output=str(tmp_path / "out"), data={"test": 6}, progress=False)
+    record = Run.read(tmp_path / "out").record
+    with found.edits.disable_adapter():
+        config = read_run(file, {"data.test": 6})
+        rows = headedit.load_data(config.data, config.model.load_tokenizer(), context=1024, progress=False).test
+        losses = [
+            found.edits.model(input_ids=torch.tensor([r["input_ids"]]), labels=torch.tensor([r["labels"]])).loss.item()
+            for r in rows
+        ]
+    assert record["test_loss_base"] == pytest.approx(sum(losses) / 6, abs=1e-5)
+    assert record["test_loss"] < record["test_loss_base"]
+
+
+def test_the_base_is_never_touched_and_loads_without_repair(file, tmp_path):
+    """What training leaves is edits alone; even beside the base's own files these load as they always did."""
+    base = tmp_path / "base"
+    shutil.copytree(read_run(file).model.name, base)
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(base)(ids).logits
+    out = file.parent / "out"
+    assert {path.name for path in out.rglob("*")}.isdisjoint({"config.json", "model.safetensors"})
+    assert run("train", file, "--model", base, "--output", base) == 0
+    assert {name: (base / name).read_bytes() for name in before} == before
+    assert trained(base) == trained(out)
+    for folder in (base, read_run(file).model.name):
+        model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        assert not any(info.values())
+        with torch.no_grad():
+            assert torch.equal(model(ids).logits, expected)
+
+
+MISTAKES = {
+    "nothing": ([], r"Give a run's file or name \(headedit config list\)"),
+    "no such name": (["jola-comonsense"], r"Did you mean 'jola-commonsense'\?"),
+    "no such file": (["none.yaml"], r"none\.yaml: cannot be read"),
+    "no output": (["FILE", "--set", "output=null"], r"no output folder: give output=\.\.\., or --output"),
+    "refused by transformers": (
+        ["FILE", "--set", "training.optim=adamv"],
+        r"training: transformers refuses these arguments: .*adamv",
+    ),
+    "no tracker": (
+        ["FILE", "--set", "logging.report_to=wandb"],
+        r"report_to: wandb needs a package: pip install wandb",
+    ),
+    "both devices": (["FILE", "--set", "model.device_map=auto"], r"device_map: found 'auto' beside the device 'cpu'"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_told_before_any_work(name, file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.integrations.is_wandb_available", lambda: False)
+    monkeypatch.setattr(headedit.training.config.ModelConfig, "load", lambda self: pytest.fail("loaded"))
+    arguments, message = MISTAKES[name]
+    output = [] if name in ("nothing", "no output") else ["--output", "out"]
+    assert run("train", *(file if a == "FILE" else a for a in arguments), *output) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_configs_are_listed_and_shown(capsys):
+    assert run("config", "list") == 0
+    listed = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    assert "cpu-small A run for trying, on a CPU" in listed
+    assert run("config", "show", "jola-commonsense") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("# JoLA on one of the eight commonsense tasks")
+    assert yaml.safe_load(shown)["recipe"]["name"] == "jola"
+    assert run("config", "show", "jola") == 2
+    assert "Configs: cpu-small" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["config list", "config show", "sweep"])
+def test_help_has_an_example(command, capsys):
+    assert run(*command.split(), "--help") == 0
+    assert f"headedit {command}" in re.sub(r"[│\s]+", " ", capsys.readouterr().out).split("Example:")[1]

@@ -1,0 +1,260 @@
+"""``headedit plan``: what is told without weights against torch's own account of a step, and the commands' words."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_model
+from transformers import LlamaConfig, Olmo2Config, PreTrainedModel
+
+import headedit
+from headedit import EditConfig, HeadEditError
+from headedit.cli import main
+from headedit.evaluation.cost.memory import peak_of_tensors
+from headedit.training.plan import Plan, Planner, Setup, advise, estimate
+from headedit.training.plan.memory import GIB, read_memory, show
+from headedit.training.plan.planner import UNCERTAINTY
+from headedit.training.plan.skeleton import Skeleton
+
+WIDE = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "vocab_size": 500}
+SIZES = {
+    "gpt2": {"n_embd": 64, "n_layer": 4, "vocab_size": 500},
+    "gemma2": {**WIDE, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "mixtral": {**WIDE, "intermediate_size": 96},
+}
+L8 = {
+    "vocab_size": 128_256,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+TEST = {"dtype": "float32", "device": "cpu", "tokens": 48}
+
+
+def sized(model_type: str) -> PreTrainedModel:
+    return tiny_model(model_type, **SIZES.get(model_type, WIDE)).train()
+
+
+def measured(model: PreTrainedModel, setup: Setup) -> int:
+    """The most that torch's allocator holds in a step beside weights, edits and their gradients, in bytes."""
+    edits = headedit.attach(model)
+    for parameter in edits.module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    if setup.checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+    ids = torch.randint(3, 100, (setup.batch_size, setup.tokens))
+    mask = torch.ones_like(ids)
+    mask[0, -3:] = 0
+
+    def step() -> None:
+        model(input_ids=ids, labels=ids, attention_mask=mask if setup.padded else None, use_cache=False).loss.backward()
+
+    step()
+    return peak_of_tensors(step, torch.device("cpu"))
+
+
+def told_by(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command prints, on one line and without the table's frame."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["plan", *arguments])
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def of_step(plan: Plan) -> int:
+    return plan.kept + plan.working
+
+
+@pytest.mark.parametrize(("batch_size", "checkpointing"), [(1, False), (3, True)])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gpt2", "gemma2", "mixtral", "falcon"])
+def test_a_step_takes_what_is_told(model_type: str, batch_size: int, checkpointing: bool) -> None:
+    model = sized(model_type)
+    setup = Setup(batch_size=batch_size, checkpointing=checkpointing, **TEST)
+    told = of_step(estimate(model.config, setup))
+    assert told == pytest.approx(measured(model, setup), rel=UNCERTAINTY)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_makes_the_difference_that_is_told(attention: str) -> None:
+    model = sized("llama")
+    model.set_attn_implementation(attention)
+    setup = Setup(batch_size=2, attention=attention, **{**TEST, "tokens": 200})
+    assert of_step(estimate(model.config, setup)) == pytest.approx(measured(model, setup), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "edits", "checkpointing"),
+    [
+        ("llama", EditConfig(), True),
+        ("llama", EditConfig(layers="3:"), False),
+        ("gpt2", EditConfig(gates="shared"), False),
+        ("gemma2", EditConfig(), True),
+        ("qwen3_moe", EditConfig(), False),
+        ("falcon", EditConfig(), False),
+    ],
+)
+def test_layers_that_are_alike_take_what_all_of_them_take(
+    model_type: str, edits: EditConfig, checkpointing: bool
+) -> None:
+    changes = {
+        "gpt2": {"n_layer": 8},
+        "gemma2": {"num_hidden_layers": 12, "layer_types": ["sliding_attention", "full_attention"] * 6},
+    }
+    model = tiny_model(model_type, **{"num_hidden_layers": 8, **changes.get(model_type, {})})
+    setup = Setup(checkpointing=checkpointing, **TEST)
+    short, whole = (Planner(copy.deepcopy(model.config), edits, whole=whole) for whole in (False, True))
+    told, whole_told = short.plan(setup), whole.plan(setup)
+    assert (of_step(told), told.kept) == (of_step(whole_told), whole_told.kept)
+
+
+def test_few_layers_are_run_where_many_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[int] = []
+    from headedit.training.plan import planner
+
+    trace = planner.trace_step
+    monkeypatch.setattr(planner, "trace_step", lambda s, setup: run.append(len(s.layers)) or trace(s, setup))
+    estimate(LlamaConfig(**L8), Setup())
+    assert run == [3, 4]
+
+
+def test_the_plan_of_an_8b() -> None:
+    plan = estimate(LlamaConfig(**L8), Setup(batch_size=4, tokens=2048, checkpointing=True))
+    assert plan.weights == 16_060_522_496  # 8,030,261,248 parameters of two bytes
+    assert plan.parameters == 32 * 32 * (2 * 128 + 2)
+    assert (plan.edits, plan.gradients, plan.optimizer) == tuple(4 * plan.parameters * n for n in (1, 1, 2))
+    hidden, scores = 4 * 2048 * 4096 * 2, 4 * 2048 * 128_256 * 4
+    assert plan.kept == pytest.approx(32 * hidden + scores, rel=0.05)
+
+
+def test_4_bit_weights_take_half_a_byte_and_their_scales() -> None:
+    config = LlamaConfig(**L8)
+    linear = 32 * (4096 * 4096 * 2 + 4096 * 1024 * 2 + 3 * 4096 * 14_336)
+    rest = 8_030_261_248 - linear
+    plan = estimate(config, Setup(quantization="4bit", batch_size=1, tokens=64))
+    assert plan.weights == pytest.approx(linear * (0.5 + 1 / 64 + 4 / 64 / 256) + 2 * rest, rel=1e-4)
+    plan = estimate(config, Setup(quantization="8bit", batch_size=1, tokens=64))
+    assert plan.weights == pytest.approx(linear + 2 * rest, rel=1e-3)
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_quantized_weights_are_those_of_bitsandbytes(quantization: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from headedit.loading import load_model
+
+    base = tiny_model("llama", **WIDE)
+    base.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), dtype="bfloat16", device="cpu", quantization=quantization)
+    setup = Setup(quantization=quantization, batch_size=3, **{**TEST, "dtype": "bfloat16"})
+    plan = estimate(base.config, setup)
+    held = list(model.parameters())
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            held += [state.absmax, state.code, state.state2.absmax, state.state2.code]
+        scales = getattr(getattr(module, "weight", None), "SCB", None)
+        held += [] if scales is None else [scales]
+    assert plan.weights == pytest.approx(sum(t.numel() * t.element_size() for t in held), rel=0.02)
+
+
+def test_layers_before_the_first_edit_keep_nothing() -> None:
+    config = tiny_model("llama", num_hidden_layers=8).config
+    late, all_of_them = (estimate(config, Setup(**TEST), edits=EditConfig(layers=la)) for la in ("6:", None))
+    assert late.kept < 0.5 * all_of_them.kept
+    assert late.parameters == all_of_them.parameters // 4
+
+
+def test_devices_share_layers_or_weights() -> None:
+    config = LlamaConfig(**{**L8, "num_hidden_layers": 8})
+    planner = Planner(config)
+    setup = Setup(batch_size=1, tokens=256)
+    one = planner.plan(setup)
+    layers = planner.plan(Setup(batch_size=1, tokens=256, devices=4))
+    assert sum(share.base for share in layers.shares) == one.shares[0].base
+    assert sum(share.kept for share in layers.shares) == pytest.approx(one.kept, rel=0.01)
+    assert max(share.base for share in layers.shares) < 0.4 * one.weights
+    fsdp = planner.plan(Setup(batch_size=1, tokens=256, devices=4, split="fsdp"))
+    assert {share.kept for share in fsdp.shares} == {one.kept}
+    assert one.weights / 4 < fsdp.shares[0].base < one.weights
+
+
+def test_what_is_advised_fits() -> None:
+    planner = Planner(Olmo2Config(**{**L8, "num_hidden_layers": 2, "num_key_value_heads": 32}))
+    plan = planner.plan(Setup(batch_size=8, tokens=2048))
+    enough = plan.total * 2
+    assert plan.verdict(enough) == "fits"
+    assert advise(planner, plan, enough) == []
+    assert plan.verdict(plan.total + 1) == "tight"
+    memory = plan.total // 2
+    assert plan.verdict(memory) == "does not fit"
+    changes = {change.what: change.plan for change in advise(planner, plan, memory)}
+    assert all(change.total < plan.total for change in changes.values())
+    smaller = changes["batch size 2 with 4 times the accumulation"]
+    assert smaller.setup.batch_size == 2
+    assert smaller.verdict(memory) == "fits"
+    assert planner.plan(Setup(batch_size=4, tokens=2048)).verdict(memory) != "fits"
+    joined = advise(planner, plan, plan.weights // 2)[-1]
+    assert " + " in joined.what
+    assert joined.plan.total < min(change.total for change in changes.values())
+
+
+def test_no_weight_is_made() -> None:
+    skeleton = Skeleton(LlamaConfig(**L8), Setup(), EditConfig(), None)
+    assert all(tensor.is_meta for tensor in (*skeleton.base(), *skeleton.trained()))
+
+
+@pytest.mark.parametrize(("text", "size"), [("24GiB", 24 * GIB), ("80 GB", 80 * 10**9), ("512", 512), ("1.5kib", 1536)])
+def test_memory_is_read(text: str, size: int) -> None:
+    assert read_memory(text) == size
+
+
+def test_memory_is_shown() -> None:
+    assert [show(n) for n in (5, 2048, 3.5 * GIB, 2048 * GIB)] == ["5 B", "2.0 KiB", "3.5 GiB", "2048.0 GiB"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Setup(batch_size=0), "batch_size: found 0, expected 1 or more"),
+        (lambda: Setup(attention="flush"), "attention: found 'flush'"),
+        (lambda: read_memory("24 gigs"), "--memory: found '24 gigs', expected a number with a unit"),
+        (
+            lambda: estimate(tiny_model("gemma2").config, Setup(attention="sdpa", **TEST)),
+            "transformers cannot build a causal LM from this Gemma2Config",
+        ),
+    ],
+)
+def test_mistakes_are_named(make: object, message: str) -> None:
+    with pytest.raises(HeadEditError, match=message.replace("(", r"\(")):
+        make()  # type: ignore[operator]
+
+
+def test_the_command_tells_a_run_and_what_to_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = LlamaConfig(**{**L8, "num_hidden_layers": 2}, dtype="bfloat16").to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        f"model: {{name: '{tmp_path}', device: cuda}}\n"
+        "data: {train: none.jsonl, max_length: 1024}\n"
+        "recipe: {name: jola}\n"
+        "training: {per_device_train_batch_size: 16}\n"
+    )
+    told = told_by(capsys, str(run), "--memory", "12GiB")
+    assert "16 x 1,024 tokens, bfloat16, without gradient checkpointing" in told
+    assert "weights, bfloat16" in told
+    assert "does not fit" in told
+    assert "times the accumulation" in told
+    told = told_by(capsys, str(run), "--memory", "80GiB", "--batch-size", "2", "--checkpointing")
+    assert "2 x 1,024 tokens, bfloat16, with gradient checkpointing" in told
+    assert " fits: " in told
+    told = told_by(capsys, "--model", str(tmp_path), "--max-length", "64", "--device", "cpu", "--memory", "1TB")
+    assert "8 x 64 tokens" in told
+
+
+def test_the_command_wants_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan"])
+    assert "Give a run's file or name" in capsys.readouterr().err

@@ -1,0 +1,257 @@
+"""A run as one YAML file: strict, with every field of TrainingArguments, overridable, and saved as it was resolved."""
+
+import dataclasses
+
+import pytest
+import torch
+import transformers
+import yaml
+from tiny import tiny_model
+from transformers import AttentionInterface
+
+import headedit
+from headedit import HeadEditError, RunConfig
+from headedit.loading import load_model, take_attention
+from headedit.training.config import ModelConfig, find_config, read_run, shipped_configs
+from headedit.training.config.names import RENAMED, VECTOR_RATES
+from headedit.training.recipes import RECIPES, make_recipe
+
+LEAST = {"model": {"name": "m"}, "data": {"train": "d.json"}}
+SHIPPED = ["cpu-small", "jola-commonsense", "jola-gem", "jola-mmlu-pro", "llama-70b-4bit", "olmo2-13b-sharegpt"]
+
+
+def run_of(**sections):
+    return read_run(None, {**LEAST, **sections})
+
+
+def test_what_comes_with_headedit():
+    assert list(shipped_configs()) == SHIPPED
+    assert find_config("cpu-small").read_text().startswith("# A run for trying")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_config_resolves_to_itself_and_is_saved_whole(name, tmp_path):
+    config = read_run(name, {"output": str(tmp_path / "out")})
+    assert RunConfig.from_dict(config.to_dict(), name) == config
+    file = config.save(tmp_path / "out")
+    assert read_run(file) == read_run(tmp_path / "out") == config
+    assert set(config.to_dict()["recipe"]) == {"name", *vars(make_recipe(config.recipe_name, {}))}
+
+
+@pytest.mark.parametrize("name", ["jola-commonsense", "jola-gem", "jola-mmlu-pro", "llama-70b-4bit"])
+def test_the_papers_settings(name):
+    config = read_run(name)
+    data, recipe = config.data, config.recipe
+    assert (data.examples, data.seed, data.max_length, data.template) == (200, 42, 400, "alpaca")
+    assert (config.seed, config.recipe_name, recipe["epochs"], recipe["patience"]) == (42, "jola", 20, 2)
+    assert (recipe["vector_lr"], recipe["lr_schedule"], recipe["adam_epsilon"]) == (5e-3, "cosine", 1e-6)
+    assert (recipe["warmup_epochs"], recipe["init_std"], recipe["lambda_schedule"]) == (1.0, 1e-3, "linear")
+    assert recipe["batch_size"] * config.training.get("gradient_accumulation_steps", 1) == 8
+    assert config.model.quantization == ("4bit" if name == "llama-70b-4bit" else None)
+
+
+def test_the_long_conversations():
+    config = read_run("olmo2-13b-sharegpt")
+    data, model = config.data, config.model
+    assert (data.examples, data.valid, data.test, data.max_length) == (5000, 500, 500, 30000)
+    assert (model.dtype, model.attn_implementation) == ("bfloat16", "best")
+    assert (config.recipe["batch_size"], config.recipe["epochs"]) == (4, 10)
+    assert config.arguments()["gradient_accumulation_steps"] == 4
+    assert config.arguments()["gradient_checkpointing"] is True
+
+
+def test_trainers_names_become_the_recipes():
+    training = {
+        "num_train_epochs": 7.0,
+        "per_device_train_batch_size": 3,
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "weight_decay": 0.1,
+        "adam_epsilon": 1e-7,
+        "max_grad_norm": 2,
+        "warmup_steps": 5,
+    }
+    config = run_of(training=training)
+    found = {theirs: config.recipe[ours] for theirs, ours in RENAMED.items()}
+    assert found == {**{key: training[key] for key in RENAMED}, "lr_scheduler_type": "adaptive"}
+    assert config.training == config.arguments() == {"warmup_steps": 5.0}
+    assert type(config.recipe["epochs"]) is int
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_one_learning_rate_moves_all_rates_of_vectors_and_keeps_their_ratio(name):
+    usual = vars(make_recipe(name, {}))
+    assert {key for key in usual if key.endswith("_lr")} - {"gate_lr"} <= set(VECTOR_RATES)
+    rates = [key for key in VECTOR_RATES if key in usual]
+    config = run_of(recipe={"name": name}, training={"learning_rate": 0.25})
+    assert config.recipe[rates[0]] == 0.25
+    for key in rates:
+        assert config.recipe[key] / 0.25 == pytest.approx(usual[key] / usual[rates[0]])
+    assert config.recipe.get("gate_lr") == usual.get("gate_lr")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [({"epochs": 2}, {"num_train_epochs": 2}), ({"offset_lr": 0.1}, {"learning_rate": 0.1})],
+)
+def test_the_same_said_twice_is_refused(ours, theirs):
+    with pytest.raises(HeadEditError, match=r"training: '\w+' and recipe: '\w+' say the same thing, .*give one"):
+        run_of(recipe=ours, training=theirs)
+
+
+MISTAKES = {
+    "a section": ("trainig: {}", r"unknown key 'trainig'\. Did you mean 'training'\?"),
+    "an argument": (
+        "training: {learning_rat: 1}",
+        r"training: unknown key 'learning_rat'\. Did you mean 'learning_rate'",
+    ),
+    "an argument's type": (
+        "training: {gradient_accumulation_steps: four}",
+        r"steps: found 'four' \(str\), expected a whole",
+    ),
+    "half an epoch": ("training: {num_train_epochs: 1.5}", r"num_train_epochs: found 1\.5, expected a whole number"),
+    "a schedule": ("training: {lr_scheduler_type: cosin}", r"lr_schedule: found 'cosin'.*Did you mean 'cosine'\?"),
+    "elsewhere": ("training: {output_dir: out}", r"training: 'output_dir' is given as output, not here"),
+    "tracker elsewhere": ("training: {report_to: wandb}", r"'report_to' is given as logging\.report_to"),
+    "ours to set": ("training: {do_train: true}", r"'do_train' is for headedit to set; leave it out"),
+    "a recipe": ("recipe: {name: jolla}", r"There is no recipe 'jolla'\. Did you mean 'jola'\?"),
+    "a recipe's name": ("recipe: {name: [jola]}", r"recipe: name: found \['jola'\] \(list\), expected a text"),
+    "a recipe's field": ("recipe: {name: jola, heads: 3}", r"recipe jola: unknown key 'heads'"),
+    "an edit": ("edits: {gates: seperate}", r"edits: gates: found 'seperate'.*Did you mean 'separate'\?"),
+    "data": ("data: {train: d.json, max_len: 3}", r"data: unknown key 'max_len'\. Did you mean 'max_length'\?"),
+    "a model": ("model: {name: m, dtype: bf16}", r"model: dtype: found 'bf16' \(str\), expected one of auto, float32"),
+    "no model": ("model: {}", r"model: the key 'name' is missing"),
+    "bits": ("model: {name: m, quantization: 4}", r"quantization: found 4 \(int\), expected one of 4bit, 8bit"),
+    "two places": (
+        "model: {name: m, device: cpu, device_map: auto}",
+        r"device_map: found 'auto' beside the device 'cpu'",
+    ),
+    "a tracker": (
+        "logging: {report_to: tensorbord}",
+        r"found 'tensorbord' \(str\), expected one of none, tensorboard, wandb",
+    ),
+    "never logged": ("logging: {every: 0}", r"logging: every: found 0, expected 1 or more"),
+    "seeds without validation": ("seeds: 3", r"data: valid: is missing; several seeds"),
+    "twice": ("seed: 1\nseed: 2", r"line 4: the key 'seed' is given twice"),
+    "no mapping": ("training: 3", r"training: found 3 \(int\), expected a mapping"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_names_file_key_found_expected_and_nearest(name, tmp_path):
+    text, message = MISTAKES[name]
+    lead = [f"{key}: {value}" for key, value in LEAST.items() if not text.startswith(key)]
+    (tmp_path / "run.yaml").write_text("\n".join([*lead, text]))
+    with pytest.raises(HeadEditError, match=message) as caught:
+        read_run(tmp_path / "run.yaml")
+    assert str(caught.value).startswith(str(tmp_path / "run.yaml"))
+
+
+def test_a_mistake_in_what_is_set_says_so():
+    with pytest.raises(HeadEditError, match=r"cpu-small\.yaml, with what is set over it: training: unknown key 'bf61'"):
+        read_run("cpu-small", {"training.bf61": True})
+    with pytest.raises(HeadEditError, match=r"^the options: the key 'data' is missing"):
+        read_run(None, {"model.name": "m"})
+    with pytest.raises(
+        HeadEditError, match=r"jola-comonsense: .*Did you mean 'jola-commonsense'\?.* Configs: cpu-small"
+    ):
+        read_run("jola-comonsense")
+
+
+def test_numbers_with_exponents_are_numbers(tmp_path):
+    (tmp_path / "run.yaml").write_text("model: {name: m}\ndata: {train: d}\ntraining: {learning_rate: 1e-3}")
+    assert read_run(tmp_path / "run.yaml").recipe["scale_lr"] == 1e-3
+
+
+def test_what_is_set_wins_over_the_file_under_either_name(tmp_path):
+    file = tmp_path / "run.yaml"
+    given = {
+        **LEAST,
+        "recipe": {"name": "jola", "patience": 5},
+        "training": {"learning_rate": 0.1, "num_train_epochs": 3, "gradient_checkpointing_kwargs": {"a": 1}},
+    }
+    file.write_text(yaml.safe_dump(given))
+    for key in ("epochs", "recipe.epochs", "training.num_train_epochs"):
+        assert read_run(file, {key: 9}).recipe["epochs"] == 9
+    assert read_run(file, {"vector_lr": 0.5}).recipe["vector_lr"] == 0.5
+    saved = read_run(file).save(tmp_path / "out")
+    assert read_run(saved, {"training.learning_rate": 0.5}).recipe["vector_lr"] == 0.5
+    other = read_run(file, {"recipe.name": "localise"})
+    assert (other.recipe["epochs"], other.recipe["scale_lr"], other.recipe["offset_lr"]) == (3, 0.1, 0.2)
+    with pytest.raises(HeadEditError, match="say the same thing"):
+        read_run(file, {"epochs": 2, "training.num_train_epochs": 3})
+    deep = read_run(file, {"training.gradient_checkpointing_kwargs.b": 2, "data": {"examples": 4}, "seed": 3})
+    assert deep.training["gradient_checkpointing_kwargs"] == {"a": 1, "b": 2}
+    assert (deep.data.train, deep.data.examples, deep.seed) == ("d.json", 4, 3)
+    assert yaml.safe_load(file.read_text()) == given
+
+
+def test_logging_becomes_arguments():
+    logging = {"report_to": ["tensorboard", "none", "wandb"], "every": 3, "run_name": "a"}
+    arguments = {"report_to": ["tensorboard", "wandb"], "logging_steps": 3, "run_name": "a"}
+    assert run_of(logging=logging).arguments() == arguments
+    assert run_of(logging={"report_to": "none"}).arguments() == {}
+
+
+def test_a_saved_config_holds_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("d.json", "v.json"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "set").mkdir()
+    data = {"train": ["d.json", "owner/name:train"], "valid": "v.json", "test": "set:part"}
+    file = run_of(model={"name": "set"}, data=data, output="out").save("out")
+    saved = read_run(file)
+    assert saved.data.train == [str(tmp_path / "d.json"), "owner/name:train"]
+    assert (saved.data.valid, saved.data.test) == (str(tmp_path / "v.json"), str(tmp_path / "set") + ":part")
+    assert (saved.model.name, saved.output) == (str(tmp_path / "set"), str(tmp_path / "out"))
+
+
+def test_the_model_is_loaded_as_the_config_says(monkeypatch):
+    asked = {}
+
+    def load(name, **options):
+        asked.update(options, name=name)
+        return tiny_model("llama")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
+    config = ModelConfig(name="m", revision="r", dtype="bfloat16", device_map="auto", attn_implementation="eager")
+    config.load()
+    expected = {"name": "m", "revision": "r", "dtype": "bfloat16", "device_map": "auto", "attn_implementation": "eager"}
+    assert asked == expected
+    asked.clear()
+    ModelConfig(name="m", device="cpu", attn_implementation="best").load()
+    assert asked == {"name": "m", "revision": None, "dtype": "auto"}
+
+
+def test_a_model_in_four_bits(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    tiny_model("llama", hidden_size=64, head_dim=16).save_pretrained(tmp_path)
+    model = ModelConfig(name=str(tmp_path), quantization="4bit", dtype="bfloat16", device="cpu").load()
+    assert model.is_quantized
+    assert type(model.model.layers[0].self_attn.o_proj).__name__ == "Linear4bit"
+    assert model.model.norm.weight.dtype == torch.bfloat16
+    headedit.attach(model)
+
+
+def test_an_attention_is_taken_if_it_works_and_else_left(ids):
+    def broken(*args, **kwargs):
+        raise RuntimeError("built for another GPU")
+
+    AttentionInterface.register("headedit_broken", broken)
+    model = tiny_model("llama", attn_implementation="eager")
+    with torch.no_grad():
+        before = model(ids).logits
+        assert take_attention(model, "headedit_broken") is False
+        assert model.config._attn_implementation == "eager"
+        assert torch.equal(model(ids).logits, before)
+    assert take_attention(model, "sdpa") is True
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_that_is_not_there():
+    with pytest.raises(HeadEditError, match="No model could be loaded from '/nowhere'"):
+        load_model("/nowhere", quantization=None, device_map="auto")
+
+
+def test_a_config_made_in_python_can_be_changed_field_by_field():
+    config = RunConfig.from_dict({**LEAST, "training": {"learning_rate": 0.5}}, "here")
+    assert dataclasses.replace(config, seed=3).recipe == config.recipe
