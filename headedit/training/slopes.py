@@ -38,8 +38,8 @@ def slopes_of(
 ) -> dict[Gate, float]:
     """How steeply the loss on some examples falls along the vectors of every gate, if it were open.
 
-    The norm of the gradient in eval mode, offsets in units of their site's activations. The edits must have zero vectors
-    under every gate that is closed; afterwards all gates are open.
+    The norm of the gradient in eval mode, offsets in units of their site's activations. The edits must have zero
+    vectors under every gate that is closed; afterwards all gates are open.
 
     Args:
         edits: the handle.
