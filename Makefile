@@ -4,6 +4,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 OUTPUT ?= headedit-demo
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ demo: $(READY)
 	$(BIN)/headedit demo --output $(OUTPUT)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

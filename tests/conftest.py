@@ -1,5 +1,6 @@
 """Tiny random models, offline, on one thread."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,6 +16,7 @@ from transformers.utils import logging
 matplotlib.use("Agg")
 logging.set_verbosity_error()
 logging.disable_progress_bar()
+gc.freeze()  # every training ends with a collection, which so leaves the libraries alone
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose where other work runs beside them
 
 

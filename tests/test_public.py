@@ -98,7 +98,7 @@ def test_the_python_in_the_readme_runs(tmp_path, monkeypatch, capsys):
 def test_the_spec_in_the_readme_is_a_spec(tmp_path):
     from headedit.specs import read_spec
 
-    (block,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(# my_arch.yaml.*?)```", README, flags=re.DOTALL)
     (tmp_path / "my_arch.yaml").write_text(block)
     spec = read_spec(tmp_path / "my_arch.yaml")
     assert spec.model_types == ["my_arch"]
