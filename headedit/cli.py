@@ -17,6 +17,7 @@ from headedit import (
     cli_lm_eval,
     cli_merge,
     cli_plan,
+    cli_report,
     cli_spec,
     cli_sweep,
     cli_table,
@@ -43,6 +44,7 @@ app.command()(cli_plan.plan)
 app.command()(cli_train.train)
 app.command()(cli_sweep.sweep)
 app.command("eval")(cli_eval.evaluate)
+app.command()(cli_report.report)
 app.command("lm-eval")(cli_lm_eval.lm_eval)
 app.command()(cli_table.table)
 app.command()(cli_merge.merge)

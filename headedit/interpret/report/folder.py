@@ -1,0 +1,190 @@
+"""What lies in the folder of a run, as a report tells it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from headedit.edits.files import CONFIG_FILE, read_config
+from headedit.errors import HeadEditError
+from headedit.history import HISTORY_FILE
+from headedit.interpret.head_map import HeadMap
+from headedit.pruning_path import PATH_FILE, PruningPath
+
+RUN_YAML = "run.yaml"
+_RUN_FILE, _DATA_FILE = "run.json", "data.json"
+_MOST = 12  # values of a list that are told
+_COUNTED = {"any": "edited heads", "offset": "open offset gates", "scale": "open scale gates"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of a report.
+
+    Fields:
+        title: above it.
+        header: names of the columns; empty for pairs of a name and a value.
+        cells: the rows.
+        left: number of columns that hold words, which stand on the left.
+        notes: below it.
+    """
+
+    title: str
+    header: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    left: int = 1
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A run on disk.
+
+    Fields:
+        path: the folder.
+        record: of ``run.json``.
+        saved: of ``headedit_config.json``.
+        source: the edits.
+        levels: the pruning path; None without one.
+        data: of ``data.json``, what happened to the data; None without it.
+        config: the text of ``run.yaml``; None without it.
+    """
+
+    path: Path
+    record: dict[str, Any]
+    saved: dict[str, Any]
+    source: HeadMap
+    levels: PruningPath | None
+    data: dict[str, Any] | None
+    config: str | None
+
+    @staticmethod
+    def read(folder: Path) -> "RunFolder":
+        """The run in a folder.
+
+        Raises:
+            HeadEditError: the folder holds no edits or no history, or a file is damaged.
+        """
+        if not (folder / CONFIG_FILE).is_file():
+            raise HeadEditError(
+                f"{folder}: holds no {CONFIG_FILE}, so there are no edits to report on. Give the output folder of "
+                "headedit train, or of fit(..., output_dir=...)."
+            )
+        for name in (HISTORY_FILE, _RUN_FILE):
+            if not (folder / name).is_file():
+                raise HeadEditError(
+                    f"{folder}: holds edits but no {name}, so no finished run left them. Give the output folder of a "
+                    f"run; for edits alone there is: headedit plot {folder}"
+                )
+        source, text = HeadMap.of(folder), folder / RUN_YAML
+        return RunFolder(
+            path=folder,
+            record=_object(folder / _RUN_FILE),
+            saved=read_config(folder),
+            source=source,
+            levels=PruningPath.read(folder) if (folder / PATH_FILE).is_file() else None,
+            data=_object(folder / _DATA_FILE) if (folder / _DATA_FILE).is_file() else None,
+            config=_text(text) if text.is_file() else None,
+        )
+
+    @property
+    def base_model(self) -> str:
+        """The folder or hub id of the base model, as it was loaded for the run."""
+        return str(self.saved["base_model"].get("name_or_path") or "unknown")
+
+    def facts(self) -> list[tuple[str, str]]:
+        """The run in short, as (what, value)."""
+        record, base, module = self.record, self.saved["base_model"], self.source.module
+        counts = module.count_open()
+        acting = sum(int(edit.is_open(vector).sum()) * edit.head_dim for edit in module for vector in edit.vectors)
+        told = [
+            ("base model", f"{Path(self.base_model).name} ({base.get('class', '')})"),
+            ("recipe", record.get("recipe")),
+            ("seed", record.get("seed")),
+            *((label, "{:,} of {:,}".format(*counts[key])) for key, label in _COUNTED.items()),
+            ("numbers that act", f"{acting:,}"),
+            ("examples", _examples(record)),
+            ("steps", record.get("steps")),
+            ("validation loss", _loss(record.get("best_eval_loss"))),
+            ("test loss", _loss(record.get("test_loss"))),
+            ("test loss of the base model", _loss(record.get("test_loss_base"))),
+            ("time", _seconds(record.get("seconds"))),
+        ]
+        return [(what, str(value)) for what, value in told if value is not None]
+
+    def measured(self) -> Iterator[Table]:
+        """Tables of what the run measured beside its losses: controls, and the spread over seeds."""
+        controls, stability = self.record.get("controls"), self.record.get("stability")
+        if isinstance(controls, Mapping):
+            names = list(dict.fromkeys(key for found in controls.values() for key in found))
+            cells = [[name, *(shown(found.get(key)) for key in names)] for name, found in controls.items()]
+            yield Table(title="Controls", header=["heads", *(key.replace("_", " ") for key in names)], cells=cells)
+        if isinstance(stability, Mapping):
+            cells = [[what, shown(value)] for what, value in flat(stability)]
+            yield Table(title="Agreement of the seeds", header=[], cells=cells)
+
+    def settings(self) -> Iterator[Table]:
+        """Tables of how the run was made."""
+        parts = {
+            "Recipe": self.record.get("settings", {}),
+            "Edits": {**self.saved["config"], "strength": self.saved.get("strength", 1.0)},
+            "Base model": self.saved["base_model"],
+            "Versions": self.saved.get("versions", {}),
+            "Data": self.data or {},
+        }
+        for title, values in parts.items():
+            cells = [[what, shown(value)] for what, value in flat(values)]
+            if cells:
+                yield Table(title=title, header=[], cells=cells, left=2)
+
+
+def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested plain data."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def shown(value: Any) -> str:
+    """A value in a few characters."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value[:_MOST])) + (f", … ({len(value)})" if len(value) > _MOST else "")
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _examples(record: Mapping[str, Any]) -> str | None:
+    if "train_examples" not in record:
+        return None
+    return f"{record['train_examples']:,} to learn from, {record.get('valid_examples') or 0:,} to choose by"
+
+
+def _loss(value: object) -> str | None:
+    return f"{value:.4f} nats a token" if isinstance(value, float) else None
+
+
+def _seconds(value: object) -> str | None:
+    return f"{value:,.0f} s" if isinstance(value, int | float) else None
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_text(file))
+    except (ValueError, RecursionError) as error:
+        raise HeadEditError(f"{file}: is not valid JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise HeadEditError(f"{file}: expected an object, found {type(found).__name__}; the file is damaged.")
+    return found
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HeadEditError(f"{file}: cannot be read ({error}).") from None

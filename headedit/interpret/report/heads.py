@@ -1,0 +1,123 @@
+"""The map of heads on a page: for each cell the class of its colour in every measure, and the measures' legends."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+
+from headedit.interpret.head_map import HeadMap
+from headedit.interpret.heatmap import COLOURS
+from headedit.interpret.report.columns import Column, Key, is_missing
+from headedit.interpret.types_plot import TYPES
+
+LEVELS = 10
+_SIDE = LEVELS // 2
+_GATES = ("gate_offset", "gate_scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swatch:
+    """A colour in a legend, by the class that has it, and what stands beside it."""
+
+    style: str
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What a map can show.
+
+    Fields:
+        label: its name.
+        meaning: a sentence on it.
+        legend: the colours.
+        styles: the class of every head.
+    """
+
+    label: str
+    meaning: str
+    legend: Sequence[Swatch]
+    styles: Mapping[Key, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Map:
+    """The heads of a kind.
+
+    Fields:
+        kind: of their sites.
+        layers: a name for each layer, and its heads; None where there is no such head, or it is not edited.
+        group: number of neighbouring heads that share a key-value head; None where it is not told.
+    """
+
+    kind: str
+    layers: Sequence[tuple[str, Sequence[Key | None]]]
+    group: int | None
+
+
+def maps(source: HeadMap) -> list[Map]:
+    """A map of each kind of site."""
+    found = []
+    names = source.layer_kinds
+    several = len(set(names)) > 1
+    for kind in source.module.kinds():
+        rows = [
+            (
+                f"{layer} {names[layer]}" if several else str(layer),
+                [(kind, layer, head) if there else None for head, there in enumerate(row)],
+            )
+            for layer, row in enumerate(source.has_head(kind).tolist())
+        ]
+        found.append(Map(kind=kind, layers=rows, group=source.group_size(kind)))
+    return found
+
+
+def measures(rows: Mapping[Key, Mapping[str, Any]], columns: Sequence[Column]) -> list[Measure]:
+    """What the maps can show of these rows, the kind of edit first."""
+    return [
+        _measure(column, {key: row.get(column.key) for key, row in rows.items()}) for column in columns if column.drawn
+    ]
+
+
+def colours() -> dict[str, str]:
+    """The colour of every level of a measure that is not signed, by class."""
+    return {f"s{level}": to_hex(colormaps[COLOURS](level / LEVELS)) for level in range(LEVELS + 1)}
+
+
+def _measure(column: Column, values: Mapping[Key, Any]) -> Measure:
+    if column.form == "text":
+        kinds = dict(zip(("none", "offset", "scale", "offset and scale"), TYPES, strict=True))
+        counts = {name: sum(value == name for value in values.values()) for name in kinds}
+        legend = [Swatch(style=f"t-{style}", text=f"{name}: {counts[name]:,}") for name, style in kinds.items()]
+        styles = {key: f"t-{kinds[value]}" for key, value in values.items()}
+        return Measure(label=column.label, meaning=column.meaning, legend=legend, styles=styles)
+    numbers = [value for value in values.values() if not is_missing(value)]
+    signed = column.form == "signed"
+    low = min(numbers) if column.key == "probe_accuracy" else 0.0
+    high = 1.0 if column.key in _GATES else max(map(abs, numbers))
+    levels = range(-_SIDE, _SIDE + 1) if signed else range(LEVELS + 1)
+    names = [_style(level, signed) for level in levels]
+    ends = (f"{-high if signed else low:.3g}", f"{high:.3g}")
+    texts = [ends[0], *[""] * (len(names) - 2), ends[1]]
+    legend = [Swatch(style=name, text=text) for name, text in zip(names, texts, strict=True)]
+    styles = {
+        key: "missing" if is_missing(value) else _style(_level(value, low, high, signed), signed)
+        for key, value in values.items()
+    }
+    return Measure(label=column.label, meaning=column.meaning, legend=legend, styles=styles)
+
+
+def _level(value: float, low: float, high: float, signed: bool) -> int:
+    """Rounded away from 0, so that what is not 0 is not drawn as 0."""
+    if high <= low:
+        return 0
+    share = (abs(value) - low) / (high - low)
+    level = math.ceil(share * (_SIDE if signed else LEVELS) - 1e-9)
+    return -level if value < 0 else level
+
+
+def _style(level: int, signed: bool) -> str:
+    return f"d{level}" if signed else f"s{level}"

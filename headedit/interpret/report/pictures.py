@@ -1,0 +1,76 @@
+"""The pictures of a run, as PNG inside the page."""
+
+import base64
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from headedit.interpret import plot
+from headedit.interpret.report.folder import RunFolder
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped,unused-ignore]
+
+_DPI = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure of a report.
+
+    Fields:
+        title: what it is.
+        text: what is to be seen in it.
+        source: a data URL.
+        width, height: in pixels of the page.
+    """
+
+    title: str
+    text: str
+    source: str
+    width: int
+    height: int
+
+
+def pictures(run: RunFolder, evidence: "pandas.DataFrame | None") -> Iterator[Picture]:
+    """What can be drawn of a run, one after the other.
+
+    Raises:
+        HeadEditError: the history holds no logged step.
+    """
+    folder, stability = run.path, run.record.get("stability")
+    drawn: list[tuple[str, str, Callable[[], Figure]]] = [
+        ("Gates", "The gates of offsets and scales in eval mode, layers by heads.", lambda: plot.gates(folder)),
+        ("Effect sizes", "How long every head's offset is, and how large its scale.", lambda: plot.effects(folder)),
+    ]
+    if run.source.group_size("attention"):
+        text = "How many of the heads that share a key-value head have an open gate."
+        drawn.append(("Key-value heads", text, lambda: plot.groups(folder)))
+    if evidence is not None and bool(evidence["open"].any()):
+        text = "What a head's edit is estimated to do, against the loss without it; ρ is Spearman's."
+        drawn.append(("Agreement of the evidence", text, lambda: plot.agreement(evidence)))
+    if run.levels is not None and any(level.loss is not None for level in run.levels.levels):
+        text = "Validation loss against the number of gates, and the number that was kept."
+        drawn.append(("Pruning path", text, lambda: plot.path(folder)))
+    if stability and all((folder / f"seed-{seed}").is_dir() for seed in stability["seeds"][1:]):
+        text = "Which heads the runs with other seeds chose, and how far they agree."
+        drawn.append(("Seeds", text, lambda: plot.stability(folder)))
+    text = "Losses, open gates and learning rates, step by step."
+    drawn.append(("History", text, lambda: plot.history(folder)))
+    for title, text, draw in drawn:
+        yield _picture(title, text, draw())
+
+
+def _picture(title: str, text: str, figure: Figure) -> Picture:
+    payload = io.BytesIO()
+    try:
+        figure.savefig(payload, format="png", dpi=_DPI)
+    finally:
+        plt.close(figure)
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    source = f"data:image/png;base64,{base64.b64encode(payload.getvalue()).decode()}"
+    return Picture(title=title, text=text, source=source, width=width, height=height)
