@@ -243,8 +243,12 @@ class Adapters(Arithmetic):
             raise HeadEditError(f"There is no adapter '{name}'.{suggest(str(name), self.adapters)} Adapters: {known}.")
 
     def _check_name(self, name: str) -> None:
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name) or hasattr(nn.ModuleDict, name):
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
             raise HeadEditError(f"{name!r} cannot name an adapter: use letters, digits, '-' and '_', such as 'boolq'.")
+        if hasattr(nn.ModuleDict, name):
+            raise HeadEditError(
+                f"'{name}' cannot name an adapter: torch's modules have a method of that name. Try '{name}_'."
+            )
         if name in self._adapters:
             raise HeadEditError(f"There is an adapter '{name}' already; delete_adapter('{name}') takes it off.")
 
