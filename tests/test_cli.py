@@ -44,6 +44,7 @@ def run(*arguments):
 def test_from_files_to_edits_to_figures_and_pictures(model_folder, data, tmp_path, capsys):
     out = tmp_path / "out"
     quick = ["--set", "epochs=2", "--set", "scale_lr=1e-2", "--device", "cpu"]
+    quick += ["--set", "min_steps=1", "--set", "search_epochs=2"]
     assert run("train", "--model", model_folder, "--data", data, "--output", out, *quick) == 0
     printed = capsys.readouterr().out
     assert "trainable params: 272 ||" in printed
@@ -77,6 +78,7 @@ def test_json_lines_with_a_validation_file_a_seed_and_layers(model_folder, tmp_p
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     arguments = ["train", "--model", model_folder, "--data", tmp_path / "train.jsonl", "--device", "cpu"]
     arguments += ["--valid", tmp_path / "valid.jsonl", "--limit", 8, "--layers", "1:", "--set", "epochs=1"]
+    arguments += ["--recipe", "jola"]
     for name in ("a", "b"):
         assert run(*arguments, "--output", tmp_path / name) == 0
     assert (tmp_path / "a/headedit.safetensors").read_bytes() == (tmp_path / "b/headedit.safetensors").read_bytes()
@@ -90,6 +92,7 @@ def test_broken_lines_are_skipped_when_asked_and_counted(model_folder, tmp_path,
     lines = [*map(json.dumps, rows), "{oops"]
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
     arguments = ["train", "-m", model_folder, "-d", tmp_path / "d.jsonl", "-o", tmp_path / "out", "--set", "epochs=1"]
+    arguments += ["--recipe", "jola"]
     assert run(*arguments, "--device", "cpu", "--skip-broken") == 0
     printed = capsys.readouterr().out
     assert "line 13" in re.sub(r"\s+", " ", printed)

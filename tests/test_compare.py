@@ -112,7 +112,7 @@ def test_a_contender_counts_what_is_open_and_leaves_no_folder(name, tmp_path, mo
     outcome = contender(name)(problem, quick)
     opened = {
         (site, vector, head)
-        for site, edit in enumerate(outcome.model.headedit)
+        for site, edit in enumerate(outcome.model.headedit.default)
         for vector in edit.vectors
         for head, is_open in enumerate(edit.is_open(vector).tolist())
         if is_open

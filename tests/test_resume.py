@@ -98,13 +98,13 @@ def test_killed_at_random_moments_while_it_saves(settings, tmp_path):
 
 def test_killed_at_random_times(tmp_path):
     started = time.perf_counter()
-    train(tmp_path / "whole", **LOCALISE)
+    assert in_child(lambda: train(tmp_path / "whole", **LOCALISE))
     seconds = time.perf_counter() - started
     rng, kills = random.Random(3), 0
     folder = tmp_path / "killed"
 
     def kill(child):
-        time.sleep(rng.uniform(0.1, 0.7) * seconds)
+        time.sleep(rng.uniform(0.1, 0.6) * seconds)
         os.kill(child, signal.SIGKILL)
 
     while not in_child(lambda: train(folder, resume=True, **LOCALISE), kill if kills < 4 else None):

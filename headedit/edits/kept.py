@@ -17,7 +17,7 @@ class Kept(Generic[T]):
 
     Nothing is kept where a gradient is to flow into the parameters or has done so, since fused optimisers write behind
     the version's back; nor in a process group, whose wrappers do so, too; nor while a graph is compiled or captured.
-    Copies and pickles start empty.
+    Copies start empty.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """The tasks of lm-evaluation-harness (Gao et al., github.com/EleutherAI/lm-evaluation-harness) on an edited model.
 
-The model object is handed over as it is, with its hooks, so nothing is merged, written or pickled; the base model is
+The model object is handed over as it is, with its hooks, so nothing is merged or written; the base model is
 measured in the same process with the edits switched off.
 """
 
