@@ -13,6 +13,7 @@ from headedit import (
     cli_config,
     cli_demo,
     cli_eval,
+    cli_export,
     cli_import,
     cli_lm_eval,
     cli_merge,
@@ -44,6 +45,7 @@ app.command()(cli_plan.plan)
 app.command()(cli_train.train)
 app.command()(cli_sweep.sweep)
 app.command("eval")(cli_eval.evaluate)
+app.command()(cli_export.export)
 app.command()(cli_report.report)
 app.command("lm-eval")(cli_lm_eval.lm_eval)
 app.command()(cli_table.table)

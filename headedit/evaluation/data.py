@@ -105,7 +105,8 @@ def _read(task: Task, data: str | PathLike[str] | None, split: str) -> Iterable[
 
 
 def _folder(task: Task) -> str:
-    return task.name if task.data is None else task.data.folder or task.name
+    name = task.name.partition(":")[0]  # without its group
+    return name if task.data is None else task.data.folder or name
 
 
 def _in_folder(folder: Path, task: Task, split: str) -> Path | None:

@@ -51,6 +51,7 @@ class Task:
         prompt: a Jinja template over the fields of a record; ``labels`` and ``options`` are there too.
         answer: the field that holds the answer, or several of which the first that is filled counts. For a choice:
             the label, the option's text or its index. For a text: the reference, or a list of references.
+        response: a Jinja template over ``answer``, of what training on the task teaches; see ``export``.
         options: the options, where every record has the same, or the field that lists them; None for a free text.
         labels: what names an option that comes from a field: a capital letter, or its own text.
         options_in_prompt: only those of the same options that a record's prompt names are options of it.
@@ -74,6 +75,7 @@ class Task:
     name: str
     prompt: str
     answer: str | list[str]
+    response: str = "{{ answer }}"
     options: str | list[str] | None = None
     labels: Literal["letters", "text"] = "letters"
     options_in_prompt: bool = False
@@ -112,6 +114,7 @@ class Task:
             raise HeadEditError("only: needs a group, the field that names the group of a record.")
         try:
             compiled(self.prompt)
+            compiled(self.response)
         except TemplateSyntaxError as error:
             raise HeadEditError(f"prompt: not a template that can be read, line {error.lineno}: {error.message}") from (
                 None

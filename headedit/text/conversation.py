@@ -58,8 +58,10 @@ def last_exchange(messages: list[Message], template: Template, tokenizer: Any, w
     """
     if template == "chat":
         return Rendered(chat_text(tokenizer, messages[:-1], where, prompt=True)), messages[-1]["content"]
-    closing = CHATML_END if template == "chatml" else tokenizer.eos_token or ""
     *earlier, (prompt, response) = exchanges(messages, template, where)
+    if not earlier:
+        return prompt, response
+    closing = CHATML_END if template == "chatml" else tokenizer.eos_token or ""
     return "".join(f"{p}{r}{closing}" for p, r in earlier) + prompt, response
 
 
