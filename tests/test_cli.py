@@ -50,7 +50,7 @@ def test_from_files_to_edits_to_figures_and_pictures(model_folder, data, tmp_pat
     assert "trainable params: 272 ||" in printed
     assert "30 to learn from, 0 to choose by" in printed
     record = json.loads((out / "run.json").read_text())
-    assert (record["steps"], record["settings"]["scale_lr"]) == (1800, 0.01)
+    assert (record["steps"], record["settings"]["scale_lr"]) == (40, 0.01)
     assert record["base_model"] == model_folder
 
     report = tmp_path / "reports" / "report.json"
