@@ -80,6 +80,14 @@ def test_gates_that_were_fixed_stay_fixed_when_an_adapter_wakes(llama):
     assert all(p.requires_grad for p in edits.vector_parameters())
 
 
+def test_a_copy_of_resting_edits_is_trained_when_it_is_set(llama):
+    edits = with_adapters(llama, "a")
+    edits.add_adapter("copy", edits["a"])
+    assert not any(p.requires_grad for p in edits["copy"].parameters())
+    edits.set_adapter("copy")
+    assert all(p.requires_grad for p in edits["copy"].parameters())
+
+
 def test_adapters_of_other_shapes_live_side_by_side(llama, ids):
     edits = with_adapters(llama)
     edits.add_adapter("last", EditConfig(layers=[1], vectors="scale"))

@@ -9,7 +9,7 @@ from tiny import tiny_model
 from typer.testing import CliRunner
 
 import headedit
-from headedit import HeadEditError, cli_bench
+from headedit import HeadEditError, cli_bench, optional
 from headedit.cli_cost import _cells
 from headedit.evaluation.cost import SHAPES, Shape, contenders, measure_cost, route_cost, scaling, timing
 from headedit.evaluation.cost.contenders import CONTENDERS
@@ -115,7 +115,7 @@ def test_a_model_that_is_given_is_measured():
 
 
 def test_a_contender_that_cannot_be_had_is_named(monkeypatch):
-    monkeypatch.setattr(contenders.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError))
+    monkeypatch.setattr(optional, "import_module", lambda name: (_ for _ in ()).throw(ImportError))
     cost = measure_cost(SMALL, works=["operators"], progress=False)
     assert set(cost.left_out) == {"lora", "ia3"}
     with pytest.raises(HeadEditError, match="pip install peft"):

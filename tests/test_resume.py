@@ -15,6 +15,7 @@ from tiny import tiny_model
 import headedit
 from headedit import HeadEditError, HeadEditTrainer
 from headedit.training import checkpoints, fit
+from headedit.training.data.batches import StoredRows
 from headedit.training.session import CHECKPOINTS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
@@ -144,6 +145,22 @@ def test_ctrl_c_saves_the_step_and_says_how_to_go_on(number, tmp_path, monkeypat
     monkeypatch.undo()
     train(tmp_path / "stopped", resume=True, **JOLA)
     assert result(tmp_path / "stopped") == result(tmp_path / "whole")
+
+
+def test_examples_on_disk_are_known_again(tmp_path):
+    datasets = pytest.importorskip("datasets")
+
+    def run(rows=ROWS[:16]):
+        edits = headedit.attach(tiny_model("llama", num_attention_heads=2))
+        stored = StoredRows(datasets.Dataset.from_list(rows))
+        fit.fit(edits, stored, ROWS[16:], output_dir=tmp_path / "stored", progress=False, resume=True, **JOLA)
+
+    train(tmp_path / "whole", **JOLA)
+    assert not in_child(dying_at_write(run, 20))
+    with pytest.raises(HeadEditError, match=r"differs in training examples\. Go on with"):
+        run(ROWS[1:17])
+    run()
+    assert result(tmp_path / "stored") == result(tmp_path / "whole")
 
 
 def test_another_run_is_not_gone_on_with(tmp_path):

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from headedit.demo.lora import LoraSettings, best_lora, load_peft
+from headedit.demo.lora import LoraSettings, best_lora
 from headedit.demo.planted import by_vector
 from headedit.edits import HeadEdits, attach
 from headedit.edits.support import Gate, fix, open_gates
 from headedit.errors import HeadEditError, suggest
+from headedit.optional import library
 from headedit.specs import strict
 from headedit.training.fit import fit
 from headedit.training.recipes import RECIPES, make_recipe
@@ -110,7 +111,7 @@ def check(name: str, changes: Mapping[str, Any], *, planted: bool) -> None:
     """
     contender(name, planted=planted)
     if name == LORA:
-        load_peft()
+        library("peft", "The peer LoRA")
         strict.build(LoraSettings, dict(changes), LORA)
     elif name != UNEDITED:
         make_recipe({**_EVERY_HEAD, ORACLE: "refit"}.get(name, name), dict(changes))

@@ -3,7 +3,6 @@
 It is treated generously: three learning rates are tried, and the one with the best score on the test examples counts.
 """
 
-import importlib
 import math
 import tempfile
 import time
@@ -17,6 +16,7 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from headedit.errors import HeadEditError
+from headedit.optional import library
 from headedit.specs import strict
 from headedit.specs.registry import model_type_of
 from headedit.training.data.batches import Encoded, PadRight
@@ -132,7 +132,7 @@ def train_lora(
     pad_token_id: int,
 ) -> nn.Module:
     """One run on a fresh model; AdamW, a cosine after the warm-up, no weight decay. Returns it in eval mode."""
-    peft = load_peft()
+    peft = library("peft", "The peer LoRA")
     kind = model_type_of(model)
     known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     fused = kind == "gpt2"
@@ -175,15 +175,3 @@ def train_lora(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return adapted.eval()
-
-
-def load_peft() -> Any:
-    """The module peft.
-
-    Raises:
-        HeadEditError: it is not installed.
-    """
-    try:
-        return importlib.import_module("peft")
-    except ImportError:
-        raise HeadEditError("The peer LoRA needs peft, which is not installed: pip install peft") from None

@@ -13,7 +13,7 @@ from warnings import warn
 import torch
 from torch import nn
 
-from headedit.edits.algebra import Arithmetic
+from headedit.edits.algebra import Arithmetic, shapes_of
 from headedit.edits.config import EditConfig
 from headedit.edits.module import EditModule, edited_sites
 from headedit.edits.routing import RoutedEdit, routed
@@ -219,19 +219,20 @@ class Adapters(Arithmetic):
     @torch.no_grad()
     def _copied(self, given: EditModule) -> EditModule:
         """Edits like given ones, on this model."""
-        wanted = {site.name: (site.heads, site.head_dim) for site in given.where}
+        wanted = shapes_of(given.where)
         sites = edited_sites(self.model, self.spec, given.config, names=wanted)
-        found = {site.name: (site.heads, site.head_dim) for site in sites}
+        found = shapes_of(sites)
         if found != wanted:
             name = next(name for name in wanted if found.get(name) != wanted[name])
-            theirs, ours = (f"{of[name][0]} heads of {of[name][1]}" if name in of else "none" for of in (wanted, found))
             raise HeadEditError(
-                f"These edits are of another model: at {name} they have {theirs}, this model has {ours}."
+                f"These edits are of another model: at {name} they have {wanted[name]}, this model has "
+                f"{found.get(name, 'none')}."
             )
         module = EditModule(sites, given.config)
-        for ours_, theirs_ in zip(module.parameters(), given.parameters(), strict=True):
-            ours_.data = theirs_.detach().to(ours_.device, copy=True)
-            ours_.requires_grad_(theirs_.requires_grad)
+        trainable = set(given.trainable())
+        for (name, ours), theirs in zip(module.named_parameters(), given.parameters(), strict=True):
+            ours.data = theirs.detach().to(ours.device, copy=True)
+            ours.requires_grad_(name in trainable)
         for edit, like in zip(module, given, strict=True):
             edit.idle = like.idle
         module.strength = given.strength

@@ -77,13 +77,18 @@ def _combined(terms: list[tuple[float, Arithmetic]]) -> "EditModule":
     return result
 
 
+def shapes_of(sites: list[HeadSite]) -> dict[str, str]:
+    """The shape of every site by its name, in words."""
+    return {site.name: f"{site.heads} heads of {site.head_dim}" for site in sites}
+
+
 def _check_same_sites(ours: list[HeadSite], theirs: list[HeadSite]) -> None:
-    a, b = ({site.name: (site.heads, site.head_dim) for site in sites} for sites in (ours, theirs))
+    a, b = shapes_of(ours), shapes_of(theirs)
     differing = [name for name in {**a, **b} if a.get(name) != b.get(name)]
     if differing:
         name = differing[0]
-        shapes = (f"{of[name][0]} heads of {of[name][1]}" if name in of else "no site" for of in (a, b))
         raise HeadEditError(
             f"These edits cannot be added: {len(differing)} of their sites differ, such as {name}: "
-            f"{' against '.join(shapes)}. Add edits of the same layers, sites and model shape."
+            f"{a.get(name, 'no site')} against {b.get(name, 'no site')}. Add edits of the same layers, sites and model "
+            "shape."
         )

@@ -58,10 +58,15 @@ class EditModule(nn.Module, Arithmetic):
         for edit in self:
             edit.set_strength(self._strength)
 
+    def trainable(self) -> list[str]:
+        """The names of the parameters that are trained when these edits are the active ones."""
+        awake = [name for name, p in self.named_parameters() if p.requires_grad]
+        return awake if self._asleep is None else self._asleep
+
     def rest(self) -> None:
         """Freezes what is trainable, until ``wake``."""
         if self._asleep is None:
-            self._asleep = [name for name, p in self.named_parameters() if p.requires_grad]
+            self._asleep = self.trainable()
             self.requires_grad_(False)
 
     def wake(self) -> None:

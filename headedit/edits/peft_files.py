@@ -21,6 +21,7 @@ from headedit.edits.folding import acting, check_attached, obstacle, weight_owne
 from headedit.edits.handle import HeadEdits
 from headedit.edits.merging import is_merged
 from headedit.errors import HeadEditError
+from headedit.optional import library
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -44,10 +45,7 @@ def to_peft(edits: HeadEdits, directory: "str | PathLike[str]") -> None:
     check_attached(edits)
     if is_merged(edits):
         raise HeadEditError("These edits are merged; call unmerge_adapter() first, as the base model must be plain.")
-    try:
-        import peft
-    except ImportError:
-        raise HeadEditError("Writing an adapter of PEFT needs the package peft: pip install peft.") from None
+    peft = library("peft", "Writing an adapter of PEFT")
     acts = [(site, *acting(edit)) for site, edit in edits.module.pairs()]
     acts = [row for row in acts if bool((row[1] != 1).any()) or bool(row[2].any())] or acts[:1]
     for site, _, _ in acts:

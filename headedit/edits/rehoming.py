@@ -16,6 +16,7 @@ from headedit.edits.folding import fold
 from headedit.edits.handle import HeadEdits
 from headedit.edits.merging import check_finite, is_merged
 from headedit.errors import HeadEditError
+from headedit.specs.modes import evaluating
 from headedit.specs.registry import spec_of_type
 
 _TOKENS = 24
@@ -125,11 +126,6 @@ def _check_same(edits: HeadEdits, plain: nn.Module) -> None:
 
 
 def _logits(model: Any, ids: Tensor) -> Tensor:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         result: Tensor = model(input_ids=ids).logits.float()
-    finally:
-        for module, flag in training.items():
-            module.training = flag
     return result

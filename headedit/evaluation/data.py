@@ -9,7 +9,8 @@ from typing import Any
 from headedit.errors import HeadEditError
 from headedit.evaluation.examples import Example, make_example
 from headedit.evaluation.task import Source, Task
-from headedit.text.sources import Row, library, read_rows
+from headedit.optional import library
+from headedit.text.sources import Row, read_rows
 
 Data = str | PathLike[str] | Iterable[Any]
 """A file, a folder, or an id on the hub; or the records themselves, (prompt, response) pairs among them."""

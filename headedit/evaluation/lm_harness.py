@@ -7,7 +7,6 @@ measured in the same process with the edits switched off.
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from headedit.edits.handle import HeadEdits
 from headedit.errors import HeadEditError, suggest
 from headedit.evaluation.intervals import PairedTest, bootstrap, mcnemar, paired_bootstrap
 from headedit.evaluation.lm_harness_report import HarnessReport, HarnessRow
+from headedit.specs.modes import evaluating
 
 _BOOTSTRAP = 1000  # resamples of the harness, for metrics whose standard error has no formula
 
@@ -96,7 +96,7 @@ def run_harness(
             ) from error
         return dict(result)
 
-    with _in_eval_mode(model):
+    with evaluating(model):
         given = measure()
         without = None
         if edits is not None and base:
@@ -132,15 +132,6 @@ def _find_tasks(manager: Any, tasks: Sequence[str]) -> list[str]:
             )
         names += [name for name in matching if name not in names]
     return names
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _rows(given: Mapping[str, Any], without: Mapping[str, Any] | None) -> Iterator[HarnessRow]:

@@ -1,7 +1,6 @@
 """All that is known of every edited head in one table, which reports and pictures read from."""
 
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 from math import nan
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +12,7 @@ from headedit.interpret.examples import IGNORED, Row, labelled_rows
 from headedit.interpret.heads import Head, edited_heads
 from headedit.interpret.iti import HeadEvidence, iti
 from headedit.interpret.tokens import Said, by_weights, tokens
+from headedit.optional import library
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped,unused-ignore]
@@ -72,7 +72,7 @@ def evidence(
     """
     if read not in ("weights", "measured"):
         raise HeadEditError(f"read: found {read!r}, expected 'weights' or 'measured'.")
-    frame = _pandas().DataFrame
+    frame = library("pandas", "The table of evidence").DataFrame
     heads = edited_heads(edits)
     rows = labelled_rows(data, tokenizer, edits.model)
     opened = [head for head in heads if head.is_open]
@@ -208,10 +208,3 @@ def own_or_other(rows: Sequence[Row], end: int | None) -> tuple[list[dict[str, l
 
 def _key(head: Head) -> tuple[str, int]:
     return head.site.path, head.index
-
-
-def _pandas() -> Any:
-    try:
-        return import_module("pandas")
-    except ImportError as error:
-        raise HeadEditError("The table of evidence needs pandas. Install it: pip install pandas.") from error

@@ -6,11 +6,11 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from headedit.errors import HeadEditError
+from headedit.optional import library
 
 _ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:+-]+))?")
 
@@ -42,15 +42,6 @@ def read_rows(source: str, split: str = "train") -> Iterator[Row]:
     if found is not None and folder.suffix.lower() not in {".json", ".jsonl", *_READERS}:
         return _hub_rows(found["name"], found["config"], found["split"] or split)
     return _READERS.get(folder.suffix.lower(), _json_rows)(folder)
-
-
-def library(name: str, purpose: str) -> Any:
-    """An optional library, or a HeadEditError that says how to get it."""
-    try:
-        return import_module(name)
-    except ImportError:
-        package = name.partition(".")[0]
-        raise HeadEditError(f"{purpose} needs the package {package}: pip install {package}.") from None
 
 
 def _text(file: Path) -> str:

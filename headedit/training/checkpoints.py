@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from headedit.errors import HeadEditError
-from headedit.training.states import State, Stateful, read_state, write_state
+from headedit.training.states import State, Stateful, gathered, read_state, scatter, write_state
 
 MARK = "headedit_checkpoint"
 """Name of the files that a checkpoint has last: where our callbacks were, and what the trainer had summed up."""
@@ -19,9 +19,8 @@ MARK = "headedit_checkpoint"
 
 def mark(folder: Path, callbacks: Sequence[Any], plain: dict[str, Any]) -> None:
     """Marks a checkpoint as whole."""
-    states = [callback.state_dict() for callback in callbacks if isinstance(callback, Stateful)]
-    tensors = {f"{i}/{name}": tensor for i, state in enumerate(states) for name, tensor in state.tensors.items()}
-    write_state(folder, MARK, State({**plain, "callbacks": [state.plain for state in states]}, tensors))
+    state = gathered(callbacks)
+    write_state(folder, MARK, State({**plain, **state.plain}, state.tensors))
 
 
 def restore(folder: Path, callbacks: Sequence[Any]) -> dict[str, Any]:
@@ -29,11 +28,7 @@ def restore(folder: Path, callbacks: Sequence[Any]) -> dict[str, Any]:
     state = read_state(folder, MARK)
     if state is None:
         return {}
-    ours = [callback for callback in callbacks if isinstance(callback, Stateful)]
-    for i, (callback, plain) in enumerate(zip(ours, state.plain["callbacks"], strict=True)):
-        own = f"{i}/"
-        tensors = {name.removeprefix(own): t for name, t in state.tensors.items() if name.startswith(own)}
-        callback.load_state_dict(State(plain, tensors))
+    scatter(state, callbacks)
     saved = TrainerState.load_from_json(str(folder / "trainer_state.json")).stateful_callbacks
     for callback in callbacks:
         if isinstance(callback, EarlyStoppingCallback):

@@ -20,6 +20,7 @@ from headedit.specs.numbers import text_config
 from headedit.training.controls import Metric, measured, run_controls
 from headedit.training.data.batches import Encoded
 from headedit.training.data.encoding import encode
+from headedit.training.journal import digest, digest_rows
 from headedit.training.quantized import differentiable
 from headedit.training.recipes import DEFAULT, Recipe, make_recipe
 from headedit.training.run import Run
@@ -101,7 +102,11 @@ def fit(
             f"The training set has {len(train_rows)} examples, fewer than the batch of {chosen.batch_size}; give more "
             f"examples, or batch_size={len(train_rows)}."
         )
-    settings = {"recipe": recipe, **vars(chosen)}
+    identity = {
+        "settings": digest([recipe, vars(chosen), dict(arguments or {})]),
+        "training examples": digest_rows(train_rows),
+        "validation examples": digest_rows(valid_rows),
+    }
     controlled = functools.partial(run_controls, metric=metric) if controls else None
     start, sessions, runs, figures = edits.snapshot(), [], [], []
     for number in range(seed, seed + seeds):
@@ -115,7 +120,7 @@ def fit(
             number,
             pad,
             progress,
-            settings=settings,
+            identity=identity,
             arguments=dict(arguments or {}),
             resume=resume,
             batch_size=chosen.batch_size,

@@ -8,17 +8,19 @@ found, and its figures. The first that was not finished goes on from its last co
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
 from headedit.edits.files import write_atomically
 from headedit.errors import HeadEditError
-from headedit.training.states import State, Stateful, read_state, write_state
+from headedit.training.data.batches import Encoded
+from headedit.training.states import State, gathered, read_state, scatter, write_state
 
 FOLDER = "journal"
 _RUN = "run.json"
@@ -90,14 +92,9 @@ class Journal:
 
 def taken_down(module: nn.Module, callbacks: Sequence[Any], figures: dict[str, Any]) -> State:
     """Edits, callbacks and figures of a stage as one state."""
-    plain: dict[str, Any] = {"figures": figures, "callbacks": []}
-    tensors: dict[str, Tensor] = {f"edits/{name}": parameter for name, parameter in module.named_parameters()}
-    for i, callback in enumerate(callbacks):
-        if isinstance(callback, Stateful):
-            state = callback.state_dict()
-            plain["callbacks"].append([i, state.plain])
-            tensors |= {f"{i}/{name}": tensor for name, tensor in state.tensors.items()}
-    return State(plain, tensors)
+    state = gathered(callbacks)
+    edits: dict[str, Tensor] = {f"edits/{name}": parameter for name, parameter in module.named_parameters()}
+    return State({"figures": figures, **state.plain}, edits | state.tensors)
 
 
 @torch.no_grad()
@@ -105,20 +102,32 @@ def put_back(state: State, module: nn.Module, callbacks: Sequence[Any]) -> dict[
     """Puts edits and callbacks to where a stage left them, and gives its figures."""
     for name, parameter in module.named_parameters():
         parameter.copy_(state.tensors[f"edits/{name}"])
-    for i, plain in state.plain["callbacks"]:
-        own = f"{i}/"
-        tensors = {name.removeprefix(own): t for name, t in state.tensors.items() if name.startswith(own)}
-        callbacks[i].load_state_dict(State(plain, tensors))
+    scatter(state, callbacks)
     figures: dict[str, Any] = state.plain["figures"]
     return figures
 
 
 def digest(value: Any) -> str:
-    """A hash of plain data, or of tensors in their order."""
+    """A hash of plain data."""
+    return _short(hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()))
+
+
+def digest_tensors(tensors: Iterable[Tensor]) -> str:
+    """A hash of tensors in their order."""
     found = hashlib.sha256()
-    if isinstance(value, list) and value and isinstance(value[0], Tensor):
-        for tensor in value:
-            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    else:
-        found.update(json.dumps(value, sort_keys=True, default=str).encode())
-    return found.hexdigest()[:16]
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return _short(found)
+
+
+def digest_rows(rows: Iterable[Encoded] | None) -> str:
+    """A hash of what examples hold, in memory or on disk."""
+    found = hashlib.sha256(b"none" if rows is None else b"")
+    for row in rows or ():
+        for key in ("input_ids", "labels"):
+            found.update(numpy.asarray([len(row[key]), *row[key]], dtype="int64").tobytes())
+    return _short(found)
+
+
+def _short(found: Any) -> str:
+    return str(found.hexdigest()[:16])

@@ -19,7 +19,7 @@ from headedit.pruning_path import PruningPath
 from headedit.training.checkpoints import last_whole, resumable
 from headedit.training.data.batches import Encoded, PadRight
 from headedit.training.interrupts import StopWhenAsked
-from headedit.training.journal import Journal, digest, put_back, taken_down
+from headedit.training.journal import Journal, digest_tensors, put_back, taken_down
 from headedit.training.losses import example_losses
 from headedit.training.objective import Penalty
 from headedit.training.schedules import LRSchedule, hf_name, lr_factor
@@ -79,7 +79,7 @@ class Session:
         seed: of the order of examples and the gates' noise.
         pad_token_id: for batches.
         progress: show bars.
-        settings: what else the run depends on; a run that is gone on with must have the same.
+        identity: hashes of what else the run depends on, by name; a run that is gone on with must have the same.
         arguments: fields of ``TrainingArguments`` that hold for every stage, over its own choices.
         resume: go on with the run that was stopped in the folder, if there is one.
         batch_size: examples a step, which the batches that are only measured go by.
@@ -97,7 +97,7 @@ class Session:
     seed: int
     pad_token_id: int
     progress: bool
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, str] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
     batch_size: int = 8
@@ -113,13 +113,8 @@ class Session:
         self.processes, self.main = int(processes.world_size), processes.process_index == 0
         self._start = self.edits.snapshot()
         self.journal = Journal(self.folder / CHECKPOINTS, writes=self.main)
-        identity = {
-            "settings": digest([dict(self.settings), dict(self.arguments), self.seed]),
-            "training examples": digest(self.train),
-            "validation examples": digest(self.valid),
-            "edits": digest(self._start),
-        }
-        self.journal.begin(identity, resume=self.resume)
+        own = {"seed": str(self.seed), "edits": digest_tensors(self._start)}
+        self.journal.begin({**self.identity, **own}, resume=self.resume)
         wait_for_everyone()
         file = self.folder / HISTORY_FILE
         rows = History.read(file).rows if self.resume and file.is_file() else []

@@ -1,6 +1,7 @@
 """State on disk, as plain JSON beside safetensors: of callbacks, and of what a run has finished."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -33,6 +34,22 @@ class Stateful(Protocol):
     def load_state_dict(self, state: State) -> None:
         """Puts it there."""
         ...
+
+
+def gathered(callbacks: Sequence[Any]) -> State:
+    """Where callbacks are, as one state; those that are not ``Stateful`` are left out."""
+    states = [callback.state_dict() for callback in callbacks if isinstance(callback, Stateful)]
+    tensors = {f"{i}/{name}": tensor for i, state in enumerate(states) for name, tensor in state.tensors.items()}
+    return State({"callbacks": [state.plain for state in states]}, tensors)
+
+
+def scatter(state: State, callbacks: Sequence[Any]) -> None:
+    """Puts callbacks to where they were when their states were gathered; other keys of the state are passed by."""
+    ours = [callback for callback in callbacks if isinstance(callback, Stateful)]
+    for i, (callback, plain) in enumerate(zip(ours, state.plain["callbacks"], strict=True)):
+        own = f"{i}/"
+        tensors = {name.removeprefix(own): t for name, t in state.tensors.items() if name.startswith(own)}
+        callback.load_state_dict(State(plain, tensors))
 
 
 def write_state(folder: Path, name: str, state: State) -> None:

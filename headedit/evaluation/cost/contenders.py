@@ -1,7 +1,6 @@
 """Who is compared: a frozen model with edits in several states, its limit, PEFT's methods, and a loop over heads."""
 
 import copy
-import importlib
 import itertools
 import random
 import warnings
@@ -16,6 +15,7 @@ from headedit.edits import EditConfig, HeadEdits, attach
 from headedit.edits.gates import HardConcrete
 from headedit.edits.support import Gate, fix
 from headedit.errors import HeadEditError
+from headedit.optional import library
 from headedit.specs import HeadSite, find_sites, find_spec
 
 OPEN_SHARE = 0.05
@@ -92,12 +92,12 @@ def lora(model: nn.Module) -> Prepared:
 
 def put_lora(model: nn.Module) -> Prepared:
     """The same on the model itself."""
-    return _adapted(model, _peft().LoraConfig(r=8, lora_alpha=16))
+    return _adapted(model, library("peft", "A peer, LoRA or IA3,").LoraConfig(r=8, lora_alpha=16))
 
 
 def ia3(model: nn.Module) -> Prepared:
     """IA3 where PEFT puts it by default, on a Llama's keys, values and MLP (Liu et al., arXiv 2205.05638)."""
-    return _adapted(share(model), _peft().IA3Config())
+    return _adapted(share(model), library("peft", "A peer, LoRA or IA3,").IA3Config())
 
 
 def loop(model: nn.Module) -> Prepared:
@@ -168,17 +168,10 @@ def _adapted(model: nn.Module, config: Any) -> Prepared:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft and transformers about each other
         try:
-            adapted: nn.Module = _peft().get_peft_model(model, config)
+            adapted: nn.Module = library("peft", "A peer, LoRA or IA3,").get_peft_model(model, config)
         except ValueError as error:
             raise HeadEditError(f"peft cannot adapt a {type(model).__name__}: {error}") from None
     return Prepared(adapted, [p for p in adapted.parameters() if p.requires_grad])
-
-
-def _peft() -> Any:
-    try:
-        return importlib.import_module("peft")
-    except ImportError:
-        raise HeadEditError("The peers LoRA and IA3 need peft, which is not installed: pip install peft") from None
 
 
 def _sites(model: nn.Module) -> list[HeadSite]:

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from headedit.errors import HeadEditError
-from headedit.text.sources import library
+from headedit.optional import library
 from headedit.training.data.batches import Encoded, StoredRows
 from headedit.training.data.encoding import EncodedRow, Encoder
 from headedit.training.data.records import Example
