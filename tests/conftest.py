@@ -20,6 +20,12 @@ gc.freeze()  # every training ends with a collection, which so leaves the librar
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose where other work runs beside them
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same gates are drawn in a test, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def llama() -> PreTrainedModel:
     """A fresh Llama of 2 layers with 4 heads of width 16, in eval mode."""

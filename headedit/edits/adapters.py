@@ -19,10 +19,7 @@ from headedit.edits.module import EditModule, edited_sites
 from headedit.edits.routing import RoutedEdit, routed
 from headedit.edits.switch import Acting, Switches
 from headedit.errors import HeadEditError, suggest
-from headedit.specs import Spec
-
-MODULE_NAME = "headedit"
-"""The name under which a model carries its edits as a submodule while they are attached."""
+from headedit.specs import MODULE_NAME, Spec
 
 DEFAULT = "default"
 """The name of the edits that ``attach`` and ``load`` make."""

@@ -4,12 +4,11 @@ from os import PathLike
 
 from torch import nn
 
-from headedit.edits.adapters import MODULE_NAME
 from headedit.edits.config import EditConfig
 from headedit.edits.handle import HeadEdits
 from headedit.edits.module import EditModule, edited_sites
 from headedit.errors import HeadEditError
-from headedit.specs import Spec, find_spec
+from headedit.specs import MODULE_NAME, Spec, find_spec
 
 
 def attach(

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headedit.edits.adapters import MODULE_NAME
 from headedit.edits.folding import takes_bias
-from headedit.specs import HeadSite, Spec
+from headedit.specs import MODULE_NAME, HeadSite, Spec
 
 
 @dataclass(frozen=True)

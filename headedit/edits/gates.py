@@ -36,9 +36,14 @@ class HardConcrete:
     low: float = -0.1
     high: float = 1.1
 
-    def sample(self, log_alpha: Tensor) -> Tensor:
-        """One reparametrised sample a gate, same shape as ``log_alpha``."""
-        noise = torch.rand_like(log_alpha).logit_(eps=_EPS)
+    def sample(self, log_alpha: Tensor, uniform: Tensor | None = None) -> Tensor:
+        """One reparametrised sample a gate, same shape as ``log_alpha``.
+
+        Args:
+            log_alpha: of the gates.
+            uniform: u, one a gate, from [0, 1); by default drawn here.
+        """
+        noise = (torch.rand_like(log_alpha) if uniform is None else uniform).logit(eps=_EPS)
         return self._stretch(torch.sigmoid((noise + log_alpha) / self.temperature))
 
     def clip(self, log_alpha: Tensor) -> Tensor:

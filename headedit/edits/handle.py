@@ -5,12 +5,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from headedit.edits.adapters import MODULE_NAME, Adapters
+from headedit.edits.adapters import Adapters
 from headedit.edits.config import EditConfig
 from headedit.edits.module import EditModule, Gates
 from headedit.edits.travelling import Travelling
 from headedit.errors import HeadEditError
-from headedit.specs import HeadSite, Spec
+from headedit.specs import MODULE_NAME, HeadSite, Spec
 from headedit.views import html_of
 
 

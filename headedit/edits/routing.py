@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from headedit.edits.module import EditModule
 from headedit.edits.multiply_add import multiply_add
-from headedit.edits.site import SiteEdit, heads_shape
+from headedit.edits.placing import heads_shape
+from headedit.edits.site import SiteEdit
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite
 

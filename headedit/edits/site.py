@@ -3,6 +3,8 @@
 JoLA (Lai, Fraser, Titov, ICML 2025, arXiv 2502.01179), section 3: m is ``scale``, a is ``offset``.
 """
 
+from collections.abc import Hashable, Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -10,10 +12,14 @@ from headedit.edits.config import EditConfig
 from headedit.edits.gates import SATURATED, HardConcrete
 from headedit.edits.kept import Kept
 from headedit.edits.multiply_add import multiply_add
+from headedit.edits.placing import heads_shape, placed
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite
 
 VECTORS = ("offset", "scale")
+
+Line = tuple[Tensor | None, Tensor | None]
+"""The factor on a site's input and what is added to it, each [heads * head_dim]; None for 1 and for 0."""
 
 
 class SiteEdit(nn.Module):
@@ -38,7 +44,7 @@ class SiteEdit(nn.Module):
         self.distribution = HardConcrete(config.temperature, *config.stretch)
         self.expectation = config.eval_gate == "expectation"
         self.idle = False
-        self._kept: Kept[tuple[Tensor | None, Tensor | None]] = Kept()
+        self._kept: Kept[Line] = Kept()
         self.strength: Tensor | None
         self.register_buffer("strength", None, persistent=False)
         for kind in VECTORS:
@@ -68,6 +74,14 @@ class SiteEdit(nn.Module):
         """The vectors that the gate owned by one of them acts on."""
         return self.vectors if self.shared else (kind,)
 
+    def layout(self) -> Hashable:
+        """What edits must have in common so that ``lines`` can take them together."""
+        parameters = [
+            (name, p.device, p.dtype, p.requires_grad) for name, p in self._parameters.items() if p is not None
+        ]
+        same = (self.heads, self.head_dim, self.shared, self.distribution, self.strength is None)
+        return (*same, *parameters)
+
     def set_strength(self, value: float) -> None:
         """Sets the factor on both vectors; see ``HeadEdits.strength``."""
         self.strength = None if value == 1 else next(self.parameters()).new_tensor(float(value))
@@ -75,11 +89,11 @@ class SiteEdit(nn.Module):
 
     def gates(self) -> dict[str, Tensor]:
         """The deterministic gate of each vector that is there, [heads]; ones where it has no gate."""
-        gates = self._gates(sample=False)
+        gates = _gates([self])
         if gates is None:
             vector: Tensor = getattr(self, self.vectors[0])
-            gates = vector.new_ones(1, self.heads)
-        return dict(zip(self.vectors, gates.expand(len(self.vectors), -1).unbind(), strict=True))
+            gates = vector.new_ones(1, 1, self.heads)
+        return dict(zip(self.vectors, gates[0].expand(len(self.vectors), -1).unbind(), strict=True))
 
     def is_open(self, vector: str) -> Tensor:
         """Which heads have an open gate on a vector, [heads]: the rectified gate is above 0, or there is none."""
@@ -98,23 +112,23 @@ class SiteEdit(nn.Module):
         self._kept.drop()
         return super().train(mode)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, line: Line | None = None) -> Tensor:
         """The edited input of the projection, in the shape and dtype it came in.
 
         Computed in the parameters' precision and rounded once. In eval mode the factor and what is added are computed
         once until a parameter changes. A write through ``.data`` is no change that can be seen: call ``eval`` after it.
-        """
-        shape = heads_shape(z, self.heads, self.head_dim, self.path)
-        scale, offset = self._scale_and_offset()
-        return multiply_add(z, _placed(scale, z, shape), _placed(offset, z, shape))
-
-    def acting(self, *, sample: bool = False) -> dict[str, Tensor]:
-        """What acts of each vector that is there, strength · gate · vector, [heads, head_dim].
 
         Args:
-            sample: with gates drawn at random, as in training, instead of their value in eval mode.
+            z: the input.
+            line: factor and offset, where they are computed already; see ``lines``.
         """
-        return dict(zip(self.vectors, self._acting(sample=sample).unbind(), strict=True))
+        shape = heads_shape(z, self.heads, self.head_dim, self.path)
+        scale, offset = self._line() if line is None else line
+        return multiply_add(z, placed(scale, z, shape), placed(offset, z, shape))
+
+    def acting(self) -> dict[str, Tensor]:
+        """What acts in eval mode of each vector that is there, strength · gate · vector, [heads, head_dim]."""
+        return dict(zip(self.vectors, _acting([self])[0].unbind(), strict=True))
 
     def scale_and_offset(self) -> tuple[Tensor, Tensor]:
         """The factor on the site's input in eval mode and what is added to it, each [heads * head_dim]."""
@@ -122,28 +136,16 @@ class SiteEdit(nn.Module):
         like = next(vector for vector in (scale, offset) if vector is not None)
         return torch.ones_like(like) if scale is None else scale, torch.zeros_like(like) if offset is None else offset
 
-    def _scale_and_offset(self) -> tuple[Tensor | None, Tensor | None]:
-        if not self.training:
-            return self._in_eval_mode()
-        return _line(self.vectors, self._acting(sample=True))
+    def _line(self) -> Line:
+        return lines([self], uniform([self]))[0] if self.training else self._in_eval_mode()
 
-    def _in_eval_mode(self) -> tuple[Tensor | None, Tensor | None]:
+    def _in_eval_mode(self) -> Line:
         parameters = [p for p in self._parameters.values() if p is not None]
         return self._kept.get(parameters, self._compute_in_eval_mode)
 
-    def _compute_in_eval_mode(self) -> tuple[Tensor | None, Tensor | None]:
-        scale, offset = _line(self.vectors, self._acting(sample=False))
+    def _compute_in_eval_mode(self) -> Line:
+        ((scale, offset),) = lines([self])
         return scale, None if offset is None else offset.clone()  # by itself: what acts of the scale need not be kept
-
-    def _acting(self, *, sample: bool) -> Tensor:
-        """What acts of all vectors at once, [vectors, heads, head_dim]."""
-        acting = _stack([getattr(self, kind) for kind in self.vectors])
-        factor = self._gates(sample=sample)
-        if self.strength is not None:
-            factor = self.strength if factor is None else factor * self.strength
-        if factor is None:
-            return acting
-        return (factor.unsqueeze(-1) if factor.dim() else factor) * acting
 
     @torch.no_grad()
     def set_head(self, head: int, scale: float, offset: Tensor | None) -> None:
@@ -161,47 +163,66 @@ class SiteEdit(nn.Module):
                 is_open = any(acts.values()) if self.shared else acts[kind]
                 gate[head] = SATURATED if is_open else -SATURATED
 
-    def _gates(self, *, sample: bool) -> Tensor | None:
-        """All gates at once, [vectors, heads], or [1, heads] where they share them; None without gates."""
-        logits = [getattr(self, f"{kind}_gate") for kind in self.gated_vectors()]
-        if not logits:
-            return None
-        log_alpha = _stack(logits)
-        if sample:
-            return self.distribution.sample(log_alpha)
-        return self.distribution.expectation(log_alpha) if self.expectation else self.distribution.clip(log_alpha)
 
+def uniform(edits: Sequence[SiteEdit]) -> dict[SiteEdit, Tensor]:
+    """Numbers from [0, 1) to draw the gates of sites by, [gates] each; sites without gates have none.
 
-def _placed(vector: Tensor | None, z: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """A vector [heads * head_dim] on the device of z, in the shape of its last dimensions."""
-    if vector is None:
-        return None
-    vector = vector.to(z.device)
-    return vector if len(shape) == 1 else vector.view(shape)
-
-
-def _stack(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
-
-
-def _line(vectors: tuple[str, ...], acting: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Factor and offset, each [heads * head_dim], of what acts; None for a factor of 1 and an offset of 0."""
-    flat = dict(zip(vectors, acting.flatten(1).unbind(), strict=True))
-    return 1 + flat["scale"] if "scale" in flat else None, flat.get("offset")
-
-
-def heads_shape(z: Tensor, heads: int, head_dim: int, path: str) -> tuple[int, ...]:
-    """The last dimensions of a site's input that its heads fill: one of them, or two, (groups, width / groups).
-
-    Raises:
-        HeadEditError: it has another width.
+    They are drawn at once, and on a CPU are those that the sites would draw one after the other.
     """
-    width = heads * head_dim
-    if z.shape[-1] == width:
-        return (width,)
-    if z.dim() > 1 and z.shape[-2] * z.shape[-1] == width:
-        return tuple(z.shape[-2:])
-    raise HeadEditError(
-        f"{path} was given {tuple(z.shape)}, but its spec says {heads} heads of width {head_dim} ({width} in the last "
-        "dimension). Correct the spec."
-    )
+    alike: dict[tuple[torch.device, torch.dtype], dict[SiteEdit, int]] = {}
+    for edit in edits:
+        gates = [getattr(edit, f"{kind}_gate") for kind in edit.gated_vectors()]
+        if gates:
+            alike.setdefault((gates[0].device, gates[0].dtype), {})[edit] = len(gates) * edit.heads
+    drawn: dict[SiteEdit, Tensor] = {}
+    for (device, dtype), counts in alike.items():
+        numbers = torch.rand(sum(counts.values()), device=device, dtype=dtype)
+        drawn |= zip(counts, torch.split(numbers, list(counts.values())), strict=True)
+    return drawn
+
+
+def lines(edits: Sequence[SiteEdit], drawn: Mapping[SiteEdit, Tensor] | None = None) -> list[Line]:
+    """The factor and the offset of sites whose edits are alike in all but their values, computed at once.
+
+    Args:
+        edits: of one ``layout``.
+        drawn: of ``uniform``, to draw the gates by, as in training; None for their value in eval mode.
+    """
+    vectors = edits[0].vectors
+    flat = dict(zip(vectors, (v.flatten(1) for v in _acting(edits, drawn).unbind(1)), strict=True))
+    none: list[Tensor | None] = [None] * len(edits)
+    scales = (1 + flat["scale"]).unbind() if "scale" in flat else none
+    offsets = flat["offset"].unbind() if "offset" in flat else none
+    return list(zip(scales, offsets, strict=True))
+
+
+def _acting(edits: Sequence[SiteEdit], drawn: Mapping[SiteEdit, Tensor] | None = None) -> Tensor:
+    """What acts of all vectors at once, [sites, vectors, heads, head_dim]."""
+    acting = _stack(edits, edits[0].vectors)
+    factor = _gates(edits, drawn)
+    strengths = [edit.strength for edit in edits if edit.strength is not None]
+    if strengths:
+        strength = torch.stack(strengths).view(-1, 1, 1)
+        factor = strength if factor is None else factor * strength
+    return acting if factor is None else factor.unsqueeze(-1) * acting
+
+
+def _gates(edits: Sequence[SiteEdit], drawn: Mapping[SiteEdit, Tensor] | None = None) -> Tensor | None:
+    """All gates at once, [sites, vectors, heads], or [sites, 1, heads] where they share them; None without gates."""
+    first = edits[0]
+    gated = first.gated_vectors()
+    if not gated:
+        return None
+    log_alpha = _stack(edits, [f"{kind}_gate" for kind in gated])
+    if drawn is not None:
+        numbers = [drawn[edit] for edit in edits]
+        joined = torch.cat(numbers) if len(numbers) > 1 else numbers[0]
+        return first.distribution.sample(log_alpha, joined.view_as(log_alpha))
+    return first.distribution.expectation(log_alpha) if first.expectation else first.distribution.clip(log_alpha)
+
+
+def _stack(edits: Sequence[SiteEdit], names: Sequence[str]) -> Tensor:
+    """Parameters of the sites, [sites, names, ...]."""
+    tensors = [getattr(edit, name) for edit in edits for name in names]
+    stacked = torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
+    return stacked.view(len(edits), len(names), *stacked.shape[1:])

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from headedit.edits.site import SiteEdit
+from headedit.edits.together import Together
 from headedit.specs import HeadSite
 
 
@@ -19,7 +21,7 @@ class Acting(Protocol):
         ...
 
     @property
-    def __call__(self) -> Callable[[Tensor], Tensor]:
+    def __call__(self) -> Callable[..., Tensor]:
         """Takes the input of a site's module, and gives it edited."""
         ...
 
@@ -30,13 +32,15 @@ class Switch:
     Args:
         parent: the module that holds the site's.
         name: its name there.
+        together: what the sites of a training pass are computed by at once.
 
     Fields:
         acting: what is applied to the input of the site's module; None for nothing.
     """
 
-    def __init__(self, parent: nn.Module, name: str) -> None:
+    def __init__(self, parent: nn.Module, name: str, together: Together) -> None:
         self.acting: Acting | None = None
+        self._together = together
         self._siblings, self._name = parent._modules, name
         self._module = parent.get_submodule(name)
         self._hook = self._module.register_forward_pre_hook(self._edit)
@@ -53,9 +57,11 @@ class Switch:
         self._hook.remove()
 
     def _edit(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self.acting is None or self.acting.idle:
+        acting = self.acting
+        if acting is None or acting.idle:
             return None
-        return (self.acting(args[0]), *args[1:])
+        line = self._together.line(acting) if isinstance(acting, SiteEdit) and acting.training else None
+        return (acting(args[0]) if line is None else acting(args[0], line), *args[1:])
 
 
 class Switches:
@@ -63,25 +69,30 @@ class Switches:
 
     PEFT puts a wrapper around a projection and takes it off again. A hook that stayed on the projection would hide the
     edit from the wrapper's own branch, and one that stayed on a wrapper would act no more. So a hook in front of the
-    module that holds all sites looks before a forward pass whether they are what they were.
+    module that holds all sites looks before a forward pass whether they are what they were. That is where a training
+    pass begins and ends for ``Together``, too.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._switches: dict[str, Switch] = {}
         self._paths: list[str] = []
-        self._hook: RemovableHandle | None = None
+        self._together = Together()
+        self._hooks: list[RemovableHandle] = []
 
     def put(self, site: HeadSite) -> None:
         """Puts a switch at a site, unless there is one."""
         if site.name in self._switches:
             return
         parent, _, name = site.path.rpartition(".")
-        self._switches[site.name] = Switch(self._model.get_submodule(parent), name)
+        self._switches[site.name] = Switch(self._model.get_submodule(parent), name, self._together)
         self._paths.append(parent)
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = self._holder().register_forward_pre_hook(self._follow)
+        self._unhook()
+        holder = self._holder()
+        self._hooks = [
+            holder.register_forward_pre_hook(self._begin),
+            holder.register_forward_hook(self._end, always_call=True),
+        ]
 
     def set(self, acting: Mapping[str, Acting]) -> None:
         """Lets every site apply what is named for it, and the others nothing."""
@@ -92,12 +103,19 @@ class Switches:
         """Takes all hooks off."""
         for switch in self._switches.values():
             switch.remove()
-        if self._hook is not None:
-            self._hook.remove()
+        self._unhook()
 
-    def _follow(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         for switch in self._switches.values():
             switch.follow()
+        self._together.begin(switch.acting for switch in self._switches.values())
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._together.end()
 
     def _holder(self) -> nn.Module:
         """The innermost module with a forward pass of its own that holds all sites."""

@@ -2,6 +2,6 @@
 
 from headedit.specs.registry import find_spec, packaged_specs
 from headedit.specs.schema import Spec, read_spec
-from headedit.specs.sites import HeadSite, find_sites
+from headedit.specs.sites import MODULE_NAME, HeadSite, find_sites
 
-__all__ = ["HeadSite", "Spec", "find_sites", "find_spec", "packaged_specs", "read_spec"]
+__all__ = ["MODULE_NAME", "HeadSite", "Spec", "find_sites", "find_spec", "packaged_specs", "read_spec"]

@@ -14,6 +14,9 @@ from headedit.errors import HeadEditError
 from headedit.specs.numbers import layer_type, meets, number, read_config, text_config
 from headedit.specs.schema import SITE_KINDS, NumberRule, Refusal, SiteRule, Spec
 
+MODULE_NAME = "headedit"
+"""The name under which a model carries its edits as a submodule while they are attached."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSite:
@@ -67,7 +70,8 @@ def find_sites(
     for refusal in spec.refuse:
         if all(meets(config, key, wanted) for key, wanted in refusal.when.items()):
             raise HeadEditError(_refused(config, spec, refusal))
-    modules = dict(model.named_modules())
+    edits = model._modules.get(MODULE_NAME)
+    modules = dict(model.named_modules(memo=set() if edits is None else {edits}))  # there may be a thousand adapters
     sites: list[HeadSite] = []
     for kind in spec.kinds()[:1] if kinds is None else kinds:
         rules = [

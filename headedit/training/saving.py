@@ -10,9 +10,9 @@ from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from headedit.edits import HeadEdits
-from headedit.edits.adapters import MODULE_NAME
 from headedit.edits.storage import load_tensors
 from headedit.history import History
+from headedit.specs import MODULE_NAME
 from headedit.training import checkpoints
 from headedit.training.interrupts import StopWhenAsked
 from headedit.training.sharding import as_one, average_gradients, leave_whole

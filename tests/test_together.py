@@ -1,0 +1,187 @@
+"""The edits of all sites of a training pass, computed at once: the same bits as one by one, and only where it holds."""
+
+import copy
+import gc
+from functools import partial
+
+import pytest
+import torch
+from tiny import randomise, tiny_model
+from torch.utils.checkpoint import checkpoint
+
+import headedit
+from headedit import EditConfig
+from headedit.edits.site import SiteEdit, lines
+
+CONFIGS = {
+    "default": {},
+    "shared gates": {"gates": "shared"},
+    "no gates": {"gates": "none"},
+    "offset": {"vectors": "offset"},
+    "scale": {"vectors": "scale"},
+    "two kinds of site": {"sites": ["attention", "mlp"]},
+}
+
+
+def attached(config=None, **changes):
+    edits = headedit.attach(tiny_model("llama", num_hidden_layers=3, **changes), config=EditConfig(**(config or {})))
+    randomise(edits)
+    for gate in edits.gate_parameters():
+        gate.data.mul_(0.1)  # so that they are drawn anywhere between closed and open
+    edits.model.train()
+    return edits
+
+
+def gradients(edits, ids, seed=0):
+    torch.manual_seed(seed)
+    loss = edits.model(input_ids=ids, labels=ids).loss
+    return loss.detach(), torch.autograd.grad(loss, list(edits.module.parameters()))
+
+
+def one_by_one(monkeypatch):
+    monkeypatch.setattr(headedit.edits.together.Together, "begin", lambda self, acting: None)
+
+
+def calls(monkeypatch):
+    """How many sites each computation takes, in the order they come."""
+    taken = []
+
+    def counted(edits, drawn=None):
+        taken.append(len(edits))
+        return lines(edits, drawn)
+
+    for module in (headedit.edits.together, headedit.edits.site):
+        monkeypatch.setattr(module, "lines", counted)
+    return taken
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_loss_and_gradients_have_the_bits_of_one_by_one(config, strength, ids, monkeypatch):
+    edits = attached(config)
+    edits.strength = strength
+    loss, found = gradients(edits, ids)
+    taken = calls(monkeypatch)
+    gradients(edits, ids)
+    assert taken == ([3, 3] if "sites" in config else [3])
+    one_by_one(monkeypatch)
+    taken.clear()
+    loss_alone, alone = gradients(edits, ids)
+    assert taken == [1] * len(edits.sites)
+    assert torch.equal(loss, loss_alone)
+    assert sum(bool((gradient != 0).any()) for gradient in found) > len(found) / 2
+    for a, b in zip(found, alone, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_every_pass_draws_its_own_gates(ids):
+    edits = attached()
+    torch.manual_seed(0)
+    one, other = (edits.model(input_ids=ids).logits for _ in range(2))
+    assert not torch.equal(one, other)
+    torch.autograd.grad(one.sum() + other.sum(), list(edits.module.parameters()))  # each has a graph of its own
+
+
+def test_a_frozen_site_stays_out_of_the_graph(ids, monkeypatch):
+    edits = attached()
+    first, *_ = edits.module
+    first.requires_grad_(False)
+    seen = []
+    for layer in edits.model.model.layers:
+        layer.register_forward_hook(lambda module, args, out: seen.append(out.requires_grad))
+    taken = calls(monkeypatch)
+    edits.model(input_ids=ids)
+    assert seen == [False, True, True]
+    assert sorted(taken) == [1, 2]
+
+
+def test_sites_of_other_shapes_are_taken_apart(ids, monkeypatch):
+    taken = calls(monkeypatch)
+    attached({"sites": ["attention", "mlp"]}).model(input_ids=ids)
+    assert taken == [3, 3]
+
+
+def test_nothing_is_left_of_a_pass(ids):
+    edits = attached()
+    loss = edits.model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    del loss
+    edits.module.zero_grad()
+    gc.collect()
+    assert not [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.grad_fn is not None]
+    edits.model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        edits.model(input_ids=ids)
+    copy.deepcopy(edits.model)  # a tensor with a graph cannot be copied
+
+
+def test_a_layer_that_is_called_by_itself_draws_for_itself(ids, monkeypatch):
+    edits = attached()
+    edits.model(input_ids=ids)
+    taken = calls(monkeypatch)
+    hidden, rotary = torch.randn(1, 5, 32), edits.model.model.rotary_emb
+    positions = torch.arange(5)[None]
+    layer = edits.model.model.layers[1]
+    one, other = (layer(hidden, position_embeddings=rotary(hidden, positions)) for _ in range(2))
+    assert taken == [1, 1]
+    assert not torch.equal(one, other)
+
+
+def in_segments(model, segment):
+    """Has all layers but the first run as segments of their own."""
+    for layer in model.model.layers[1:]:
+        inner = layer.forward
+
+        def forward(hidden, inner=inner, **kwargs):
+            return segment(lambda x: inner(x, **kwargs), hidden)
+
+        layer.forward = forward
+
+
+def with_hooks(run, hidden):
+    """Draws as a checkpointed segment does, and is not recomputed."""
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        return run(hidden)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_segment_draws_the_same_gates_again(reentrant, ids, monkeypatch):
+    wanted = attached()
+    in_segments(wanted.model, with_hooks)
+    edits = attached()
+    in_segments(edits.model, partial(checkpoint, use_reentrant=reentrant))
+    taken = calls(monkeypatch)
+    for handle in (wanted, edits):
+        torch.manual_seed(0)
+        taken.clear()
+        handle.model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert taken == [3, 1, 1, 1, 1]  # the first asks for all, the others may not use that, and are run again
+    for ours, theirs in zip(edits.module.parameters(), wanted.module.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_two_passes_before_one_backward(ids):
+    """As preference losses have it: the second pass must not take the first one's graph away."""
+    edits = attached()
+    edits.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    torch.manual_seed(0)
+    losses = [edits.model(input_ids=rows, labels=rows).loss for rows in (ids, ids.flip(0))]
+    (losses[0] - losses[1]).backward()
+    found = [p.grad.clone() for p in edits.module.parameters()]
+    edits.model.gradient_checkpointing_disable()
+    torch.manual_seed(0)
+    losses = [edits.model(input_ids=rows, labels=rows).loss for rows in (ids, ids.flip(0))]
+    wanted = torch.autograd.grad(losses[0] - losses[1], list(edits.module.parameters()))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_in_eval_mode_each_site_keeps_its_own(ids, monkeypatch):
+    edits = attached()
+    edits.model.eval()
+    taken = calls(monkeypatch)
+    with torch.no_grad():
+        for _ in range(2):
+            edits.model(input_ids=ids)
+    assert taken == [1, 1, 1]
+    assert all(isinstance(edit, SiteEdit) for edit in edits.module)
