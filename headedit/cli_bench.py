@@ -39,11 +39,12 @@ def bench(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the figures.")] = None,
 ) -> None:
-    """Measure what edits cost beside the least that is possible, LoRA, IA3 and a loop over heads.
+    """Measure what edits cost beside the least that is possible, LoRA, IA3, pyvene, nnsight and a loop over heads.
 
-    Runs of all of them alternate in one process, and ratios of medians are quoted. Operators are counted, which no
-    other work on the machine disturbs. How cost grows is measured by `headedit bench scaling`, a routed batch by
-    `headedit bench route`; whether the recipes find planted heads by `headedit bench localise`.
+    Runs of all of them alternate in one process, and ratios of medians are quoted; what carries no limit runs in
+    every fifth round. Operators are counted, which no other work on the machine disturbs. How cost grows is measured
+    by `headedit bench scaling`, a routed batch by `headedit bench route`; whether the recipes find planted heads by
+    `headedit bench localise`.
 
     Example: `headedit bench --shape 1B --dtype bfloat16 --device cuda:0 --tokens 512`
     """

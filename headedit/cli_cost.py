@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from headedit.evaluation.cost import Cost
 
-_HEADER = ["work", "contender", "median", "tokens/s", "against", "ratio", "quartiles", "at most"]
+_HEADER = ["work", "contender", "median", "tokens/s", "ratio", "quartiles", "at most"]
 
 
 def print_cost(cost: "Cost", name: str) -> None:
@@ -26,9 +26,12 @@ def print_cost(cost: "Cost", name: str) -> None:
         ("batch", f"{shape.batch} × {shape.tokens} tokens"),
         ("measured on", f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}"),
         ("load average", f"{machine['load_before']} before, {machine['load_after']} after"),
+        ("freed memory", machine["freed_memory"]),
+        *((f"against {name}", "; ".join(pieces)) for name, pieces in _compared(cost.rows).items()),
     ]
     left_out = [(f"left out: {contender}", reason) for contender, reason in cost.left_out.items()]
-    print_rows(f"headedit bench (medians of {cost.repeats})", facts + left_out)
+    runs = sorted({row["runs"] for row in cost.rows if row["against"] and row["runs"]}, reverse=True)
+    print_rows(f"headedit bench (medians of {' or '.join(map(str, runs or [cost.repeats]))})", facts + left_out)
     _print("Times, memory and operators", _HEADER, [_cells(row) for row in cost.rows], no_wrap=True)
 
 
@@ -45,6 +48,15 @@ def write_measured(folder: Path, name: str, rows: Sequence[dict[str, Any]], figu
     print_files(files)
 
 
+def _compared(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """The pieces of work by the contender that they are compared with."""
+    pieces: dict[str, list[str]] = {}
+    for row in rows:
+        if row["against"] is not None and row["work"] not in pieces.setdefault(row["against"], []):
+            pieces[row["against"]].append(row["work"])
+    return pieces
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
     ratio, limit = row["ratio"], row["limit"]
     measured = row["value"] if ratio is None else ratio
@@ -54,7 +66,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["contender"],
         f"{row['value']:,.1f} {row['unit']}",
         "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:,.0f}",
-        row["against"] or "",
         f"[red]{shown}[/]" if limit is not None and measured > limit else shown,
         "" if row["low"] is None else f"{row['low']:.3f} – {row['high']:.3f}",
         "" if limit is None else f"{limit:,g}{' ms' if ratio is None else ''}",

@@ -2,9 +2,10 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from headedit.edits import attach
 from headedit.edits.storage import load
 from headedit.errors import HeadEditError
 from headedit.evaluation.cost import work
-from headedit.evaluation.cost.contenders import CONTENDERS, INFERRED, TRAINED, Prepared, put_lora, share
-from headedit.evaluation.cost.memory import peak_of_process, peak_of_tensors
+from headedit.evaluation.cost.contenders import Prepared, share
+from headedit.evaluation.cost.memory import keeps_memory, peak_of_process, peak_of_tensors
 from headedit.evaluation.cost.operators import count_operators
+from headedit.evaluation.cost.peers import ATTACHED, CONTENDERS, INFERRED, TRAINED, load_lora, save_lora
 from headedit.evaluation.cost.shapes import Shape, build, check_names, random_ids
 from headedit.evaluation.cost.timing import alternate, as_is
 from headedit.specs import find_sites, find_spec
@@ -36,13 +38,14 @@ class Cost:
     Fields:
         rows: one a piece of work and contender: ``work``, ``contender``, ``value`` and ``unit``; ``against``, the
             contender it is compared with, ``ratio``, ``low`` and ``high``, the quartiles of the ratio within a round;
-            ``limit``, what the ratio may be at most (of ``attach`` the value); ``tokens_per_second``; for operators
-            ``over_the_batch``, how many go over all of a site's input. None where it does not apply.
+            ``limit``, what the ratio may be at most (of ``attach`` the value); ``tokens_per_second``; ``runs`` timed;
+            for operators ``over_the_batch``, how many go over all of a site's input. None where it does not apply.
         left_out: contenders that this model or installation cannot have, with the reason.
         shape: the model and batch.
         given: whether a model was given, so that the shape says the batch alone.
-        repeats: timed runs of each.
-        machine: device, threads, load average of the last minute before and after, version of torch.
+        repeats: timed runs of what carries a limit.
+        machine: device, threads, load average of the last minute before and after, whether freed memory was kept or
+            given back to the operating system, version of torch.
     """
 
     rows: list[Row]
@@ -84,13 +87,17 @@ def measure_cost(
 ) -> Cost:
     """Measures contenders that share one model's weights; runs alternate in one process.
 
+    What carries a limit runs in every round, all else in every fifth. On a CPU with glibc a pass is timed with the
+    memory that the one before it freed: by default it would be given back to the operating system, and the page faults
+    for it, paid anew in each pass, are most of the noise.
+
     Args:
         shape: of the model, a Llama with random weights, and of the batch; by default 8 layers of width 512, batch
             4 × 128.
         model: measure this one instead; it is frozen, and ``shape`` gives the batch alone.
         contenders: names from ``CONTENDERS``; by default all that the model and the installation can have.
         works: names from ``WORKS``; by default all.
-        repeats: timed runs of each, after three that are not counted.
+        repeats: timed runs of what carries a limit, after three that are not counted.
         progress: show bars.
 
     Raises:
@@ -105,18 +112,19 @@ def measure_cost(
     ready, left_out = _prepared(base, contenders)
     config: Any = base.config
     ids = random_ids(config.get_text_config().vocab_size, shape.batch, shape.tokens, device)
+    times = partial(_times, ready, ids, repeats, progress)
     measure: dict[str, Callable[[], Iterator[Row]]] = {
-        "step": partial(_times, "step", ready, TRAINED, work.training_step, ids, repeats, progress),
-        "forward": partial(_times, "forward", ready, INFERRED, work.forward, ids, repeats, progress),
-        "prefill": partial(_times, "prefill", ready, INFERRED, work.prefill, ids, repeats, progress),
-        "decode": partial(_times, "decode", ready, INFERRED, work.decode, ids, repeats, progress),
-        "attach": partial(_attach, base, "lora" in ready, min(repeats, 10), progress),
+        "step": lambda: times("step", TRAINED, lambda prepared: as_is(work.training_step(prepared, ids))),
+        "forward": lambda: times("forward", INFERRED, lambda prepared: as_is(work.forward(prepared, ids))),
+        "prefill": lambda: times("prefill", INFERRED, lambda prepared: as_is(work.prefill(prepared, ids))),
+        "decode": lambda: times("decode", INFERRED, lambda prepared: work.decode(prepared, ids)),
+        "attach": partial(_attach, base, ready, min(repeats, 10), progress),
         "memory": partial(_memory, ready, ids),
         "operators": partial(_operators, base, ready, ids),
     }
     allowed = limits(device)
     rows = [
-        dict.fromkeys(("against", "ratio", "low", "high", "tokens_per_second", "over_the_batch"))
+        dict.fromkeys(("against", "ratio", "low", "high", "tokens_per_second", "runs", "over_the_batch"))
         | row
         | {"limit": allowed.get((row["work"], row["contender"]))}
         for name in (WORKS if works is None else works)
@@ -124,6 +132,7 @@ def measure_cost(
     ]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     machine = {"device": name, "threads": torch.get_num_threads(), "load_before": load_before, "load_after": _load()}
+    machine["freed_memory"] = "kept" if keeps_memory(device) else "given back"
     return Cost(
         rows=rows,
         left_out=left_out,
@@ -147,23 +156,20 @@ def _prepared(base: nn.Module, named: Sequence[str] | None) -> tuple[dict[str, P
 
 
 def _times(
-    piece: str,
-    ready: dict[str, Prepared],
-    names: Sequence[str],
-    make: Callable[[Prepared, Tensor], work.Run],
+    ready: Mapping[str, Prepared],
     ids: Tensor,
     repeats: int,
     progress: bool,
+    piece: str,
+    names: Sequence[str],
+    make: Callable[[Prepared], Callable[[], work.Run]],
 ) -> Iterator[Row]:
-    there = {name: ready[name] for name in names if name in ready}
-    variants: dict[str, Callable[[], work.Run]]
-    if piece == "decode":  # each run goes on from a cache of its own
-        variants = {name: partial(make, prepared, ids) for name, prepared in there.items()}
-        tokens = ids.shape[0] * work.DECODED
-    else:
-        variants = {name: as_is(make(prepared, ids)) for name, prepared in there.items()}
-        tokens = ids.numel()
-    timings = alternate(variants, repeats, ids.device, what=piece, progress=progress)
+    """Times beside the first of the names; what carries a limit runs in every round."""
+    variants = {name: make(ready[name]) for name in names if name in ready}
+    tokens = ids.shape[0] * work.DECODED if piece == "decode" else ids.numel()
+    limited = {name for of, name in limits(ids.device) if of == piece} & variants.keys()
+    seldom = variants.keys() - limited - {names[0] if limited else None}
+    timings = alternate(variants, repeats, ids.device, seldom=seldom, what=piece, progress=progress)
     for name, timing in timings.items():
         low, high = timing.quartiles
         yield {
@@ -176,20 +182,30 @@ def _times(
             "low": low,
             "high": high,
             "tokens_per_second": 1000 * tokens / timing.median,
+            "runs": len(timing.milliseconds),
         }
 
 
-def _attach(base: nn.Module, with_lora: bool, repeats: int, progress: bool) -> Iterator[Row]:
+def _attach(base: nn.Module, ready: Mapping[str, Prepared], repeats: int, progress: bool) -> Iterator[Row]:
+    """Attaching and loading; making the model ready for it is not timed."""
     device = next(base.parameters()).device
+
+    def on_a_fresh_model(put: Callable[..., object], *args: object) -> Callable[[], work.Run]:
+        return lambda: partial(put, share(base), *args)
+
     with tempfile.TemporaryDirectory() as folder:
-        attach(share(base)).save_pretrained(folder)
-        attaching: dict[str, Callable[[], work.Run]] = {"edited": lambda: partial(attach, share(base))}
-        if with_lora:
-            attaching["lora"] = lambda: partial(put_lora, share(base))
-        loading: dict[str, Callable[[], work.Run]] = {"edited": lambda: partial(load, share(base), folder)}
+        ours, theirs = Path(folder, "ours"), Path(folder, "lora")
+        attach(share(base)).save_pretrained(ours)
+        attaching = {"edited": on_a_fresh_model(attach)}
+        attaching |= {name: on_a_fresh_model(put) for name, put in ATTACHED.items() if name in ready}
+        loading = {"edited": on_a_fresh_model(load, ours)}
+        if "lora" in ready:
+            save_lora(ready["lora"], theirs)
+            loading["lora"] = on_a_fresh_model(load_lora, theirs)
         for piece, variants in (("attach", attaching), ("load", loading)):
             for name, timing in alternate(variants, repeats, device, what=piece, progress=progress).items():
-                yield {"work": piece, "contender": name, "value": timing.median, "unit": "ms"}
+                row = {"work": piece, "contender": name, "value": timing.median, "unit": "ms"}
+                yield row | {"runs": len(timing.milliseconds)}
 
 
 def _memory(ready: dict[str, Prepared], ids: Tensor) -> Iterator[Row]:

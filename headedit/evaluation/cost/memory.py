@@ -1,13 +1,19 @@
-"""Peak memory of a piece of work: what its tensors take, and on a CPU the resident set of the process."""
+"""Memory of a piece of work: the peak of its tensors and of the process, and what is freed kept for the next pass."""
 
 import ctypes
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_LARGEST = 2**30
+_DYNAMIC_LARGEST = 32 * 2**20  # what glibc raises the threshold of mmap to by itself; that of trimming is twice it
 
 _STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -40,7 +46,7 @@ def peak_of_process(run: Callable[[], object]) -> int | None:
     if not sys.platform.startswith("linux"):
         return None
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
+    trim = _glibc("malloc_trim")
     if trim is not None:
         trim(0)
     try:
@@ -50,3 +56,39 @@ def peak_of_process(run: Callable[[], object]) -> int | None:
     run()
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
+
+
+def keeps_memory(device: torch.device) -> bool:
+    """Whether freed memory of a device can be kept: where glibc allocates, and where PyTorch itself does."""
+    return device.type != "cpu" or _glibc("mallopt") is not None
+
+
+@contextmanager
+def memory_kept(device: torch.device) -> Iterator[None]:
+    """Keeps freed memory of a CPU in the process, so that a pass that runs again does not pay page faults for it anew.
+
+    glibc gives large blocks back to the operating system as soon as they are freed. Afterwards it gives back what is
+    free, and its thresholds are at the values that its own adjustment goes up to (mallopt(3)): they hold for the whole
+    process and cannot be read. Does nothing without glibc and on other devices, whose memory PyTorch keeps itself.
+    """
+    if device.type != "cpu" or _glibc("mallopt") is None:
+        yield
+        return
+    mallopt, trim = _glibc("mallopt"), _glibc("malloc_trim")
+    if not mallopt(_MMAP_THRESHOLD, _LARGEST):  # which is more than some versions take
+        mallopt(_MMAP_THRESHOLD, _DYNAMIC_LARGEST)
+    mallopt(_TRIM_THRESHOLD, _LARGEST)
+    try:
+        yield
+    finally:
+        mallopt(_MMAP_THRESHOLD, _DYNAMIC_LARGEST)
+        mallopt(_TRIM_THRESHOLD, 2 * _DYNAMIC_LARGEST)
+        trim(0)
+
+
+def _glibc(name: str) -> Any:
+    """A function of glibc, or None where another library allocates."""
+    if not sys.platform.startswith("linux"):
+        return None
+    process = ctypes.CDLL(None)
+    return getattr(process, name, None) if hasattr(process, "gnu_get_libc_version") else None

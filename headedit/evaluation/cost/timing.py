@@ -2,13 +2,20 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from tqdm.auto import tqdm
 
+from headedit.evaluation.cost.memory import memory_kept
+
 WARM_UP = 3
+"""Rounds that are not counted."""
+
+SELDOM = 5
+"""Variants that need less exact times run in one of so many rounds."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +23,8 @@ class Timing:
     """Times of one variant, and those of the variant it is compared with, measured in the same rounds.
 
     Fields:
-        milliseconds: one a round.
-        reference: the same of the variant that is compared with.
+        milliseconds: one a round that it ran in.
+        reference: those of the variant that is compared with, in the same rounds.
     """
 
     milliseconds: list[float]
@@ -48,27 +55,36 @@ def alternate(
     repeats: int,
     device: torch.device,
     *,
+    seldom: Collection[str] = (),
     what: str = "",
     progress: bool = False,
 ) -> dict[str, Timing]:
     """Runs all variants once a round, each round beginning with the next of them.
 
+    On a CPU, memory that is freed meanwhile is kept for the next pass (see ``memory_kept``).
+
     Args:
         variants: by name; each makes ready, untimed, and returns what is timed. The first is the reference.
         repeats: timed rounds, after three that are not counted.
         device: where they run; a GPU is timed by its own events.
+        seldom: names of those that run in every fifth round alone, after one round that is not counted.
         what: said at the progress bar.
         progress: show a bar.
     """
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    names = list(variants)
-    for i in tqdm(range(WARM_UP + repeats), desc=what, disable=not progress, leave=False):
-        first = i % len(names)
-        for name in names[first:] + names[:first]:
-            taken = _timed(variants[name](), device)
-            if i >= WARM_UP:
-                times[name].append(taken)
-    return {name: Timing(values, times[names[0]]) for name, values in times.items()}
+    times: dict[str, dict[int, float]] = {name: {} for name in variants}
+    begun: Counter[int] = Counter()
+    with memory_kept(device):
+        for i in tqdm(range(-WARM_UP, repeats), desc=what, disable=not progress, leave=False):
+            all_run = i == -1 or (i >= 0 and i % SELDOM == 0)
+            names = [name for name in variants if all_run or name not in seldom]
+            first = begun[len(names)] % max(1, len(names))
+            begun[len(names)] += 1
+            for name in names[first:] + names[:first]:
+                taken = _timed(variants[name](), device)
+                if i >= 0:
+                    times[name][i] = taken
+    reference = times[next(iter(variants))]
+    return {name: Timing(list(of.values()), [reference[i] for i in of]) for name, of in times.items()}
 
 
 def as_is(run: Callable[[], object]) -> Callable[[], Callable[[], object]]:

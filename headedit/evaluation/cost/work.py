@@ -1,5 +1,6 @@
 """The pieces of work that are measured: a training step, a forward pass, prefill and decoding."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -54,7 +55,7 @@ def forward(prepared: Prepared, ids: Tensor) -> Run:
     return run
 
 
-def prefill(prepared: Prepared, ids: Tensor) -> Run:
+def prefill(prepared: Prepared, ids: Tensor) -> Callable[[], DynamicCache]:
     """A forward pass that fills a cache, with the logits of the last token alone."""
 
     def run() -> DynamicCache:
@@ -67,17 +68,22 @@ def prefill(prepared: Prepared, ids: Tensor) -> Run:
     return run
 
 
-def decode(prepared: Prepared, ids: Tensor) -> Run:
-    """Tokens one by one after a prefill, which is done here and not when the function is run."""
-    cache = prefill(prepared, ids)()
+def decode(prepared: Prepared, ids: Tensor) -> Callable[[], Run]:
+    """Tokens one by one after a prefill, which is done here, once; each run goes on from a copy of its cache."""
+    filled = prefill(prepared, ids)()
     token = ids[:, -1:]
 
-    def run() -> None:
-        with torch.no_grad():
-            for _ in range(DECODED):
-                prepared.model(input_ids=token, past_key_values=cache, use_cache=True)
+    def ready() -> Run:
+        cache = copy.deepcopy(filled)
 
-    return run
+        def run() -> None:
+            with torch.no_grad():
+                for _ in range(DECODED):
+                    prepared.model(input_ids=token, past_key_values=cache, use_cache=True)
+
+        return run
+
+    return ready
 
 
 def _set_mode(prepared: Prepared, *, training: bool) -> None:
