@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from os import PathLike
 from typing import Any
 
@@ -21,6 +22,7 @@ from headedit.training.controls import Metric, measured, run_controls
 from headedit.training.data.batches import Encoded
 from headedit.training.data.encoding import encode
 from headedit.training.journal import digest, digest_rows
+from headedit.training.prefix import FrozenPrefix
 from headedit.training.quantized import differentiable
 from headedit.training.recipes import DEFAULT, Recipe, make_recipe
 from headedit.training.run import Run
@@ -42,6 +44,7 @@ def fit(
     tokenizer: Any = None,
     max_length: int | None = None,
     resume: bool = False,
+    cache_prefix: bool = False,
     arguments: Mapping[str, Any] | None = None,
     progress: bool = True,
     **overrides: Any,
@@ -69,6 +72,11 @@ def fit(
         max_length: examples of more tokens are left out and reported; by default the model's context.
         resume: go on with the run that was stopped in ``output_dir``, at any moment and however: it ends with the
             edits that it would have had, bit for bit. Everything else must be as it was. Where there is none, begin.
+        cache_prefix: where upper layers alone are edited, run the frozen ones below them once for each example, and
+            begin every later pass at the first edited layer. It takes tokens × hidden size × bytes an element of host
+            memory, for all examples together; ``run.record["prefix_cache"]`` has layers, examples and bytes. At a batch
+            of one the edits are the same to the bit, in larger batches within rounding. What cannot have it to the
+            bit, such as dropout, layers that share more than hidden states, FSDP and autocast, is refused.
         arguments: fields of ``transformers.TrainingArguments`` over the recipe's own choices, such as
             ``gradient_accumulation_steps``, ``save_steps`` or ``report_to``.
         progress: show bars.
@@ -95,6 +103,7 @@ def fit(
             "These edits are frozen, so nothing would be trained; PEFT's get_peft_model freezes what is there. Call "
             "edits.module.requires_grad_(True) first."
         )
+    prefix = FrozenPrefix(edits, dict(arguments or {})) if cache_prefix else None
     folder = check_writable(output_dir)
     train_rows, valid_rows, pad = _encoded(edits, train, valid, tokenizer, max_length, progress)
     if len(train_rows) < chosen.batch_size:
@@ -106,6 +115,7 @@ def fit(
         "settings": digest([recipe, vars(chosen), dict(arguments or {})]),
         "training examples": digest_rows(train_rows),
         "validation examples": digest_rows(valid_rows),
+        **({"cache_prefix": digest(True)} if cache_prefix else {}),
     }
     controlled = functools.partial(run_controls, metric=metric) if controls else None
     start, sessions, runs, figures = edits.snapshot(), [], [], []
@@ -124,6 +134,7 @@ def fit(
             arguments=dict(arguments or {}),
             resume=resume,
             batch_size=chosen.batch_size,
+            prefix=prefix,
         )
         sessions.append(session)
         runs.append(_run(session, recipe, chosen, controlled))
@@ -147,7 +158,7 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
     was_training = edits.model.training
     started = time.perf_counter()
     try:
-        with differentiable(edits.model):
+        with differentiable(edits.model), session.prefix or nullcontext():
             recipe.run(session)
             seconds = time.perf_counter() - started
             found = None if controls is None else controls(session, recipe)
@@ -167,6 +178,7 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
         "open": {kind: {"open": n, "of": total} for kind, (n, total) in edits.count_open().items()},
         "seconds": round(seconds, 2),
         **({} if found is None else {"controls": found}),
+        **({} if session.prefix is None else {"prefix_cache": session.prefix.record}),
     }
     run = Run(folder, session.history, record, edits)
     if session.main:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from headedit.training.interrupts import StopWhenAsked
 from headedit.training.journal import Journal, digest_tensors, put_back, taken_down
 from headedit.training.losses import example_losses
 from headedit.training.objective import Penalty
+from headedit.training.prefix import FrozenPrefix
 from headedit.training.schedules import LRSchedule, hf_name, lr_factor
 from headedit.training.slopes import slopes_of, units_of
 from headedit.training.trainer import HeadEditTrainer
@@ -83,6 +85,7 @@ class Session:
         arguments: fields of ``TrainingArguments`` that hold for every stage, over its own choices.
         resume: go on with the run that was stopped in the folder, if there is one.
         batch_size: examples a step, which the batches that are only measured go by.
+        prefix: what keeps the output of the layers below the edited ones; None to run all layers in every pass.
         history: rows of all stages.
         steps: optimiser steps so far.
         kept_step: the step that the edits are of.
@@ -101,6 +104,7 @@ class Session:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
     batch_size: int = 8
+    prefix: FrozenPrefix | None = None
     history: History = field(init=False)
     steps: int = 0
     kept_step: int = 0
@@ -129,6 +133,10 @@ class Session:
     def beside(self, folder: Path) -> "Session":
         """The same examples and edits, as they are now, with a folder and history of its own."""
         return replace(self, folder=folder, steps=0, kept_step=0, best_eval_loss=None, path=None)
+
+    def plainly(self) -> AbstractContextManager[None]:
+        """A context in which every pass runs all layers."""
+        return nullcontext() if self.prefix is None else self.prefix.paused()
 
     def measure(self, rows: Sequence[Encoded] | None = None) -> Tensor:
         """The loss of every example, by default of the validation set, [examples]."""
@@ -254,7 +262,8 @@ class Session:
         return [stage.offset_lr * unit for unit in self._units(rows)]
 
     def _units(self, rows: Sequence[Encoded]) -> list[float]:
-        return units_of(self.edits, lambda: self.measure(rows[:_SAMPLE]))
+        with self.plainly():  # padding counts here, and it is not the same where its lower layers are not run
+            return units_of(self.edits, lambda: self.measure(rows[:_SAMPLE]))
 
 
 _DEVICES = ("use_cpu", "ddp_backend", "ddp_timeout")

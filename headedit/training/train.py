@@ -84,6 +84,7 @@ def train(
         tokenizer=tokenizer,
         max_length=chosen.data.max_length,
         resume=resume,
+        cache_prefix=chosen.cache_prefix,
         arguments=chosen.arguments(),
         progress=progress,
         **chosen.recipe_fields,

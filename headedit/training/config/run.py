@@ -68,6 +68,8 @@ class RunConfig:
         seed: of the order of examples and the gates' noise; the draw of examples has its own, ``data.seed``.
         seeds: number of runs, with the seeds from ``seed`` on, to see what they agree on.
         controls: also fit as many random heads, and every head without gates.
+        cache_prefix: run the layers below the first edited one once for each example, where ``edits: layers`` leaves
+            some out there; takes tokens × hidden size × bytes an element of host memory, see ``headedit.fit``.
         output: folder for the edits and everything else that the run leaves.
     """
 
@@ -81,6 +83,7 @@ class RunConfig:
     seed: int = 0
     seeds: int = 1
     controls: bool = False
+    cache_prefix: bool = False
     output: str | None = None
 
     def __post_init__(self) -> None:
