@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import headedit
 from headedit import EditConfig
-from headedit.edits.site import SiteEdit, lines
+from headedit.edits.site import lines
 
 CONFIGS = {
     "default": {},
@@ -184,4 +184,16 @@ def test_in_eval_mode_each_site_keeps_its_own(ids, monkeypatch):
         for _ in range(2):
             edits.model(input_ids=ids)
     assert taken == [1, 1, 1]
-    assert all(isinstance(edit, SiteEdit) for edit in edits.module)
+
+
+def test_gradients_that_begin_within_a_pass_reach_the_edits(ids):
+    edits = attached()
+    edits.model.eval()
+    layer = edits.model.model.layers[2]
+    layer.register_forward_pre_hook(lambda *_: torch.set_grad_enabled(True) and None)
+    with torch.no_grad():
+        out = edits.model(input_ids=ids).logits
+    assert out.requires_grad
+    *_, last = edits.module
+    (gradient,) = torch.autograd.grad(out.square().sum(), [last.offset])
+    assert (gradient != 0).any()

@@ -1,6 +1,6 @@
 """A value that depends on parameters alone, computed once until one of them changes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -21,21 +21,28 @@ class Kept(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._entry: tuple[list[_Seen], T] | None = None
+        self._entry: tuple[list[_Seen | None], T] | None = None
 
     def __reduce__(self) -> "tuple[type[Kept[T]], tuple[()]]":
         return type(self), ()
 
-    def get(self, parameters: Sequence[Tensor], compute: Callable[[], T]) -> T:
-        """The value: the one that is kept where no parameter has changed since, a new one otherwise."""
+    def get(self, parameters: Collection[Tensor | None], compute: Callable[[], T]) -> T:
+        """The value: the one that is kept where no parameter has changed since, a new one otherwise.
+
+        Args:
+            parameters: what it depends on; None for those that are not there.
+            compute: makes a new one.
+        """
         if torch.compiler.is_compiling():
             return compute()
-        if not _may_keep(parameters):
-            self.drop()
+        if self._entry is not None and _unchanged(self._entry[0], parameters):
+            return self._entry[1]
+        self.drop()
+        if not _may_keep([p for p in parameters if p is not None]):
             return compute()
-        if self._entry is None or not _unchanged(self._entry[0], parameters):
-            with torch.inference_mode(False), torch.no_grad():
-                self._entry = [_Seen(p, p._version, p.data_ptr(), p.detach()) for p in parameters], compute()
+        with torch.inference_mode(False), torch.no_grad():
+            seen = [None if p is None else _Seen(p, p._version, p.data_ptr(), p.detach()) for p in parameters]
+            self._entry = seen, compute()
         return self._entry[1]
 
     def drop(self) -> None:
@@ -52,13 +59,20 @@ class _Seen(NamedTuple):
     alias: Tensor
 
 
-def _unchanged(seen: list[_Seen], parameters: Sequence[Tensor]) -> bool:
-    if len(seen) != len(parameters):
-        return False
-    for (then, version, address, _), now in zip(seen, parameters, strict=True):
-        if now is not then or now._version != version or now.data_ptr() != address:
+def _unchanged(seen: list[_Seen | None], parameters: Collection[Tensor | None]) -> bool:
+    """Whether the value still holds: in every pass, so that this looks at no more than it must."""
+    gradients, first = torch.is_grad_enabled(), None
+    for was, now in zip(seen, parameters, strict=True):
+        if was is None or now is None:
+            if was or now is not None:
+                return False
+            continue
+        first, version, address, _ = was
+        if now is not first or now._version != version or now.data_ptr() != address or now.grad is not None:
             return False
-    return True
+        if gradients and now.requires_grad:
+            return False
+    return first is not None and not _written_behind(first)
 
 
 def _may_keep(parameters: Sequence[Tensor]) -> bool:
@@ -67,6 +81,11 @@ def _may_keep(parameters: Sequence[Tensor]) -> bool:
         # functional_call and FSDP put other classes in place of a Parameter
         if type(p) is not nn.Parameter or p.grad is not None or (gradients and p.requires_grad) or p.is_inference():
             return False
-    if parameters[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        return False
-    return not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    return not _written_behind(parameters[0])
+
+
+def _written_behind(parameter: Tensor) -> bool:
+    """Whether parameters may be written behind their version's back, or a replayed graph is to see them."""
+    if parameter.is_cuda and torch.cuda.is_current_stream_capturing():
+        return True
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

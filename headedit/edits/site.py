@@ -120,10 +120,10 @@ class SiteEdit(nn.Module):
 
         Args:
             z: the input.
-            line: factor and offset, where they are computed already; see ``lines``.
+            line: factor and offset, where they are computed already; see ``Together``.
         """
         shape = heads_shape(z, self.heads, self.head_dim, self.path)
-        scale, offset = self._line() if line is None else line
+        scale, offset = self.line() if line is None else line
         return multiply_add(z, placed(scale, z, shape), placed(offset, z, shape))
 
     def acting(self) -> dict[str, Tensor]:
@@ -136,12 +136,14 @@ class SiteEdit(nn.Module):
         like = next(vector for vector in (scale, offset) if vector is not None)
         return torch.ones_like(like) if scale is None else scale, torch.zeros_like(like) if offset is None else offset
 
-    def _line(self) -> Line:
-        return lines([self], uniform([self]))[0] if self.training else self._in_eval_mode()
+    def line(self) -> Line:
+        """The factor and the offset of this site alone; in training mode the gates are drawn anew at each call."""
+        if self.training:
+            return lines([self], uniform([self]))[0]
+        return self._in_eval_mode()
 
     def _in_eval_mode(self) -> Line:
-        parameters = [p for p in self._parameters.values() if p is not None]
-        return self._kept.get(parameters, self._compute_in_eval_mode)
+        return self._kept.get(self._parameters.values(), self._compute_in_eval_mode)
 
     def _compute_in_eval_mode(self) -> Line:
         ((scale, offset),) = lines([self])
