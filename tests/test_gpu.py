@@ -7,7 +7,6 @@ import torch
 from tiny import logits, randomise, tiny_model
 
 import headedit
-from headedit.edits.multiply_add import multiply_add
 from headedit.evaluation.cost import Shape, measure_cost
 from headedit.evaluation.cost.contenders import edited, limit
 from headedit.evaluation.cost.memory import peak_of_tensors
@@ -61,20 +60,6 @@ def test_gradients_are_those_of_the_cpu(ids, dtype, tolerance):
         gradients.append([p.grad.cpu() for p in edits.module.parameters()])
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_line_has_autograds_own_bits_and_gradients(dtype):
-    z = torch.randn(3, 5, 64, device=GPU).to(dtype).requires_grad_()
-    scale, offset = (torch.randn(64, device=GPU, requires_grad=True) for _ in range(2))
-    ours, plain = multiply_add(z, scale, offset), torch.addcmul(offset, z, scale).to(dtype)
-    assert torch.equal(ours, plain)
-    gradient = torch.randn_like(plain)
-    inputs = (z, scale, offset)
-    for a, b in zip(
-        torch.autograd.grad(ours, inputs, gradient), torch.autograd.grad(plain, inputs, gradient), strict=True
-    ):
-        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("training", [True, False])
