@@ -242,6 +242,21 @@ def test_a_folder_that_cannot_be_written(llama, tmp_path):
         headedit.attach(llama).save_pretrained(tmp_path / "file" / "out")
 
 
+def test_looking_whether_a_folder_can_be_written_makes_nothing_that_another_process_could_meet(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "mkdir", lambda path, mode=0o777: pytest.fail(f"made {path}"))
+    folder = tmp_path / "of" / "several" / "processes"
+    assert files.check_writable(folder) == folder
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["file", "file/out", "nowhere", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_refused_before_any_work(name, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    with pytest.raises(HeadEditError, match=r"cannot be written .*Choose another output folder"):
+        files.check_writable(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["nobody/nothing", "not a name!", "./missing/folder"])
 def test_a_name_that_leads_nowhere(llama, name):
     with pytest.raises(HeadEditError, match="there is no such folder"):

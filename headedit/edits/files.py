@@ -65,23 +65,19 @@ def write_pair(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor],
 
 
 def check_writable(directory: "str | PathLike[str]") -> Path:
-    """The folder as a path, after a trial that a file can be written there, of which nothing is left.
+    """The folder as a path, after a trial that it can be made and written; nothing is made, for other processes may
+    be about to use it too.
 
     Raises:
         HeadEditError: it cannot be made or written; raised before any work is done.
     """
     folder = Path(directory)
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.is_symlink() or path.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise HeadEditError(f"{folder}: cannot be written ({error.strerror}). Choose another output folder.") from None
-    finally:
-        for path in missing:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
     return folder
 
 
