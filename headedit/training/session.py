@@ -1,6 +1,5 @@
 """One call of ``fit`` as the recipes see it: edits, encoded examples, a folder, and stages to train in."""
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -24,49 +23,12 @@ from headedit.training.journal import Journal, digest_tensors, put_back, taken_d
 from headedit.training.losses import example_losses
 from headedit.training.objective import Penalty
 from headedit.training.prefix import FrozenPrefix
-from headedit.training.schedules import LRSchedule, hf_name, lr_factor
+from headedit.training.schedules import lr_factor
 from headedit.training.slopes import slopes_of, units_of
+from headedit.training.stage import Stage
 from headedit.training.trainer import HeadEditTrainer
 
 CHECKPOINTS = "checkpoints"
-_LOGS_AN_EPOCH = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """How vectors and gates are trained for a while.
-
-    Fields:
-        epochs: passes over the examples.
-        min_steps: optimiser steps below which there are more passes.
-        batch_size: examples a step of one process; all of them where there are fewer. Several processes, and
-            ``gradient_accumulation_steps``, multiply it.
-        scale_lr: peak learning rate of the scales.
-        offset_lr: peak learning rate of the offsets; in units of the site's activations if ``relative``.
-        gate_lr: peak learning rate of the gate logits.
-        relative: multiply ``offset_lr`` by the root mean square of what the site is given.
-        lr_schedule: course of all rates after the warm-up.
-        warmup_epochs: epochs of linear warm-up; None for a twentieth of the steps.
-        adam_epsilon: ε of AdamW.
-        weight_decay: of the vectors.
-        max_grad_norm: clipping of the gradient's norm.
-        patience: epochs without a better validation loss before the stage stops, and the best edits are kept; None
-            to go to the end and keep the last.
-    """
-
-    epochs: int
-    min_steps: int = 0
-    batch_size: int
-    scale_lr: float
-    offset_lr: float
-    gate_lr: float = 0.0
-    relative: bool = False
-    lr_schedule: LRSchedule = "cosine"
-    warmup_epochs: float | None = None
-    adam_epsilon: float = 1e-6
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    patience: int | None = None
 
 
 @dataclass
@@ -175,32 +137,13 @@ class Session:
         if stage.lr_schedule == "adaptive" and valid is None:
             raise HeadEditError("lr_schedule 'adaptive' goes by the validation loss; give a validation set.")
         set_seed(self.seed)
-        batch = min(stage.batch_size, len(rows))
         given = dict(self.arguments)
         together = self.processes * int(given.get("gradient_accumulation_steps", 1))
-        steps_an_epoch = math.ceil(len(rows) / (batch * together))
-        epochs = max(stage.epochs, math.ceil(stage.min_steps / steps_an_epoch))
-        warmup = steps_an_epoch * epochs / 20 if stage.warmup_epochs is None else stage.warmup_epochs * steps_an_epoch
-        stops = valid is not None and stage.patience is not None
         place = self.journal.folder / self.journal.key(name)
         chosen = {
+            **stage.arguments(len(rows), together, validated=valid is not None),
             "output_dir": str(place),
-            "num_train_epochs": epochs,
-            "per_device_train_batch_size": batch,
-            "per_device_eval_batch_size": 4 * batch,
-            "learning_rate": stage.scale_lr,
-            "lr_scheduler_type": hf_name(stage.lr_schedule),
-            "warmup_steps": 0 if stage.lr_schedule == "adaptive" else round(warmup),
-            "adam_epsilon": stage.adam_epsilon,
-            "weight_decay": stage.weight_decay,
-            "max_grad_norm": stage.max_grad_norm,
-            "eval_strategy": "no" if valid is None else "epoch",
-            "save_strategy": "epoch" if stops else "no",
             "save_total_limit": 2,
-            "load_best_model_at_end": stops,
-            "metric_for_best_model": "eval_loss" if valid is not None else None,
-            "greater_is_better": False if valid is not None else None,
-            "logging_steps": max(1, steps_an_epoch // _LOGS_AN_EPOCH),
             "prediction_loss_only": True,
             "remove_unused_columns": False,
             "dataloader_pin_memory": torch.cuda.is_available(),
@@ -209,6 +152,7 @@ class Session:
             "seed": self.seed,
             "disable_tqdm": not self.progress,
         }
+        stops = chosen["load_best_model_at_end"]
         if valid is not None and given.get("save_strategy") == "steps":  # or its end were no place to go on from
             given = {"eval_strategy": "steps", "eval_steps": given.get("save_steps"), **given}
         arguments = TrainingArguments(**{**chosen, **given})
@@ -218,7 +162,7 @@ class Session:
             objective=objective,
             gate_learning_rate=stage.gate_lr,
             offset_learning_rates=self._offset_rates(stage, rows),
-            lr_factor=lr_factor(stage.lr_schedule, round(warmup)),
+            lr_factor=lr_factor(stage.lr_schedule, chosen["warmup_steps"]),
             history=self.history,
             first_step=self.steps,
             stage=name,
@@ -268,10 +212,3 @@ class Session:
 
 _DEVICES = ("use_cpu", "ddp_backend", "ddp_timeout")
 _SAMPLE = 64
-
-
-def scaled(stage: Stage, factor: float) -> Stage:
-    """The stage with all rates multiplied."""
-    return replace(
-        stage, scale_lr=factor * stage.scale_lr, offset_lr=factor * stage.offset_lr, gate_lr=factor * stage.gate_lr
-    )

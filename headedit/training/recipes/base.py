@@ -6,7 +6,8 @@ from typing import ClassVar
 from headedit.errors import HeadEditError
 from headedit.specs import strict
 from headedit.training.schedules import LRSchedule
-from headedit.training.session import Session, Stage
+from headedit.training.session import Session
+from headedit.training.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ from headedit.training.objective import Objective
 from headedit.training.pruning import Pruning
 from headedit.training.recipes.base import Recipe
 from headedit.training.schedules import LambdaSchedule
-from headedit.training.session import Session, Stage, scaled
+from headedit.training.session import Session
+from headedit.training.stage import Stage, scaled
 
 _FEW = 100
 """Examples from which on one part held out says enough; of fewer, without a validation set, every part is in turn."""

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 from headedit.edits.support import all_gates, fix, open_gates
 from headedit.training.recipes.base import Recipe
-from headedit.training.session import Session, Stage
+from headedit.training.session import Session
+from headedit.training.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
