@@ -17,6 +17,8 @@ Precision = Annotated[Dtype, typer.Option("--dtype", help="Of the weights; auto 
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda:0, …")]
 Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder for everything written.")]
 
+_COUNTED = ("step_operators", "forward_operators", "parameters", "bytes", "hardened_bytes")
+
 
 @app.callback(invoke_without_command=True)
 def bench(
@@ -95,7 +97,9 @@ def scaling(
 
     folder = check_writable(output)
     rows = measure(listed(sweeps), repeats=repeats, dtype=_dtype(dtype), device=device)
-    print_measured("Cost of edits by size", rows)
+    times = [key for key in rows[0] if key not in _COUNTED]
+    print_measured("Times by size", rows, times)
+    print_measured("Operators added, parameters, and bytes on disk, by size", rows, [*times[:2], *_COUNTED])
     write_measured(folder, "scaling", rows, cost_plot.scaling(rows))
 
 

@@ -35,9 +35,10 @@ def print_cost(cost: "Cost", name: str) -> None:
     _print("Times, memory and operators", _HEADER, [_cells(row) for row in cost.rows], no_wrap=True)
 
 
-def print_measured(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Prints the rows of ``scaling`` or ``route_cost``."""
-    _print(title, [key.replace("_", "\n") for key in rows[0]], [[_shown(v) for v in row.values()] for row in rows])
+def print_measured(title: str, rows: Sequence[dict[str, Any]], keys: Sequence[str] | None = None) -> None:
+    """Prints some columns, by default all, of the rows of ``scaling`` or ``route_cost``."""
+    keys = list(rows[0]) if keys is None else keys
+    _print(title, [key.replace("_", "\n") for key in keys], [[_shown(row[key]) for key in keys] for row in rows])
 
 
 def write_measured(folder: Path, name: str, rows: Sequence[dict[str, Any]], figure: "Figure") -> None:

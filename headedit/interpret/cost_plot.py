@@ -45,12 +45,13 @@ def scaling(rows: Sequence[Row]) -> Figure:
             _line(times, of, milliseconds, colour, name)
             _line(times, of, least, _GREY, reference, dashed=True)
             _line(ratios, of, [row[f"{work}_ratio"] for row in of], colour, f"{name} over {reference}")
-        ratios.axhline(1.0, color=_GREY, linewidth=0.8)
         _line(disk, of, [row["bytes"] / 1024 for row in of], _GREEN, "whole")
         _line(disk, of, [row["hardened_bytes"] / 1024 for row in of], PALETTE[3], "hardened, 5 % of heads")
         for axis, scale in ((times, "log"), (ratios, "linear"), (disk, "log")):
             _axis(axis, of, scale)
         disk.set_xlabel(_SWEEPS[sweep])
+    for axis in axes[1]:
+        _around_one(axis)
     for axis, label in zip(axes[:, 0], ("milliseconds", "ratio of medians", "KiB on disk"), strict=True):
         axis.set_ylabel(label)
     for axis in axes[:, -1]:
@@ -74,10 +75,10 @@ def adapters(rows: Sequence[Row]) -> Figure:
     """
     _check(rows)
     renamed = [{**row, "value": row["adapters"]} for row in rows]
-    figure, (ratios, times) = plt.subplots(1, 2, figsize=(9.0, 3.8), layout="constrained")
+    figure, (ratios, times) = plt.subplots(1, 2, figsize=(9.0, 4.2), layout="constrained")
     _line(ratios, renamed, [row["against_one"] for row in rows], _BLUE, "over one adapter")
     _line(ratios, renamed, [row["against_bare"] for row in rows], _ORANGE, "over the bare model")
-    ratios.axhline(1.0, color=_GREY, linewidth=0.8)
+    _around_one(ratios)
     ratios.set_ylabel("ratio of medians")
     curves = (
         ("forward_ms", "forward pass", _BLUE),
@@ -92,7 +93,7 @@ def adapters(rows: Sequence[Row]) -> Figure:
     for axis, scale in ((ratios, "linear"), (times, "log")):
         _axis(axis, renamed, scale)
         axis.set_xlabel("adapters on the model")
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     figure.suptitle(f"A routed batch of {rows[0]['rows']} rows", fontsize=12)
     return figure
 
@@ -104,6 +105,13 @@ def _line(
         {"linestyle": "--", "linewidth": 1.0} if dashed else {"marker": "o", "markersize": 4, "linewidth": 1.4}
     )
     axis.plot([row["value"] for row in rows], values, color=colour, label=label, **style)
+
+
+def _around_one(axis: Axes) -> None:
+    """A line at one, and an axis on which noise of a hundredth does not look like much; called once all is drawn."""
+    axis.axhline(1.0, color=_GREY, linewidth=0.8)
+    low, high = axis.get_ylim()
+    axis.set_ylim(min(low, 0.95), max(high, 1.05))
 
 
 def _axis(axis: Axes, rows: Sequence[Row], scale: str) -> None:
