@@ -33,6 +33,9 @@ def bench(
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens a sequence.")] = 128,
     dtype: Precision = Dtype.auto,
     device: Device = "cpu",
+    attention: Annotated[
+        str | None, typer.Option("--attention", help="Such as eager or flash_attention_2.  [default: sdpa]")
+    ] = None,
     contenders: Annotated[
         str | None, typer.Option("--contenders", help="Such as 'edited,lora'.  [default: all]")
     ] = None,
@@ -57,14 +60,16 @@ def bench(
 
     if shape not in SHAPES:
         raise HeadEditError(f"--shape: found '{shape}'.{suggest(shape, SHAPES)}")
-    given = {"layers": layers, "hidden": hidden, "heads": heads}
+    given = {"layers": layers, "hidden": hidden, "heads": heads, "attention": attention}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if heads is not None:
         changes["kv_heads"] = None
     chosen = replace(SHAPES[shape], **changes, batch=batch, tokens=tokens, dtype=_dtype(dtype), device=device)
     cost = measure_cost(
         chosen,
-        model=None if model is None else load_model(model, dtype=dtype.value, device=device),
+        model=None
+        if model is None
+        else load_model(model, dtype=dtype.value, device=device, attn_implementation=attention),
         contenders=None if contenders is None else listed(contenders),
         works=None if works is None else listed(works),
         repeats=repeats,

@@ -25,6 +25,7 @@ def print_cost(cost: "Cost", name: str) -> None:
         ("model", name + ("" if cost.given else of_shape)),
         ("batch", f"{shape.batch} × {shape.tokens} tokens"),
         ("measured on", f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}"),
+        ("attention", machine["attention"]),
         ("load average", f"{machine['load_before']} before, {machine['load_after']} after"),
         ("freed memory", machine["freed_memory"]),
         *((f"against {name}", "; ".join(pieces)) for name, pieces in _compared(cost.rows).items()),

@@ -109,6 +109,7 @@ def test_a_contender_that_cannot_be_had_is_named(monkeypatch):
         (lambda: measure_cost(SMALL, contenders=["edted"]), "contenders: found 'edted'. Did you mean 'edited'"),
         (lambda: measure_cost(SMALL, works=["steps"]), "works: found 'steps'. Did you mean 'step'"),
         (lambda: measure_cost(Shape(device="nowhere")), "device: 'nowhere' cannot be used"),
+        (lambda: measure_cost(Shape(attention="flash")), r"attention: 'flash' cannot be had \(.*not supported"),
         (lambda: scaling(["layer"]), "sweeps: found 'layer'. Did you mean 'layers'"),
         (lambda: cost_plot.scaling([]), "no rows"),
         (lambda: cost_plot.adapters([]), "no rows"),
@@ -117,6 +118,16 @@ def test_a_contender_that_cannot_be_had_is_named(monkeypatch):
 def test_what_cannot_be_measured(call, message):
     with pytest.raises(HeadEditError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("options", "attention"), [([], "sdpa"), (["--attention", "eager"], "eager")])
+def test_the_attention_is_chosen_and_recorded(options, attention, tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    for model in ([], ["--model", str(tmp_path / "model")]):
+        quick = ["--repeats", "1", "--layers", "1", "--hidden", "16", "--heads", "2", "--batch", "1", "--tokens", "4"]
+        chosen = ["--works", "operators", "--contenders", "edited", "--output", str(tmp_path / "cost.json")]
+        CliRunner().invoke(cli_bench.app, [*quick, *chosen, *options, *model], catch_exceptions=False)
+        assert json.loads((tmp_path / "cost.json").read_text())["machine"]["attention"] == attention
 
 
 def test_the_named_shapes_are_of_the_size_they_say():

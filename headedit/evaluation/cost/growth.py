@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -54,7 +55,8 @@ def scaling(
     for sweep in SWEEPS if sweeps is None else sweeps:
         shape, values = SWEEPS[sweep]
         for value in values:
-            chosen = replace(shape, **{sweep: value}, dtype=dtype, device=device)
+            size: dict[str, Any] = {sweep: value}
+            chosen = replace(shape, **size, dtype=dtype, device=device)
             rows.append({"sweep": sweep, "value": value} | _of_shape(chosen, repeats, progress, f"{value} {sweep}"))
     return rows
 

@@ -44,8 +44,8 @@ class Cost:
         shape: the model and batch.
         given: whether a model was given, so that the shape says the batch alone.
         repeats: timed runs of what carries a limit.
-        machine: device, threads, load average of the last minute before and after, whether freed memory was kept or
-            given back to the operating system, version of torch.
+        machine: device, threads, attention, load average of the last minute before and after, whether freed memory was
+            kept or given back to the operating system, version of torch.
     """
 
     rows: list[Row]
@@ -111,7 +111,8 @@ def measure_cost(
     device = next(base.parameters()).device
     ready, left_out = _prepared(base, contenders)
     config: Any = base.config
-    ids = random_ids(config.get_text_config().vocab_size, shape.batch, shape.tokens, device)
+    text = config.get_text_config()
+    ids = random_ids(text.vocab_size, shape.batch, shape.tokens, device)
     times = partial(_times, ready, ids, repeats, progress)
     measure: dict[str, Callable[[], Iterator[Row]]] = {
         "step": lambda: times("step", TRAINED, lambda prepared: as_is(work.training_step(prepared, ids))),
@@ -132,6 +133,7 @@ def measure_cost(
     ]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     machine = {"device": name, "threads": torch.get_num_threads(), "load_before": load_before, "load_after": _load()}
+    machine["attention"] = text._attn_implementation
     machine["freed_memory"] = "kept" if keeps_memory(device) else "given back"
     return Cost(
         rows=rows,

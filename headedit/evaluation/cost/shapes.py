@@ -24,6 +24,8 @@ class Shape:
         batch, tokens: sequences, and tokens in each of them.
         dtype: of the weights: float32, bfloat16 or float16.
         device: such as cpu or cuda:0.
+        attention: as transformers names it, such as sdpa, which is FlashAttention where PyTorch can have it, or
+            flash_attention_2.
     """
 
     layers: int = 8
@@ -36,6 +38,7 @@ class Shape:
     tokens: int = 128
     dtype: str = "float32"
     device: str = "cpu"
+    attention: str = "sdpa"
 
     def __post_init__(self) -> None:
         if self.hidden % (2 * self.heads):
@@ -59,7 +62,11 @@ SHAPES = {
 
 
 def build(shape: Shape) -> nn.Module:
-    """A frozen model of a shape, in eval mode, made on its device; the same weights at every call."""
+    """A frozen model of a shape, in eval mode, made on its device; the same weights at every call.
+
+    Raises:
+        HeadEditError: the device or the attention cannot be had.
+    """
     config = LlamaConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
@@ -69,6 +76,7 @@ def build(shape: Shape) -> nn.Module:
         num_key_value_heads=shape.kv_heads or shape.heads,
         max_position_embeddings=max(512, 2 * shape.tokens),
         dtype=DTYPES[shape.dtype],
+        attn_implementation=shape.attention,
     )
     _check_device(shape.device)
     before = torch.get_default_dtype()
@@ -77,6 +85,10 @@ def build(shape: Shape) -> nn.Module:
         torch.set_default_dtype(DTYPES[shape.dtype])  # no weight is made in float32 first
         try:
             model: nn.Module = LlamaForCausalLM(config)
+        except (ImportError, ValueError) as error:
+            raise HeadEditError(
+                f"attention: '{shape.attention}' cannot be had ({str(error).splitlines()[0]})."
+            ) from None
         finally:
             torch.set_default_dtype(before)
     return model.requires_grad_(False).eval()
