@@ -49,6 +49,16 @@ def test_a_model_of_few_words_is_checked_on_ids_that_it_has():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_gradients_that_change_with_recomputation_are_found(llama):
+    factors = iter([1.0, *[1.001] * 10])
+
+    def drift(module, args):
+        return (next(factors) * args[0],) if module.training else args
+
+    llama.model.layers[1].mlp.register_forward_pre_hook(drift)
+    assert certify(llama).problems == ["gradients: differ"]
+
+
 def test_linear_and_attention_are_certified_together():
     certificate = certify(tiny_model("kimi_linear"), kinds=["attention", "linear"])
     assert certificate.ok

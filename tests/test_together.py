@@ -101,14 +101,19 @@ def test_sites_of_other_shapes_are_taken_apart(ids, monkeypatch):
     assert taken == [3, 3]
 
 
+def with_a_graph() -> list[torch.Tensor]:
+    gc.collect()
+    return [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.grad_fn is not None]
+
+
 def test_nothing_is_left_of_a_pass(ids):
+    before = with_a_graph()  # of other tests
     edits = attached()
     loss = edits.model(input_ids=ids, labels=ids).loss
     loss.backward()
     del loss
     edits.module.zero_grad()
-    gc.collect()
-    assert not [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.grad_fn is not None]
+    assert {id(o) for o in with_a_graph()} == {id(o) for o in before}
     edits.model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         edits.model(input_ids=ids)
