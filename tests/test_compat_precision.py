@@ -147,6 +147,18 @@ def test_weights_that_are_elsewhere_until_they_are_needed(offload, ids, tmp_path
     assert torch.equal(logits(model, ids), base)
 
 
+def test_edits_that_are_offloaded_with_their_model_act(ids):
+    model = tiny_model("llama")
+    edits = edited(model)
+    wanted = logits(model, ids)
+    accelerate.cpu_offload(model, execution_device="cpu")
+    assert all(parameter.is_meta for parameter in edits.module.parameters())
+    assert torch.equal(logits(model, ids), wanted)
+    model.train()
+    with torch.no_grad():
+        assert model(input_ids=ids).logits.isfinite().all()
+
+
 def test_a_model_loaded_with_a_device_map_is_trained_and_saved(ids, tmp_path):
     plain = tiny_model("llama")
     plain.save_pretrained(tmp_path / "model")

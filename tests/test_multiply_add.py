@@ -154,12 +154,12 @@ def test_it_is_computed_once_without_gradients_and_anew_with_them():
     edit, z = site_edit(), torch.randn(2, 5, D)
     with torch.no_grad():
         edit(z)
-        kept = edit._kept._entry[1]
+        kept = edit.kept.entry[1]
         edit(z)
-        assert edit._kept._entry[1] is kept
+        assert edit.kept.entry[1] is kept
     edit(z).sum().backward()
     assert edit.scale.grad is not None
-    assert edit._kept._entry is None
+    assert edit.kept.entry is None
 
 
 def test_what_was_kept_in_inference_mode_serves_a_gradient_to_the_input():
@@ -196,7 +196,7 @@ def test_copies_and_pickles_keep_nothing(llama, ids):
     edited(llama)
     wanted = logits(llama, ids)
     for twin in (copy.deepcopy(llama), pickle.loads(pickle.dumps(llama.headedit["default"].sites[0]))):
-        kept = [m._kept._entry for m in twin.modules() if hasattr(m, "_kept")]
+        kept = [m.kept.entry for m in twin.modules() if hasattr(m, "kept")]
         assert kept
         assert set(kept) == {None}
     assert torch.equal(logits(copy.deepcopy(llama), ids), wanted)
@@ -219,7 +219,7 @@ def test_training_and_evaluating_in_turn_is_as_without_keeping(ids):
             for _ in range(2):
                 if forget:
                     for edit in edits.module:
-                        edit._kept.drop()
+                        edit.kept.drop()
                 found.append(logits(model, ids))
         return found
 

@@ -1,4 +1,4 @@
-"""The edits of all sites of a training pass, computed at once: the same bits as one by one, and only where it holds."""
+"""The edits of all sites of a pass at once: the same bits as one by one, and only where that holds."""
 
 import copy
 import gc
@@ -6,11 +6,13 @@ from functools import partial
 
 import pytest
 import torch
+from test_multiply_add import CHANGES
 from tiny import randomise, tiny_model
 from torch.utils.checkpoint import checkpoint
 
 import headedit
 from headedit import EditConfig
+from headedit.edits.kept import Kept
 from headedit.edits.site import lines
 
 CONFIGS = {
@@ -181,14 +183,60 @@ def test_two_passes_before_one_backward(ids):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_in_eval_mode_each_site_keeps_its_own(ids, monkeypatch):
+def test_in_eval_mode_each_site_is_computed_once_and_looked_at_with_the_others(ids, monkeypatch):
     edits = attached()
     edits.model.eval()
     taken = calls(monkeypatch)
+    asked = []
+    get = Kept.get
+    monkeypatch.setattr(Kept, "get", lambda *args: asked.append(1) or get(*args))
     with torch.no_grad():
-        for _ in range(2):
+        for passes in range(3):
             edits.model(input_ids=ids)
+            assert len(asked) == 3, passes
     assert taken == [1, 1, 1]
+
+
+@pytest.mark.parametrize("site", [0, 2])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_what_is_kept_of_all_sites_is_never_stale(change, site, context, ids):
+    edits = attached()
+    edits.model.eval()
+    edit = list(edits.module)[site]
+    with context():
+        before = [edits.model(input_ids=ids).logits for _ in range(2)]
+    assert torch.equal(*before)
+    change(edit)
+    with context():
+        found = edits.model(input_ids=ids).logits
+    with torch.no_grad():
+        wanted = copy.deepcopy(edits.model)(input_ids=ids).logits  # keeps nothing
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found, before[0])
+
+
+def test_sites_that_do_not_act_for_the_moment_come_back(ids):
+    edits = attached()
+    edits.model.eval()
+
+    def logits():
+        with torch.no_grad():
+            return edits.model(input_ids=ids).logits
+
+    edited = logits()
+    with edits.disable_adapter():
+        bare = logits()
+    assert torch.equal(logits(), edited)
+    edits.add_adapter("other")
+    edits.set_adapter("other")
+    assert torch.equal(logits(), bare)
+    edits.set_adapter("default")
+    assert torch.equal(logits(), edited)
+    list(edits.module)[1].train()
+    assert not torch.equal(logits(), edited)  # one site draws its gates, the others do not
+    edits.model.eval()
+    assert torch.equal(logits(), edited)
 
 
 def test_gradients_that_begin_within_a_pass_reach_the_edits(ids):

@@ -26,5 +26,6 @@ def placed(vector: Tensor | None, z: Tensor, shape: tuple[int, ...]) -> Tensor |
     """A vector [heads * head_dim] on the device of z, in the shape of its last dimensions."""
     if vector is None:
         return None
-    vector = vector.to(z.device)
+    if vector.device != z.device:
+        vector = vector.to(z.device)
     return vector if len(shape) == 1 else vector.view(shape)

@@ -33,6 +33,7 @@ class SiteEdit(nn.Module):
     Fields:
         idle: True where hardening left no open head, so that there is nothing to apply.
         strength: factor on both vectors, a scalar; None for 1.
+        kept: what acts in eval mode, until a parameter changes.
     """
 
     def __init__(self, site: HeadSite, config: EditConfig, device: torch.device) -> None:
@@ -44,7 +45,7 @@ class SiteEdit(nn.Module):
         self.distribution = HardConcrete(config.temperature, *config.stretch)
         self.expectation = config.eval_gate == "expectation"
         self.idle = False
-        self._kept: Kept[Line] = Kept()
+        self.kept: Kept[Line] = Kept()
         self.strength: Tensor | None
         self.register_buffer("strength", None, persistent=False)
         for kind in VECTORS:
@@ -85,7 +86,7 @@ class SiteEdit(nn.Module):
     def set_strength(self, value: float) -> None:
         """Sets the factor on both vectors; see ``HeadEdits.strength``."""
         self.strength = None if value == 1 else next(self.parameters()).new_tensor(float(value))
-        self._kept.drop()
+        self.kept.drop()
 
     def gates(self) -> dict[str, Tensor]:
         """The deterministic gate of each vector that is there, [heads]; ones where it has no gate."""
@@ -109,21 +110,21 @@ class SiteEdit(nn.Module):
 
     def train(self, mode: bool = True) -> "SiteEdit":
         """Sets the mode, and has the edit computed anew; see ``Kept``."""
-        self._kept.drop()
+        self.kept.drop()
         return super().train(mode)
 
-    def forward(self, z: Tensor, line: Line | None = None) -> Tensor:
+    def forward(self, z: Tensor) -> Tensor:
         """The edited input of the projection, in the shape and dtype it came in.
 
         Computed in the parameters' precision and rounded once. In eval mode the factor and what is added are computed
         once until a parameter changes. A write through ``.data`` is no change that can be seen: call ``eval`` after it.
-
-        Args:
-            z: the input.
-            line: factor and offset, where they are computed already; see ``Together``.
         """
+        return self.apply_line(z, self.line())
+
+    def apply_line(self, z: Tensor, line: Line) -> Tensor:
+        """The same by a factor and an offset that are there already; see ``Together``."""
         shape = heads_shape(z, self.heads, self.head_dim, self.path)
-        scale, offset = self.line() if line is None else line
+        scale, offset = line
         return multiply_add(z, placed(scale, z, shape), placed(offset, z, shape))
 
     def acting(self) -> dict[str, Tensor]:
@@ -143,7 +144,7 @@ class SiteEdit(nn.Module):
         return self._in_eval_mode()
 
     def _in_eval_mode(self) -> Line:
-        return self._kept.get(self._parameters.values(), self._compute_in_eval_mode)
+        return self.kept.get(self._parameters.values(), self._compute_in_eval_mode)
 
     def _compute_in_eval_mode(self) -> Line:
         ((scale, offset),) = lines([self])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -60,8 +60,10 @@ class Switch:
         acting = self.acting
         if acting is None or acting.idle:
             return None
-        line = self._together.line(acting) if isinstance(acting, SiteEdit) and acting.training else None
-        return (acting(args[0]) if line is None else acting(args[0], line), *args[1:])
+        line = self._together.line(acting)
+        if line is None:
+            return (acting(args[0]), *args[1:])
+        return (cast(SiteEdit, acting).apply_line(args[0], line), *args[1:])
 
 
 class Switches:
