@@ -71,13 +71,14 @@ def test_rows_say_what_was_measured(cost):
         tokens = 16 if work == "decode" else 4
         assert row["tokens_per_second"] == pytest.approx(1000 * tokens / row["value"])
         assert row["runs"] == 2
-        assert cost.row(work, "edited")["runs"] == (6 if work in ("step", "forward") else 2)
+        assert cost.row(work, "edited")["runs"] == 6
     assert cost.row("operators, eval", "edited")["value"] == 1
     assert cost.row("operators, eval", "loop")["value"] > 20
     assert 1 < cost.row("operators, train", "edited")["value"] < cost.row("operators, train", "loop")["value"] / 3
     assert cost.row("memory", "edited")["ratio"] > 1
     assert cost.row("step", "edited")["limit"] == 1.03
     assert cost.row("attach", "edited")["limit"] == 1000
+    assert [cost.row(piece, "edited")["limit"] for piece in ("forward", "prefill", "decode")] == [1.02] * 3
     assert {row["contender"] for row in cost.rows} == {"bare", "limit", "edited", "loop"}
     assert json.loads(json.dumps(cost.to_dict()))["shape"]["layers"] == 2
 

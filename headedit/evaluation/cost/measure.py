@@ -66,11 +66,10 @@ class Cost:
 
 def limits(device: torch.device) -> dict[tuple[str, str], float]:
     """What the ratios may be at most, by work and contender; for ``attach`` milliseconds."""
+    inference = {"edited": 1.02, "hardened": 1.01, "merged": 1.00}
     return {
+        **{(piece, name): most for piece in ("forward", "prefill", "decode") for name, most in inference.items()},
         ("step", "edited"): 1.05 if device.type == "cuda" else 1.03,
-        ("forward", "edited"): 1.02,
-        ("forward", "hardened"): 1.01,
-        ("forward", "merged"): 1.00,
         ("memory", "edited"): 1.02,
         ("attach", "edited"): 1000.0,
     }
