@@ -216,6 +216,24 @@ def test_what_is_kept_of_all_sites_is_never_stale(change, site, context, ids):
     assert not torch.equal(found, before[0])
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_hooks_on_an_edit_are_called(training, ids):
+    edits = attached()
+    edits.model.train(training)
+    list(edits.module)[1].register_forward_hook(lambda module, args, out: args[0])  # as if it were not there
+
+    def logits():
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return edits.model(input_ids=ids).logits
+
+    found = logits()
+    with torch.no_grad():
+        for parameter in (list(edits.module)[1].offset, list(edits.module)[1].scale):
+            parameter.zero_()
+    assert torch.equal(found, logits())
+
+
 def test_sites_that_do_not_act_for_the_moment_come_back(ids):
     edits = attached()
     edits.model.eval()

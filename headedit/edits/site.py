@@ -113,18 +113,18 @@ class SiteEdit(nn.Module):
         self.kept.drop()
         return super().train(mode)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, line: Line | None = None) -> Tensor:
         """The edited input of the projection, in the shape and dtype it came in.
 
         Computed in the parameters' precision and rounded once. In eval mode the factor and what is added are computed
         once until a parameter changes. A write through ``.data`` is no change that can be seen: call ``eval`` after it.
-        """
-        return self.apply_line(z, self.line())
 
-    def apply_line(self, z: Tensor, line: Line) -> Tensor:
-        """The same by a factor and an offset that are there already; see ``Together``."""
+        Args:
+            z: the input.
+            line: factor and offset, where they are there already; see ``Together``.
+        """
         shape = heads_shape(z, self.heads, self.head_dim, self.path)
-        scale, offset = line
+        scale, offset = self.line() if line is None else line
         return multiply_add(z, placed(scale, z, shape), placed(offset, z, shape))
 
     def acting(self) -> dict[str, Tensor]:

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from itertools import takewhile
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from headedit.edits.site import SiteEdit
 from headedit.edits.together import Together
 from headedit.specs import HeadSite
 
@@ -61,9 +60,7 @@ class Switch:
         if acting is None or acting.idle:
             return None
         line = self._together.line(acting)
-        if line is None:
-            return (acting(args[0]), *args[1:])
-        return (cast(SiteEdit, acting).apply_line(args[0], line), *args[1:])
+        return (acting(args[0]) if line is None else acting(args[0], line), *args[1:])
 
 
 class Switches:

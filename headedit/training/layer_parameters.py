@@ -174,7 +174,7 @@ def _without_edit(module: nn.Module) -> Callable[..., Any] | None:
     return None
 
 
-def _identity(z: Tensor) -> Tensor:
+def _identity(z: Tensor, *_: Any) -> Tensor:
     return z
 
 
