@@ -11,72 +11,197 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from headedit.errors import HeadEditError
+from headedit.io.notebook import show_edits_by
 from headedit.version import __version__
-from headedit.views import show_edits_by
 
 if TYPE_CHECKING:
+    from headedit import demo
+    from headedit.checks.certificate import Certificate, certify
+    from headedit.checks.doctor import doctor
+    from headedit.data import Data, DataConfig, Records, load_data, read_records
     from headedit.edits import EditConfig, Gates, HeadEdits, attach, load
+    from headedit.edits.adapter import Adapter
+    from headedit.edits.attach import handle
+    from headedit.edits.importing.load import import_jola, import_lofit, read_lofit
     from headedit.evaluation import Report, Source, Task, evaluate, exact_match
-    from headedit.interpret import HeadEvidence, iti, plot
-    from headedit.specs import HeadSite
+    from headedit.hf.loading import load_model
+    from headedit.interpret import plots as plot
+    from headedit.interpret.evidence.agreement import agreement, separation
+    from headedit.interpret.evidence.attribution import HeadEstimates, attribute, integrate
+    from headedit.interpret.evidence.causal import HeadEffects, leave_one_out, patch
+    from headedit.interpret.evidence.iti import HeadEvidence, iti
+    from headedit.interpret.evidence.table import evidence
+    from headedit.interpret.evidence.tokens import HeadWords, tokens
+    from headedit.interpret.plots.effects import head_norms
+    from headedit.runs.history import History
+    from headedit.runs.pruning_path import Level, PruningPath
+    from headedit.runs.run import Run
+    from headedit.runs.stability import Spread, Stability
+    from headedit.specs import HeadSite, Spec
+    from headedit.specs.draft import Draft, draft_spec
     from headedit.training.config import RunConfig
-    from headedit.training.data import Data, DataConfig, load_data, read_records
     from headedit.training.fit import fit
-    from headedit.training.objective import Objective
-    from headedit.training.run import Run
-    from headedit.training.sparse_tuning import SparseTuning
+    from headedit.training.loop.objective import Objective
+    from headedit.training.loop.trainer import HeadEditMixin, HeadEditTrainer
+    from headedit.training.sparse.sparse_tuning import SparseTuning
     from headedit.training.train import train
-    from headedit.training.trainer import HeadEditMixin, HeadEditTrainer
 
 __all__ = [
+    "Adapter",
+    "Certificate",
     "Data",
     "DataConfig",
+    "Draft",
     "EditConfig",
     "Gates",
     "HeadEditError",
     "HeadEditMixin",
     "HeadEditTrainer",
     "HeadEdits",
+    "HeadEffects",
+    "HeadEstimates",
     "HeadEvidence",
     "HeadSite",
+    "HeadWords",
+    "History",
+    "Level",
     "Objective",
+    "PruningPath",
+    "Records",
     "Report",
     "Run",
     "RunConfig",
     "Source",
     "SparseTuning",
+    "Spec",
+    "Spread",
+    "Stability",
     "Task",
     "__version__",
+    "agreement",
     "attach",
+    "attribute",
+    "certify",
+    "demo",
+    "doctor",
+    "draft_spec",
     "evaluate",
+    "evidence",
     "exact_match",
     "fit",
+    "handle",
+    "head_norms",
+    "import_jola",
+    "import_lofit",
+    "integrate",
     "iti",
+    "leave_one_out",
     "load",
     "load_data",
+    "load_model",
+    "patch",
     "plot",
+    "read_lofit",
     "read_records",
+    "separation",
+    "tokens",
     "train",
 ]
 
 _HOMES = {
-    "headedit.edits": ("EditConfig", "Gates", "HeadEdits", "attach", "load"),
-    "headedit.evaluation": ("Report", "Source", "Task", "evaluate", "exact_match"),
-    "headedit.interpret": ("HeadEvidence", "iti", "plot"),
-    "headedit.specs": ("HeadSite",),
+    "headedit.edits": (
+        "EditConfig",
+        "Gates",
+        "HeadEdits",
+        "attach",
+        "load",
+    ),
+    "headedit.edits.adapter": ("Adapter",),
+    "headedit.edits.attach": ("handle",),
+    "headedit.edits.importing.load": (
+        "import_jola",
+        "import_lofit",
+        "read_lofit",
+    ),
+    "headedit.hf.loading": ("load_model",),
+    "headedit.specs": (
+        "HeadSite",
+        "Spec",
+    ),
+    "headedit.specs.draft": (
+        "Draft",
+        "draft_spec",
+    ),
+    "headedit.data": (
+        "Data",
+        "DataConfig",
+        "Records",
+        "load_data",
+        "read_records",
+    ),
+    "headedit.runs.history": ("History",),
+    "headedit.runs.pruning_path": (
+        "Level",
+        "PruningPath",
+    ),
+    "headedit.runs.run": ("Run",),
+    "headedit.runs.stability": (
+        "Spread",
+        "Stability",
+    ),
+    "headedit.checks.certificate": (
+        "Certificate",
+        "certify",
+    ),
+    "headedit.checks.doctor": ("doctor",),
     "headedit.training.config": ("RunConfig",),
-    "headedit.training.data": ("Data", "DataConfig", "load_data", "read_records"),
     "headedit.training.fit": ("fit",),
-    "headedit.training.objective": ("Objective",),
-    "headedit.training.run": ("Run",),
-    "headedit.training.sparse_tuning": ("SparseTuning",),
+    "headedit.training.loop.objective": ("Objective",),
+    "headedit.training.loop.trainer": (
+        "HeadEditMixin",
+        "HeadEditTrainer",
+    ),
+    "headedit.training.sparse.sparse_tuning": ("SparseTuning",),
     "headedit.training.train": ("train",),
-    "headedit.training.trainer": ("HeadEditMixin", "HeadEditTrainer"),
+    "headedit.evaluation": (
+        "Report",
+        "Source",
+        "Task",
+        "evaluate",
+        "exact_match",
+    ),
+    "headedit.interpret.evidence.agreement": (
+        "agreement",
+        "separation",
+    ),
+    "headedit.interpret.evidence.attribution": (
+        "HeadEstimates",
+        "attribute",
+        "integrate",
+    ),
+    "headedit.interpret.evidence.causal": (
+        "HeadEffects",
+        "leave_one_out",
+        "patch",
+    ),
+    "headedit.interpret.evidence.iti": (
+        "HeadEvidence",
+        "iti",
+    ),
+    "headedit.interpret.evidence.table": ("evidence",),
+    "headedit.interpret.evidence.tokens": (
+        "HeadWords",
+        "tokens",
+    ),
+    "headedit.interpret.plots.effects": ("head_norms",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = {"demo": "headedit.demo", "plot": "headedit.interpret.plots"}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     if name not in _HOME_OF:
         raise AttributeError(f"module 'headedit' has no attribute {name!r}")
     value = getattr(import_module(_HOME_OF[name]), name)
@@ -89,7 +214,7 @@ def __dir__() -> list[str]:
 
 
 def _html_of_edits(edits: Any) -> str:
-    from headedit.interpret.jupyter import html
+    from headedit.interpret.plots.jupyter import html
 
     return html(edits)
 

@@ -1,5 +1,5 @@
 """``python -m headedit`` is the command ``headedit``."""
 
-from headedit.cli import main
+from headedit.cli.main import main
 
 main()

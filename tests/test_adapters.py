@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.edits.storage import read
+from headedit.edits.files.storage import read
 
 
 def with_adapters(model, *names):

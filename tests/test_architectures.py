@@ -15,9 +15,9 @@ from zoo import WITH_HEADS, WITHOUT_HEADS, ZOO, zoo_ids, zoo_model
 import headedit
 from headedit import EditConfig, HeadEditError
 from headedit.edits.together import Together
+from headedit.io.strict import build
 from headedit.specs import Spec, packaged_specs
 from headedit.specs.probe import prove_sites
-from headedit.specs.strict import build
 from headedit.specs.tiny import tiny_configs
 
 

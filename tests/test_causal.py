@@ -10,9 +10,9 @@ from zoo import zoo_model
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.interpret.attribution import attribute, integrate
-from headedit.interpret.causal import leave_one_out, patch
-from headedit.interpret.heads import edited_heads, switched_off
+from headedit.interpret.evidence.attribution import attribute, integrate
+from headedit.interpret.evidence.causal import leave_one_out, patch
+from headedit.interpret.evidence.heads import edited_heads, switched_off
 
 pytest.importorskip("nnsight")
 

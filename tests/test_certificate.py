@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 
 import headedit
 from headedit import HeadEditError
+from headedit.checks.certificate import certify
+from headedit.checks.doctor import doctor
 from headedit.demo import MODEL_FOLDER
-from headedit.evaluation.certificate import certify
-from headedit.evaluation.doctor import examine
 from headedit.specs import tiny
 from headedit.specs.tiny import tiny_configs, tiny_model
 
@@ -41,7 +41,7 @@ def test_the_model_comes_back(llama, ids):
 
 
 def test_a_model_of_few_words_is_checked_on_ids_that_it_has():
-    from headedit.loading import load_model
+    from headedit.hf.loading import load_model
 
     model = load_model(str(MODEL_FOLDER), device="cpu")  # 39 words
     state = torch.get_rng_state()
@@ -119,7 +119,7 @@ def test_types_that_cannot_be_built_say_so():
 
 def test_the_doctor_says_what_attaching_would_do(llama, ids, capsys, tmp_path):
     before, base = snapshot(llama), logits(llama, ids)
-    found = dict(examine(llama))
+    found = dict(doctor(llama))
     assert snapshot(llama) == before
     assert torch.equal(logits(llama, ids), base)
     heads, width = FACTS["llama"][2:]
@@ -128,10 +128,10 @@ def test_the_doctor_says_what_attaching_would_do(llama, ids, capsys, tmp_path):
     assert "torch" in found["versions"]
     assert found["an offset merges"] == "yes, by attention_bias=True"
     assert "mlp" in found["also there"]
-    assert dict(examine(tiny_model("qwen3_next").to(torch.bfloat16)))["dtype"].startswith("bfloat16")
+    assert dict(doctor(tiny_model("qwen3_next").to(torch.bfloat16)))["dtype"].startswith("bfloat16")
     with torch.device("meta"):
         hollow = type(llama)(llama.config)
-    assert "hold no values" in dict(examine(hollow))["will not work"]
+    assert "hold no values" in dict(doctor(hollow))["will not work"]
     assert run("doctor", MODEL_FOLDER, "--device", "cpu") == 0
     assert "1,088 to train" in capsys.readouterr().out
     AutoTokenizer.from_pretrained(MODEL_FOLDER).save_pretrained(tmp_path)

@@ -10,7 +10,7 @@ from tiny import tiny_model
 from transformers import AutoTokenizer
 
 import headedit
-from headedit.cli import main
+from headedit.cli.main import main
 from headedit.demo import MODEL_FOLDER, tasks
 from headedit.specs import registry
 
@@ -213,7 +213,7 @@ def test_debug_shows_the_traceback_wherever_it_stands():
 
 
 def test_a_fault_of_our_own_is_said_to_be_one(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("headedit.interpret.plot.gates", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("headedit.interpret.plots.gates", lambda *a, **k: 1 / 0)
     assert run("plot", tmp_path) == 1
     error = capsys.readouterr().err
     assert "a fault of headedit itself" in error

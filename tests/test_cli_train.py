@@ -12,10 +12,10 @@ from run_inputs import save_model, save_records
 from transformers import AutoModelForCausalLM
 
 import headedit
-from headedit.cli import main
+from headedit.cli.main import main
+from headedit.runs.run import Run
 from headedit.training.config import read_run
-from headedit.training.interrupts import StopWhenAsked
-from headedit.training.run import Run
+from headedit.training.loop.interrupts import StopWhenAsked
 
 TENSORS = "headedit.safetensors"
 

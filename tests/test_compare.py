@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from headedit import HeadEditError
-from headedit.demo import compare as comparing
-from headedit.demo import contenders as contending
-from headedit.demo import lora, tasks
-from headedit.demo.compare import compare, examples_of
-from headedit.demo.contenders import LORA, NO_GATE, Problem, contender, contenders
-from headedit.demo.lora import LoraSettings, best_lora, train_lora
-from headedit.demo.planted import build
-from headedit.interpret import bench_plot
+from headedit.bench import recovery_plots
+from headedit.bench.recovery import compare as comparing
+from headedit.bench.recovery import lora
+from headedit.bench.recovery import methods as contending
+from headedit.bench.recovery.compare import compare, examples_of
+from headedit.bench.recovery.lora import LoraSettings, best_lora, train_lora
+from headedit.bench.recovery.methods import LORA, NO_GATE, Problem, contender, contenders
+from headedit.bench.recovery.planted import build
+from headedit.demo import tasks
 from headedit.training.recipes import RECIPES
 
 QUICK = {"epochs": 1, "min_steps": 1}
@@ -82,7 +83,7 @@ def test_the_comparison_as_json_and_markdown(small):
 
 
 def test_the_picture_of_the_comparison(small):
-    figure = bench_plot.tasks(small.rows)
+    figure = recovery_plots.tasks(small.rows)
     panels = [axis for axis in figure.axes if axis.axison]
     assert [axis.get_title() for axis in panels] == ["reverse", "swap"]
     assert [axis.get_xlabel() for axis in panels] == ["training examples"] * 2
@@ -92,7 +93,7 @@ def test_the_picture_of_the_comparison(small):
     assert lines[NO_GATE].get_xdata().tolist() == [8, 16]
     assert lines[NO_GATE].get_ydata().tolist() == expected
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["unedited", NO_GATE]
-    six = bench_plot.tasks([{**row, "task": task} for row in small.rows[:2] for task in tasks.TASKS])
+    six = recovery_plots.tasks([{**row, "task": task} for row in small.rows[:2] for task in tasks.TASKS])
     assert [axis.get_xlabel() for axis in six.axes] == [""] * 3 + ["training examples"] * 3
 
 

@@ -107,7 +107,7 @@ def test_assisted_generation_gives_the_targets_own_greedy_tokens(who, ids):
 
 def test_a_text_generation_pipeline_runs_the_edits():
     from headedit.demo import MODEL_FOLDER
-    from headedit.loading import load_model, load_tokenizer
+    from headedit.hf.loading import load_model, load_tokenizer
 
     model, tokenizer = load_model(str(MODEL_FOLDER)), load_tokenizer(str(MODEL_FOLDER))
     generator = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")

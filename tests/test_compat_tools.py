@@ -83,7 +83,7 @@ def test_lm_eval_scores_the_edited_model():
     from lm_eval.api.instance import Instance
 
     from headedit.demo import MODEL_FOLDER
-    from headedit.loading import load_model, load_tokenizer
+    from headedit.hf.loading import load_model, load_tokenizer
 
     model, tokenizer = load_model(str(MODEL_FOLDER)), load_tokenizer(str(MODEL_FOLDER))
     pairs = [("copy : a b c d =", " a b c d"), ("reverse : a b c =", " c b a"), ("next : a b =", " b")]

@@ -11,12 +11,14 @@ from tiny import tiny_model
 from typer.testing import CliRunner
 
 import headedit
-from headedit import HeadEditError, cli_bench, optional
-from headedit.cli_cost import _cells
-from headedit.evaluation.cost import SHAPES, Shape, contenders, measure_cost, memory, route_cost, scaling, timing
-from headedit.evaluation.cost.memory import keeps_memory, memory_kept, peak_of_process, peak_of_tensors
-from headedit.evaluation.cost.shapes import build, random_ids
-from headedit.interpret import cost_plot
+from headedit import HeadEditError
+from headedit.bench import cost_plots
+from headedit.bench.cost import SHAPES, Shape, measure_cost, memory, methods, route_cost, scaling, timing
+from headedit.bench.cost.memory import keeps_memory, memory_kept, peak_of_process, peak_of_tensors
+from headedit.bench.cost.shapes import build, random_ids
+from headedit.cli import bench
+from headedit.cli.bench_output import _cells
+from headedit.io import optional
 from headedit.specs import find_sites, find_spec
 
 CPU = torch.device("cpu")
@@ -40,7 +42,7 @@ def cost():
 
 
 def test_the_limit_trains_one_vector_of_the_first_layer(base):
-    prepared = contenders.limit(base)
+    prepared = methods.limit(base)
     prepared.model.train()
     prepared.model(input_ids=IDS, labels=IDS).loss.backward()
     (vector,) = prepared.trained
@@ -50,11 +52,11 @@ def test_the_limit_trains_one_vector_of_the_first_layer(base):
 
 
 def test_merged_computes_the_same_as_edited(base):
-    torch.testing.assert_close(logits(contenders.merged(base)), logits(contenders.edited(base)))
+    torch.testing.assert_close(logits(methods.merged(base)), logits(methods.edited(base)))
 
 
 def test_a_twentieth_of_the_heads_is_open_after_hardening():
-    model = contenders.hardened(build(Shape(layers=5, hidden=64, heads=8))).model
+    model = methods.hardened(build(Shape(layers=5, hidden=64, heads=8))).model
     opened = [edit.is_open("scale").sum() for edit in model.headedit["default"]]
     assert sum(opened) == 2
     assert sum(edit.idle for edit in model.headedit["default"]) == sum(n == 0 for n in opened)
@@ -112,8 +114,8 @@ def test_a_contender_that_cannot_be_had_is_named(monkeypatch):
         (lambda: measure_cost(Shape(device="nowhere")), "device: 'nowhere' cannot be used"),
         (lambda: measure_cost(Shape(attention="flash")), r"attention: 'flash' cannot be had \(.*not supported"),
         (lambda: scaling(["layer"]), "sweeps: found 'layer'. Did you mean 'layers'"),
-        (lambda: cost_plot.scaling([]), "no rows"),
-        (lambda: cost_plot.adapters([]), "no rows"),
+        (lambda: cost_plots.scaling([]), "no rows"),
+        (lambda: cost_plots.adapters([]), "no rows"),
     ],
 )
 def test_what_cannot_be_measured(call, message):
@@ -127,7 +129,7 @@ def test_the_attention_is_chosen_and_recorded(options, attention, tmp_path):
     for model in ([], ["--model", str(tmp_path / "model")]):
         quick = ["--repeats", "1", "--layers", "1", "--hidden", "16", "--heads", "2", "--batch", "1", "--tokens", "4"]
         chosen = ["--works", "operators", "--contenders", "edited", "--output", str(tmp_path / "cost.json")]
-        CliRunner().invoke(cli_bench.app, [*quick, *chosen, *options, *model], catch_exceptions=False)
+        CliRunner().invoke(bench.app, [*quick, *chosen, *options, *model], catch_exceptions=False)
         assert json.loads((tmp_path / "cost.json").read_text())["machine"]["attention"] == attention
 
 
@@ -208,7 +210,7 @@ def test_the_peak_of_the_process_holds_what_was_touched():
 
 _FAULTS = """
 import resource, torch
-from headedit.evaluation.cost.memory import memory_kept, peak_of_process
+from headedit.bench.cost.memory import memory_kept, peak_of_process
 
 CPU = torch.device("cpu")
 
@@ -278,7 +280,7 @@ def scaled():
         "heads": (Shape(layers=2, hidden=64, batch=1, tokens=4), (4, 8, 16)),
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headedit.evaluation.cost.growth.SWEEPS", sweeps)
+        patch.setattr("headedit.bench.cost.scaling.SWEEPS", sweeps)
         yield scaling(repeats=1, progress=False)
 
 
@@ -296,7 +298,7 @@ def test_nothing_that_is_counted_grows_faster_than_linearly(scaled):
 
 
 def test_the_picture_has_a_column_a_sweep(scaled):
-    figure = cost_plot.scaling(scaled)
+    figure = cost_plots.scaling(scaled)
     assert len(figure.axes) == 6
     assert [axis.get_xlabel() for axis in figure.axes if axis.get_xlabel()] == ["layers", "heads a layer"]
     labels = {line.get_label() for axis in figure.axes for line in axis.get_lines()}
@@ -314,7 +316,7 @@ def test_a_routed_batch_by_number_of_adapters():
     assert [row["adapters"] for row in rows] == [1, 3, 6]
     assert all(row["rows"] == 4 and row["forward_ms"] > 0 and row["enter_ms"] > 0 for row in rows)
     assert [row["add_ms"] is None for row in rows] == [True, False, False]
-    figure = cost_plot.adapters(rows)
+    figure = cost_plots.adapters(rows)
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
     assert list(lines["over the bare model"].get_ydata()) == [row["against_bare"] for row in rows]
 
@@ -322,36 +324,36 @@ def test_a_routed_batch_by_number_of_adapters():
 def test_the_command_prints_and_writes(tmp_path):
     quick = ["--repeats", "1", "--layers", "1", "--hidden", "16", "--heads", "2", "--batch", "1", "--tokens", "4"]
     chosen = ["--contenders", "edited", "--works", "forward,operators", "--output", str(tmp_path / "cost.json")]
-    done = CliRunner().invoke(cli_bench.app, [*quick, *chosen], catch_exceptions=False)
+    done = CliRunner().invoke(bench.app, [*quick, *chosen], catch_exceptions=False)
     assert "headedit bench (medians of 1)" in done.stdout
     assert "1 layers of width 16, 2 heads, float32" in done.stdout
     written = json.loads((tmp_path / "cost.json").read_text())
     assert {row["work"] for row in written["rows"]} == {"forward", "operators, eval", "operators, train"}
     with pytest.raises(HeadEditError, match="--shape: found '2B'"):
-        CliRunner().invoke(cli_bench.app, ["--shape", "2B"], catch_exceptions=False)
+        CliRunner().invoke(bench.app, ["--shape", "2B"], catch_exceptions=False)
 
 
 def test_route_and_scaling_as_commands(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "headedit.evaluation.cost.growth.SWEEPS", {"layers": (Shape(hidden=16, heads=2, batch=1, tokens=2), (1, 2))}
+        "headedit.bench.cost.scaling.SWEEPS", {"layers": (Shape(hidden=16, heads=2, batch=1, tokens=2), (1, 2))}
     )
     for command in (
         ["scaling", "--sweeps", "layers"],
         ["route", "--adapters", "1,2", "--layers", "1", "--hidden", "16", "--batch", "2", "--tokens", "2"],
     ):
         arguments = [*command, "--repeats", "1", "--output", str(tmp_path)]
-        done = CliRunner().invoke(cli_bench.app, arguments, catch_exceptions=False)
+        done = CliRunner().invoke(bench.app, arguments, catch_exceptions=False)
         assert "ratio" in done.stdout or "against" in done.stdout
         assert "…" not in done.stdout  # every column has room at 80 characters
         assert len(json.loads((tmp_path / f"{command[0]}.json").read_text())["rows"]) == 2
         assert (tmp_path / f"{command[0]}.png").stat().st_size > 1000
     with pytest.raises(HeadEditError, match="--adapters: found '0'"):
-        CliRunner().invoke(cli_bench.app, ["route", "--adapters", "0"], catch_exceptions=False)
+        CliRunner().invoke(bench.app, ["route", "--adapters", "0"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize("command", [[], ["scaling"], ["route"]])
 def test_the_help_has_an_example(command):
-    printed = CliRunner().invoke(cli_bench.app, [*command, "--help"]).stdout
+    printed = CliRunner().invoke(bench.app, [*command, "--help"]).stdout
     text = " ".join(printed.replace("│", " ").split())
     assert " ".join(["headedit bench", *command]) in text.split("Example:")[1]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from headedit import HeadEditError
-from headedit.text import to_messages, to_pair
+from headedit.data import to_messages, to_pair
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "s"}

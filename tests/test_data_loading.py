@@ -11,8 +11,10 @@ from tokenizers_tiny import CHATML, byte_level
 
 import headedit
 from headedit import HeadEditError
-from headedit.training.data import DataConfig, cache, load_data
-from headedit.training.data.batches import IGNORED, StoredRows
+from headedit.data import cache
+from headedit.data.batches import IGNORED, StoredRows
+from headedit.data.config import DataConfig
+from headedit.data.loading import load_data
 
 TOKENIZER = byte_level(CHATML, eos="<|im_end|>")
 
@@ -90,7 +92,7 @@ def test_several_files_are_one_source(write):
 def test_the_pairs_of_a_split_are_what_training_saw(write):
     data = loaded(train=write("d.jsonl", [*adapters(0, 2), *shared([3])]))
     for row, (prompt, response) in zip(data.train, data.pairs("train"), strict=True):
-        head = headedit.text.prompt_ids(TOKENIZER, prompt)
+        head = headedit.data.prompt_ids(TOKENIZER, prompt)
         assert row["input_ids"][: len(head)] == head
         assert TOKENIZER.decode(row["input_ids"][len(head) :]) == response + "<|im_end|>"
     with pytest.raises(HeadEditError, match="There is no test set in this data"):

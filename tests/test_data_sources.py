@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from headedit import HeadEditError
-from headedit.text import Row, read_rows
+from headedit.data import Row, read_rows
 
 VALUES = [{"prompt": f"p{i}", "response": f'r "{i}",\nand é'} for i in range(3)]
 

@@ -19,7 +19,7 @@ from tokenizers_tiny import (
 )
 
 from headedit import HeadEditError
-from headedit.text import conversation_tokens, default_template, last_exchange, prompt_ids, response_ids
+from headedit.data import conversation_tokens, default_template, last_exchange, prompt_ids, response_ids
 
 
 def conversation(*texts, system=None):

@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from headedit import HeadEditError
+from headedit.data import to_pair
 from headedit.demo import MODEL_FOLDER, pretrain, tasks
 from headedit.demo.run import run_demo
 from headedit.evaluation import exact_match
-from headedit.text import to_pair
 
 
 @pytest.fixture(scope="module")

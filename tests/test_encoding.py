@@ -7,10 +7,10 @@ import torch
 from test_text import tokenizer, word_level
 
 from headedit import HeadEditError
-from headedit.text import Tokens
-from headedit.training.data.batches import PadRight, StoredRows
-from headedit.training.data.encoding import Encoder, cut_prompt, encode
-from headedit.training.data.records import Example
+from headedit.data import Tokens
+from headedit.data.batches import PadRight, StoredRows
+from headedit.data.encoding import Encoder, cut_prompt, encode
+from headedit.data.records import Example
 
 TOKENIZER = tokenizer(word_level)
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from headedit import HeadEditError
+from headedit.data import prompt_ids
 from headedit.demo import MODEL_FOLDER, tasks
-from headedit.evaluation.choices import option_scores
-from headedit.loading import load_model, load_tokenizer
-from headedit.text import prompt_ids
+from headedit.evaluation.answers.likelihood import option_scores
+from headedit.hf.loading import load_model, load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import string
 
 import pytest
 
-from headedit.evaluation.extraction import extract_option
+from headedit.evaluation.answers.extraction import extract_option
 
 LETTERS = string.ascii_uppercase[:10]
 TEXTS = [f"option {letter}" for letter in LETTERS[:2]] + ["a grey cat"] + [f"option {letter}" for letter in LETTERS[3:]]

@@ -5,9 +5,9 @@ import torch
 from tiny import FACTS, tiny_model
 
 from headedit.demo import MODEL_FOLDER, tasks
-from headedit.evaluation.generation import continuations, generate
-from headedit.evaluation.prefill import shared_prefill
-from headedit.loading import load_model, load_tokenizer
+from headedit.evaluation.answers.beam_prefill import shared_prefill
+from headedit.evaluation.answers.generation import continuations, generate
+from headedit.hf.loading import load_model, load_tokenizer
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from headedit.evaluation.intervals import bootstrap, mcnemar, paired_bootstrap, percentiles, wilson
+from headedit.evaluation.scores.statistics import bootstrap, mcnemar, paired_bootstrap, percentiles, wilson
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import pytest
 
 import headedit
 from headedit import HeadEditError, Source, Task, evaluate
-from headedit.cli import main
+from headedit.cli.main import main
 from headedit.demo import MODEL_FOLDER, tasks
-from headedit.evaluation import choices as choices_module
-from headedit.evaluation import predictions
-from headedit.evaluation.generation import generate
-from headedit.evaluation.report_tables import markdown, tables
-from headedit.loading import load_model, load_tokenizer
+from headedit.evaluation.answers import likelihood as choices_module
+from headedit.evaluation.answers import predictions
+from headedit.evaluation.answers.generation import generate
+from headedit.evaluation.reports.report_tables import markdown, tables
+from headedit.hf.loading import load_model, load_tokenizer
 
 LETTERS = Task(
     name="letters", prompt="{{ prompt }}", answer="response", template="plain", max_new_tokens=10, num_beams=4
@@ -148,14 +148,14 @@ def test_a_stopped_evaluation_goes_on_where_it_was(model, edits, tmp_path, monke
         written.append(len(batch))
         predictions.append(file, batch)
 
-    monkeypatch.setattr("headedit.evaluation.evaluating.append", append)
+    monkeypatch.setattr("headedit.evaluation.evaluate.append", append)
     with pytest.raises(KeyboardInterrupt):
         run(model, LETTERS, data=rows, output=stopped, **options)
     assert not stopped.exists()
     assert len(kept.read_text().splitlines()) == 1 + 7 * 4
     with kept.open("a") as file:
         file.write('{"system": "base", "row": 3, "wh')  # as a kill leaves it
-    monkeypatch.setattr("headedit.evaluation.evaluating.append", lambda *a: (written.append(0), predictions.append(*a)))
+    monkeypatch.setattr("headedit.evaluation.evaluate.append", lambda *a: (written.append(0), predictions.append(*a)))
     again = run(model, LETTERS, data=rows, output=stopped, **options)
     assert len(written) == 7 + 3
     assert len(kept.read_text().splitlines()) == 1 + 2 * 20
@@ -212,7 +212,7 @@ def test_the_task_says_how_it_is_scored(model, tmp_path, monkeypatch):
         asked.append((questions[0][1], options["normalise"]))
         return choices_module.option_scores(model, tokenizer, questions, **options)
 
-    monkeypatch.setattr("headedit.evaluation.answering.option_scores", option_scores)
+    monkeypatch.setattr("headedit.evaluation.answers.answers.option_scores", option_scores)
     rows = choices(2)
     run(model, CHOICE, data=rows, normalise="bytes")
     assert asked == [([f" {text}" for text in rows[0]["choices"]], "bytes")]

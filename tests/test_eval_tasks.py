@@ -8,10 +8,10 @@ import yaml
 import headedit
 from headedit import HeadEditError, Task
 from headedit.demo import MODEL_FOLDER
-from headedit.evaluation.data import load_examples, load_rows, load_training_rows
-from headedit.evaluation.examples import make_example
-from headedit.evaluation.task_files import find_task, find_tasks, packaged_tasks
-from headedit.loading import load_tokenizer
+from headedit.evaluation.tasks.examples import make_example
+from headedit.evaluation.tasks.records import load_examples, load_rows, load_training_rows
+from headedit.evaluation.tasks.task_files import find_task, find_tasks, packaged_tasks
+from headedit.hf.loading import load_tokenizer
 
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n "
 COMMONSENSE = ["arc_c", "arc_e", "boolq", "hellaswag", "obqa", "piqa", "siqa", "winogrande"]

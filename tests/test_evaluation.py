@@ -4,11 +4,11 @@ import pytest
 
 import headedit
 from headedit import HeadEditError, exact_match
+from headedit.data import to_pair
 from headedit.demo import MODEL_FOLDER, tasks
-from headedit.evaluation.extraction import first_line
-from headedit.evaluation.generation import generate
-from headedit.loading import load_model, load_tokenizer
-from headedit.text import to_pair
+from headedit.evaluation.answers.extraction import first_line
+from headedit.evaluation.answers.generation import generate
+from headedit.hf.loading import load_model, load_tokenizer
 
 
 @pytest.fixture(scope="module")

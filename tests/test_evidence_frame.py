@@ -12,13 +12,16 @@ from zoo import zoo_model
 
 import headedit
 from headedit import EditConfig, HeadEditError
+from headedit.bench.recovery.planted import plant, write
 from headedit.demo import MODEL_FOLDER, tasks
-from headedit.demo.planted import plant, write
-from headedit.interpret import agreement, evidence, iti, plot, separation, tokens
-from headedit.interpret.attribution import attribute, integrate
-from headedit.interpret.causal import leave_one_out, patch
-from headedit.interpret.evidence import own_or_other
-from headedit.loading import load_model, load_tokenizer
+from headedit.hf.loading import load_model, load_tokenizer
+from headedit.interpret import plots
+from headedit.interpret.evidence.agreement import agreement, separation
+from headedit.interpret.evidence.attribution import attribute, integrate
+from headedit.interpret.evidence.causal import leave_one_out, patch
+from headedit.interpret.evidence.iti import iti
+from headedit.interpret.evidence.table import evidence, own_or_other
+from headedit.interpret.evidence.tokens import tokens
 
 pandas = pytest.importorskip("pandas")
 pytest.importorskip("nnsight")
@@ -142,7 +145,7 @@ def test_edits_without_an_open_head_and_other_kinds_have_a_table_too():
     assert found["promotes"].isna().all()
     assert math.isnan(separation(found))
     with pytest.raises(HeadEditError, match="no head is open"):
-        plot.agreement(found)
+        plots.agreement(found)
 
 
 def ranks(values):
@@ -188,7 +191,7 @@ def test_planted_heads_have_larger_effects_than_all_others(shape):
 
 
 def test_the_scatter_shows_every_open_head_and_the_correlation(frame):
-    figure = plot.agreement(frame, signs=("contribution", "gate"), effect="effect")
+    figure = plots.agreement(frame, signs=("contribution", "gate"), effect="effect")
     left, right = figure.axes
     rho = agreement(frame, ["contribution", "effect"]).iloc[0, 1]
     assert left.get_title() == f"ρ = {rho:+.2f}"
@@ -211,7 +214,7 @@ def test_mistakes_are_explained(frame, edits, tokenizer, llama, monkeypatch):
     with pytest.raises(HeadEditError, match="heads: found 'some', expected 'open' or 'all'"):
         agreement(frame, heads="some")
     with pytest.raises(HeadEditError, match="no sign is named"):
-        plot.agreement(frame, signs=())
+        plots.agreement(frame, signs=())
     with pytest.raises(HeadEditError, match="read: found 'guessed'"):
         evidence(edits, RECORDS, read="guessed")
     small, rows = headedit.attach(llama), [{"input_ids": [3, 4, 5], "labels": [3, 4, 5]}]

@@ -6,9 +6,9 @@ import pytest
 from tokenizers_tiny import byte_level
 
 from headedit import DataConfig, HeadEditError, load_data
-from headedit.cli import main
-from headedit.evaluation.export import training_records
-from headedit.evaluation.task_files import find_task
+from headedit.cli.main import main
+from headedit.evaluation.tasks.export import training_records
+from headedit.evaluation.tasks.task_files import find_task
 
 ROWS = [
     {"question": f"Which is {i}?", "options": ["one", "two", "three"], "answer": "ABC"[i % 3], "category": category}

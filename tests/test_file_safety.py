@@ -16,11 +16,11 @@ from tiny import randomise, tiny_model
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.cli import main
+from headedit.cli.main import main
 from headedit.demo import MODEL_FOLDER
-from headedit.edits.files import CONFIG_FILE, TENSOR_FILE
-from headedit.edits.storage import load_tensors, read
-from headedit.edits.support import close, open_gates
+from headedit.edits.files.format import CONFIG_FILE, TENSOR_FILE
+from headedit.edits.files.storage import load_tensors, read
+from headedit.edits.gate_set import close, open_gates
 
 PACKAGE = Path(headedit.__file__).parent
 QUICK = settings(deadline=None, max_examples=90, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -7,11 +7,11 @@ import torch
 from tiny import logits, randomise, tiny_model
 
 import headedit
-from headedit.evaluation.cost import Shape, measure_cost
-from headedit.evaluation.cost.contenders import edited, limit
-from headedit.evaluation.cost.memory import peak_of_tensors
-from headedit.evaluation.cost.shapes import build, random_ids
-from headedit.evaluation.cost.work import training_step
+from headedit.bench.cost import Shape, measure_cost
+from headedit.bench.cost.memory import peak_of_tensors
+from headedit.bench.cost.methods import edited, limit
+from headedit.bench.cost.shapes import build, random_ids
+from headedit.bench.cost.workloads import training_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 GPU = torch.device("cuda")

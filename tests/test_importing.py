@@ -9,9 +9,10 @@ from tiny import logits, randomise, tiny_model
 from typer.testing import CliRunner
 
 import headedit
-from headedit import HeadEditError, cli_import
-from headedit.edits.importing import import_jola, import_lofit, read_lofit
-from headedit.edits.storage import load
+from headedit import HeadEditError
+from headedit.cli import import_edits
+from headedit.edits.files.storage import load
+from headedit.edits.importing.load import import_jola, import_lofit, read_lofit
 
 LAYERS, HEADS, WIDTH = 2, 4, 16
 
@@ -337,7 +338,7 @@ def test_the_command(command, arrays, lofit, ids, tmp_path):
         import_lofit(wanted, *lofit)
         given = [str(path) for path in write_lofit(tmp_path, *lofit, "npy")]
     options = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]
-    done = CliRunner().invoke(cli_import.app, [command, *given, *options], catch_exceptions=False)
+    done = CliRunner().invoke(import_edits.app, [command, *given, *options], catch_exceptions=False)
     assert done.exit_code == 0
     assert "edited heads" in done.stdout
     load(fresh := tiny_model("llama"), tmp_path / "out")
@@ -346,5 +347,5 @@ def test_the_command(command, arrays, lofit, ids, tmp_path):
 
 @pytest.mark.parametrize("command", [["jola"], ["lofit"]])
 def test_the_help_has_an_example(command):
-    printed = CliRunner().invoke(cli_import.app, [*command, "--help"]).stdout
+    printed = CliRunner().invoke(import_edits.app, [*command, "--help"]).stdout
     assert " ".join(["headedit import", *command]) in " ".join(printed.replace("│", " ").split()).split("Example:")[1]

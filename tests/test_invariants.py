@@ -108,7 +108,7 @@ def test_disabling_ends_with_an_error_too_and_nests(llama, ids):
 def test_a_second_attachment_is_refused_and_changes_nothing(llama, ids):
     edits = headedit.attach(llama)
     before = snapshot(llama)
-    with pytest.raises(HeadEditError, match="has edits attached already; call detach"):
+    with pytest.raises(HeadEditError, match=r"has edits attached already; headedit\.handle"):
         headedit.attach(llama)
     assert snapshot(llama) == before
     edits.detach()

@@ -11,14 +11,14 @@ from zoo import zoo_model
 
 import headedit
 from headedit import EditConfig, HeadEditError
+from headedit.data import prompt_ids
 from headedit.demo import MODEL_FOLDER
-from headedit.interpret import probes
-from headedit.interpret.evidence_plot import evidence
-from headedit.interpret.iti import HeadEvidence, _split, iti
-from headedit.interpret.last_token import last_outputs, token_ids
-from headedit.interpret.probes import fit_probes, held_out_accuracy
-from headedit.loading import load_tokenizer
-from headedit.text import prompt_ids
+from headedit.hf.loading import load_tokenizer
+from headedit.interpret.evidence import probes
+from headedit.interpret.evidence.iti import HeadEvidence, _split, iti
+from headedit.interpret.evidence.last_token import last_outputs, token_ids
+from headedit.interpret.evidence.probes import fit_probes, held_out_accuracy
+from headedit.interpret.plots.evidence import evidence
 
 LAYER, HEAD = 1, 2
 

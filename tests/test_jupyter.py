@@ -9,8 +9,9 @@ from IPython.core.formatters import DisplayFormatter
 from tiny import tiny_model
 
 import headedit
-from headedit import EditConfig, views
-from headedit.interpret.jupyter import html
+from headedit import EditConfig
+from headedit.interpret.plots.jupyter import html
+from headedit.io import notebook
 
 
 def parsed(edits):
@@ -108,6 +109,6 @@ def test_a_notebook_gets_html_and_text(edits, monkeypatch):
     shown, _ = DisplayFormatter().format(edits)
     assert shown["text/html"] == html(edits)
     assert shown["text/plain"] == repr(edits)
-    monkeypatch.setattr(views, "_html", [])
+    monkeypatch.setattr(notebook, "_html", [])
     shown, _ = DisplayFormatter().format(edits)
     assert shown == {"text/plain": repr(edits)}

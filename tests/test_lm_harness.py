@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 import headedit
 from headedit import HeadEditError
 from headedit.demo import MODEL_FOLDER, tasks
-from headedit.edits.merging import merge_and_unload
-from headedit.evaluation.lm_harness import run_harness
-from headedit.loading import load_model, load_tokenizer
+from headedit.edits.merge.merge import merge_and_unload
+from headedit.evaluation.harness.run import run_harness
+from headedit.hf.loading import load_model, load_tokenizer
 
 pytest.importorskip("lm_eval")
 
@@ -122,7 +122,7 @@ def test_without_a_base_there_is_nothing_beside(folder, edited):
 def test_from_the_command_line(folder, edited, tmp_path, monkeypatch):
     import typer
 
-    from headedit.cli_lm_eval import lm_eval
+    from headedit.cli.lm_eval import lm_eval
 
     app = typer.Typer()
     app.command()(lm_eval)

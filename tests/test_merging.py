@@ -16,12 +16,13 @@ from typer.testing import CliRunner
 from zoo import ZOO, zoo_ids, zoo_model
 
 import headedit
-from headedit import EditConfig, HeadEditError, cli_merge
-from headedit.edits import folding
-from headedit.edits.folding import fold
-from headedit.edits.merging import is_merged, merge, merge_and_unload, mergeable, suspended, unmerge
-from headedit.edits.peft_files import to_peft
-from headedit.edits.rehoming import rehome
+from headedit import EditConfig, HeadEditError
+from headedit.cli import merge as merge_command
+from headedit.edits.merge import fold as folding
+from headedit.edits.merge.export import rehome
+from headedit.edits.merge.fold import fold
+from headedit.edits.merge.merge import is_merged, merge, merge_and_unload, mergeable, suspended, unmerge
+from headedit.edits.merge.peft import to_peft
 
 NO_BIAS = {"mixtral", "qwen2_moe", "phi3"}
 WINDOWED = {"mistral", "ministral"}
@@ -501,14 +502,14 @@ def test_what_peft_cannot_hold_is_said(model_type, message, tmp_path):
 @pytest.fixture
 def app():
     app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(cli_merge.merge)
+    app.command()(merge_command.merge)
     app.callback()(lambda: None)
     return app
 
 
 @pytest.fixture
 def folders(tmp_path, request):
-    from headedit.loading import load_tokenizer
+    from headedit.hf.loading import load_tokenizer
 
     model = tiny_model(getattr(request, "param", "llama"))
     model.generation_config.max_new_tokens = 5
@@ -540,7 +541,7 @@ def test_the_command_writes_a_checkpoint_with_all_that_belongs_to_it(app, folder
     assert type(model) is LlamaForCausalLM
     assert model.generation_config.max_new_tokens == 5
     assert (out / "tokenizer.json").is_file()
-    note = json.loads((out / cli_merge.NOTE_FILE).read_text())
+    note = json.loads((out / merge_command.NOTE_FILE).read_text())
     assert note["base_model"] == str(tmp_path / "base")
     assert note["edits"] == str(tmp_path / "edits")
     assert note["rehomed_to"] == (None if type(edits.model) is LlamaForCausalLM else "LlamaForCausalLM")
@@ -559,7 +560,7 @@ def test_the_command_does_not_write_over_anything(app, folders):
         run(app, tmp_path)
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
     with pytest.raises(HeadEditError, match="is there already"):  # before anything is loaded
-        cli_merge.merge("no model", "no edits", out)
+        merge_command.merge("no model", "no edits", out)
     (out / "mine.txt").unlink()
     assert run(app, tmp_path).exit_code == 0
     with pytest.raises(HeadEditError, match=r"--dtype: found 'int4', expected one of auto, float32"):
@@ -578,9 +579,9 @@ def test_a_half_written_checkpoint_never_remains(folders, monkeypatch, fault):
 
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", save)
     expected = HeadEditError if isinstance(fault, OSError) else KeyboardInterrupt
-    note = cli_merge.describe(edits, "base", "edits")
+    note = merge_command.describe(edits, "base", "edits")
     with pytest.raises(expected, match="No space left" if isinstance(fault, OSError) else None):
-        cli_merge.write_checkpoint(merge_and_unload(edits), None, note, tmp_path / "new" / "deep" / "out")
+        merge_command.write_checkpoint(merge_and_unload(edits), None, note, tmp_path / "new" / "deep" / "out")
     assert written == [["config.json"]]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "edits"]
 

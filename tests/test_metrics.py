@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from headedit import HeadEditError
-from headedit.evaluation.metrics import METRICS, bertscore, bleu, chrf, cider, compute, nist, rouge
-from headedit.evaluation.metrics.cider import tokens
+from headedit.evaluation.scores.metrics import METRICS, bertscore, bleu, chrf, cider, compute, nist, rouge
+from headedit.evaluation.scores.metrics.cider import tokens
 
 pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")
@@ -292,5 +292,7 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch, name, module, li
 
 
 def test_naming_metrics_loads_no_library():
-    code = "import sys, headedit.evaluation.metrics; print({'sacrebleu', 'rouge_score', 'nltk'} & set(sys.modules))"
+    code = (
+        "import sys, headedit.evaluation.scores.metrics; print({'sacrebleu', 'rouge_score', 'nltk'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

@@ -11,7 +11,7 @@ from tiny import logits, randomise, tiny_model
 from torch import nn
 
 import headedit
-from headedit.edits.multiply_add import multiply_add
+from headedit.edits.affine import multiply_add
 
 D = HEADS * WIDTH
 

@@ -21,7 +21,7 @@ CLAIMS = {
     """,
     "02_reading_gate_heatmaps": """
         from headedit.interpret.head_map import HeadMap
-        from headedit.overlap import expected_jaccard, jaccard
+        from headedit.runs.stability import expected_jaccard, jaccard
 
         assert report.base_accuracy < 0.2 and report.accuracy > 0.85
         losses = {level.gates: level.loss for level in run.path.levels}
@@ -41,7 +41,7 @@ CLAIMS = {
         assert effects.effects.max() > 0.03 and effects.effects.median() < 0.5 * effects.effects.max()
         assert loss < 0.3 * base_loss and alone < 0.6
         assert separation(table, "patch_edited") > 0.6 and separation(table, "probe_accuracy") < 0.3
-        rho = headedit.interpret.agreement(table)["effect"]
+        rho = headedit.interpret.evidence.agreement(table)["effect"]
         assert rho["integrated"] > 0.3
     """,
     "05_several_edits_merge_and_ship": """

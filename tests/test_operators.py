@@ -9,13 +9,13 @@ from torch import nn
 
 import headedit
 from headedit import EditConfig
+from headedit.bench.cost.memory import peak_of_tensors
+from headedit.bench.cost.methods import Prepared, edited, limit
+from headedit.bench.cost.operators import count_operators
+from headedit.bench.cost.shapes import Shape, build, random_ids
+from headedit.bench.cost.workloads import forward, loss_and_gradients, training_step
+from headedit.edits.gate_set import Gate, fix
 from headedit.edits.gates import HardConcrete
-from headedit.edits.support import Gate, fix
-from headedit.evaluation.cost.contenders import Prepared, edited, limit
-from headedit.evaluation.cost.memory import peak_of_tensors
-from headedit.evaluation.cost.operators import count_operators
-from headedit.evaluation.cost.shapes import Shape, build, random_ids
-from headedit.evaluation.cost.work import forward, loss_and_gradients, training_step
 
 SMALL = {"hidden": 64, "heads": 4, "batch": 2, "tokens": 16}
 CPU = torch.device("cpu")

@@ -6,10 +6,10 @@ from tiny import tiny_model
 
 import headedit
 from headedit import EditConfig
-from headedit.evaluation.cost import CONTENDERS, Shape, measure_cost, work
-from headedit.evaluation.cost.contenders import Prepared, bare, edited, share
-from headedit.evaluation.cost.peers import ATTACHED, INFERRED, TRAINED, load_lora, loop, lora, save_lora
-from headedit.evaluation.cost.shapes import build, random_ids
+from headedit.bench.cost import CONTENDERS, Shape, measure_cost, workloads
+from headedit.bench.cost.methods import Prepared, bare, edited, share
+from headedit.bench.cost.peers import ATTACHED, INFERRED, TRAINED, load_lora, loop, lora, save_lora
+from headedit.bench.cost.shapes import build, random_ids
 
 SMALL = Shape(layers=2, hidden=32, heads=2, kv_heads=1, batch=1, tokens=4)
 IDS = random_ids(1000, 2, 6, "cpu")
@@ -60,7 +60,7 @@ def test_contenders_share_weights_and_leave_the_model_as_it_is(base, name):
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_step_moves_all_that_is_trained(base, name):
     prepared = made(name, base)
-    step = work.training_step(prepared, IDS)
+    step = workloads.training_step(prepared, IDS)
     before = [p.detach().clone() for p in prepared.trained]
     for _ in range(3):  # LoRA begins with one of its factors at zero
         step()
@@ -120,13 +120,13 @@ def test_a_saved_adapter_of_lora_is_loaded_with_its_weights(base, tmp_path):
 def test_decoding_goes_on_from_the_same_cache_in_each_run(base):
     lengths = []
     prepared = bare(base)
-    ready = work.decode(prepared, IDS)
+    ready = workloads.decode(prepared, IDS)
     prepared.model.register_forward_pre_hook(
         lambda module, args, given: lengths.append(given["past_key_values"].get_seq_length()), with_kwargs=True
     )
     for _ in range(2):
         ready()()
-    assert lengths == 2 * list(range(6, 6 + work.DECODED))
+    assert lengths == 2 * list(range(6, 6 + workloads.DECODED))
 
 
 def test_peers_are_measured_wherever_edits_are():

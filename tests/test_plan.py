@@ -11,12 +11,12 @@ from transformers import LlamaConfig, Olmo2Config, PreTrainedModel
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.cli import main
-from headedit.evaluation.cost.memory import peak_of_tensors
-from headedit.training.plan import Plan, Planner, Setup, advise, estimate
-from headedit.training.plan.memory import GIB, read_memory, show
-from headedit.training.plan.planner import UNCERTAINTY
-from headedit.training.plan.skeleton import Skeleton
+from headedit.bench.cost.memory import peak_of_tensors
+from headedit.cli.main import main
+from headedit.training.memory_plan import Plan, Planner, Setup, advise, estimate
+from headedit.training.memory_plan.memory import GIB, read_memory, show
+from headedit.training.memory_plan.planner import UNCERTAINTY
+from headedit.training.memory_plan.skeleton import Skeleton
 
 WIDE = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "vocab_size": 500}
 SIZES = {
@@ -113,7 +113,7 @@ def test_layers_that_are_alike_take_what_all_of_them_take(
 
 def test_few_layers_are_run_where_many_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     run: list[int] = []
-    from headedit.training.plan import planner
+    from headedit.training.memory_plan import planner
 
     trace = planner.trace_step
     monkeypatch.setattr(planner, "trace_step", lambda s, setup: run.append(len(s.layers)) or trace(s, setup))
@@ -143,7 +143,7 @@ def test_4_bit_weights_take_half_a_byte_and_their_scales() -> None:
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
 def test_quantized_weights_are_those_of_bitsandbytes(quantization: str, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    from headedit.loading import load_model
+    from headedit.hf.loading import load_model
 
     base = tiny_model("llama", **WIDE)
     base.save_pretrained(tmp_path)

@@ -8,12 +8,13 @@ import torch
 from typer.testing import CliRunner
 
 import headedit
-from headedit import HeadEditError, cli_bench
-from headedit.demo import localise_bench
-from headedit.demo.contenders import ORACLE, Problem, contender
-from headedit.demo.planted import f1, plant, token_accuracy, write
-from headedit.edits.support import Gate
-from headedit.interpret import bench_plot
+from headedit import HeadEditError
+from headedit.bench import recovery_plots
+from headedit.bench.recovery import localisation
+from headedit.bench.recovery.methods import ORACLE, Problem, contender
+from headedit.bench.recovery.planted import f1, plant, token_accuracy, write
+from headedit.cli import bench
+from headedit.edits.gate_set import Gate
 
 SHAPES = ("llama", "qwen3", "gpt2")
 QUICK = {"epochs": 1, "min_steps": 1}
@@ -119,7 +120,7 @@ def test_impossible_problems(arguments, message):
 
 
 def test_an_effect_that_cannot_be_had(monkeypatch):
-    monkeypatch.setattr("headedit.demo.planted._DRAWS", 2)
+    monkeypatch.setattr("headedit.bench.recovery.planted._DRAWS", 2)
     with pytest.raises(HeadEditError, match=r"min_effect: in 2 draws of 6 edits .* expected 100\.0%"):
         plant("llama", 0, examples=1, test_examples=1, min_effect=1.0)
 
@@ -179,7 +180,7 @@ def test_the_oracle_edits_the_planted_heads_alone_and_beats_the_unedited_model()
 @pytest.fixture(scope="module")
 def small():
     arguments = {"changes": CHANGES, "examples": 8, "test_examples": 8, "tokens": 8, "progress": False}
-    return localise_bench.bench_localise(["llama", "gpt2"], [0], ["localise", "no gate"], **arguments)
+    return localisation.bench_localise(["llama", "gpt2"], [0], ["localise", "no gate"], **arguments)
 
 
 def test_the_bench_has_a_row_a_run_with_the_oracle_beside_it(small):
@@ -225,28 +226,28 @@ def test_the_bench_as_json_and_markdown(small):
 
 def test_processes_give_the_same_rows(small):
     arguments = {"changes": CHANGES, "examples": 8, "test_examples": 8, "tokens": 8, "progress": False}
-    again = localise_bench.bench_localise(["llama", "gpt2"], [0], ["localise", "no gate"], jobs=2, **arguments)
+    again = localisation.bench_localise(["llama", "gpt2"], [0], ["localise", "no gate"], jobs=2, **arguments)
     plain = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows] for rows in (small.rows, again.rows)]
     assert plain[0] == plain[1]
 
 
 def test_the_curve_and_the_problem_without_a_solution(monkeypatch):
     arguments = {"changes": {"no gate": QUICK}, "test_examples": 8, "tokens": 8, "progress": False}
-    curve = localise_bench.bench_curve((8, 16), ["no gate"], seeds=[0], **arguments)
+    curve = localisation.bench_curve((8, 16), ["no gate"], seeds=[0], **arguments)
     assert [row["examples"] for row in curve.rows] == [8, 16]
     assert "## 16 examples" in curve.markdown()
     assert [row["accuracy"] for row in curve.summary] == [row["accuracy"] for row in curve.rows]
-    nothing = localise_bench.bench_nothing(["llama"], [0], ["unedited", "no gate"], examples=8, **arguments)
+    nothing = localisation.bench_nothing(["llama"], [0], ["unedited", "no gate"], examples=8, **arguments)
     unedited, edited = nothing.rows
     assert (unedited["accuracy"], unedited["parameters"]) == (1.0, 0)
     assert edited["loss"] > unedited["loss"]
     assert f"| unedited | 0 | {unedited['loss']:.3f} |" in nothing.markdown()
     with pytest.raises(HeadEditError, match="told which heads are planted"):
-        localise_bench.bench_nothing(["llama"], [0], ["oracle"], examples=8, **arguments)
+        localisation.bench_nothing(["llama"], [0], ["oracle"], examples=8, **arguments)
 
 
 def test_a_mistake_is_said_before_any_work(monkeypatch):
-    monkeypatch.setattr("headedit.demo.planted_runs.run_units", lambda *a, **k: pytest.fail("work was done"))
+    monkeypatch.setattr("headedit.bench.recovery.planted_runs.run_units", lambda *a, **k: pytest.fail("work was done"))
     for arguments, message in (
         ({"shapes": ["lama"]}, "There is no shape 'lama'"),
         ({"recipes": ["localize"]}, r"There is no contender 'localize'\. Did you mean 'localise'\?"),
@@ -254,14 +255,14 @@ def test_a_mistake_is_said_before_any_work(monkeypatch):
         ({"seeds": []}, "nothing to run"),
     ):
         with pytest.raises(HeadEditError, match=message):
-            localise_bench.bench_localise(**{"recipes": ["localise"], "seeds": [0], **arguments})
+            localisation.bench_localise(**{"recipes": ["localise"], "seeds": [0], **arguments})
     monkeypatch.undo()
     with pytest.raises(HeadEditError, match="jobs: found 0"):
-        localise_bench.bench_localise(["llama"], [0], ["localise"], jobs=0)
+        localisation.bench_localise(["llama"], [0], ["localise"], jobs=0)
 
 
 def test_the_picture_of_localisation(small):
-    figure = bench_plot.localisation(small.rows)
+    figure = recovery_plots.localisation(small.rows)
     offset, scale, accuracy = figure.axes
     assert [axis.get_title() for axis in figure.axes] == ["F1 of offset heads", "F1 of scale heads", "Token accuracy"]
     assert [label.get_text() for label in offset.get_yticklabels()] == ["localise", "no gate", "oracle"]
@@ -275,7 +276,7 @@ def test_the_picture_of_localisation(small):
     assert labels == ["llama, one run", "gpt2, one run", "mean", "oracle, mean", "unedited, mean"]
     assert figure.get_size_inches()[0] == 9
     with pytest.raises(HeadEditError, match="nothing to draw"):
-        bench_plot.localisation([])
+        recovery_plots.localisation([])
 
 
 def test_the_picture_of_the_curve():
@@ -285,7 +286,7 @@ def test_the_picture_of_the_curve():
         for size in (50, 200)
         for seed in (0, 1)
     ]
-    (axis,) = bench_plot.curve(rows).axes
+    (axis,) = recovery_plots.curve(rows).axes
     lines = {line.get_label(): line for line in axis.get_lines()}
     assert list(lines) == ["localise", "jola", "unedited"]
     assert lines["jola"].get_xydata().tolist() == [[50, pytest.approx(0.1)], [200, pytest.approx(0.25)]]
@@ -297,7 +298,7 @@ def test_the_picture_of_the_curve():
 def test_the_command(tmp_path):
     arguments = ["localise", "--shapes", "llama", "--seeds", "1", "--first-seed", "4", "--recipes", "localise"]
     arguments += ["--examples", "8", "--set", "epochs=1", "--set", "min_steps=1", "--output", str(tmp_path / "out")]
-    done = CliRunner().invoke(cli_bench.app, arguments, catch_exceptions=False)
+    done = CliRunner().invoke(bench.app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "localise.json",
@@ -313,15 +314,15 @@ def test_the_command(tmp_path):
 
 @pytest.mark.parametrize("command", [[], ["localise"]])
 def test_the_help_has_an_example(command):
-    printed = CliRunner().invoke(cli_bench.app, [*command, "--help"]).stdout
+    printed = CliRunner().invoke(bench.app, [*command, "--help"]).stdout
     text = re.sub(r"\s+", " ", printed.replace("│", " "))
     assert " ".join(["headedit bench", *command]) in text.split("Example:")[1]
 
 
 def test_the_cost_is_still_measured_by_the_bare_command(tmp_path):
     quick = ["--repeats", "1", "--layers", "1", "--hidden", "16", "--batch", "1", "--tokens", "4"]
-    done = CliRunner().invoke(cli_bench.app, [*quick, "--output", str(tmp_path / "cost.json")], catch_exceptions=False)
+    done = CliRunner().invoke(bench.app, [*quick, "--output", str(tmp_path / "cost.json")], catch_exceptions=False)
     assert "headedit bench (medians of 1)" in done.stdout
     assert json.loads((tmp_path / "cost.json").read_text())["repeats"] == 1
     with pytest.raises(HeadEditError, match="multiple of 16"):
-        CliRunner().invoke(cli_bench.app, ["--hidden", "100"], catch_exceptions=False)
+        CliRunner().invoke(bench.app, ["--hidden", "100"], catch_exceptions=False)

@@ -6,9 +6,9 @@ from tiny import randomise, tiny_model
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.edits.support import Gate
-from headedit.history import History
-from headedit.pruning_path import Level, PruningPath
+from headedit.edits.gate_set import Gate
+from headedit.runs.history import History
+from headedit.runs.pruning_path import Level, PruningPath
 
 
 def images(axis):

@@ -12,9 +12,9 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.interpret.effect_plot import head_norms
-from headedit.interpret.heatmap import LAYER_COLOURS
-from headedit.overlap import expected_jaccard, jaccard
+from headedit.interpret.plots.effects import head_norms
+from headedit.interpret.plots.heatmap import LAYER_COLOURS
+from headedit.runs.stability import expected_jaccard, jaccard
 
 
 @pytest.fixture(autouse=True)

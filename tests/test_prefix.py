@@ -18,8 +18,8 @@ from zoo import WITH_HEADS, zoo_model
 import headedit
 from headedit import EditConfig, HeadEditError
 from headedit.training import fit
-from headedit.training.prefix import FrozenPrefix
-from headedit.training.prefix.store import HiddenStates, rows_of
+from headedit.training.prefix_cache import FrozenPrefix
+from headedit.training.prefix_cache.store import HiddenStates, rows_of
 
 UPPER = EditConfig(layers="1:")
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

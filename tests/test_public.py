@@ -29,9 +29,9 @@ import sys
 sys.modules |= dict.fromkeys(["nnsight", "bitsandbytes", "datasets", "peft", "trl"])
 import headedit
 [getattr(headedit, name) for name in headedit.__all__]
-import headedit.cli, headedit.demo.run
+import headedit.cli.main, headedit.demo.run
 from headedit.demo import MODEL_FOLDER
-from headedit.loading import load_model
+from headedit.hf.loading import load_model
 headedit.attach(load_model(str(MODEL_FOLDER), device="cpu"))
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -7,12 +7,12 @@ import pytest
 from typer.testing import CliRunner
 
 from headedit import HeadEditError
-from headedit.evaluation.comparison import compare
-from headedit.evaluation.intervals import wilson
-from headedit.evaluation.published import COLUMNS, published
-from headedit.evaluation.report import Baseline, Report, Score
-from headedit.evaluation.saved_runs import read_run
-from headedit.evaluation.task_files import packaged_tasks
+from headedit.evaluation.reports.comparison import compare
+from headedit.evaluation.reports.published import COLUMNS, published
+from headedit.evaluation.reports.report import Baseline, Report, Score
+from headedit.evaluation.reports.saved_runs import read_run
+from headedit.evaluation.scores.statistics import wilson
+from headedit.evaluation.tasks.task_files import packaged_tasks
 
 
 def score(metrics, n=100, groups=None):
@@ -134,7 +134,7 @@ def test_tasks_stand_side_by_side(runs):
 def test_from_the_command_line(runs, tmp_path):
     import typer
 
-    from headedit.cli_table import table
+    from headedit.cli.table import table
 
     app = typer.Typer()
     app.command()(table)

@@ -10,16 +10,16 @@ from tiny import logits, tiny_model
 
 import headedit
 from headedit import EditConfig, HeadEditError, Run
-from headedit.edits.support import Gate, all_gates, fix, heads_of, open_gates
-from headedit.pruning_path import PruningPath
-from headedit.training.choice import Search, choose, levels_of
-from headedit.training.data.batches import PadRight
-from headedit.training.losses import example_losses
-from headedit.training.pruning import Pruning, sizes
+from headedit.data.batches import PadRight
+from headedit.data.losses import example_losses
+from headedit.edits.gate_set import Gate, all_gates, fix, heads_of, open_gates
+from headedit.runs.pruning_path import PruningPath
+from headedit.runs.stability import agreement, expected_jaccard, jaccard
 from headedit.training.recipes import RECIPES, make_recipe
 from headedit.training.recipes.jola import add_noise
-from headedit.training.session import Session
-from headedit.training.stability import agreement, expected_jaccard, jaccard
+from headedit.training.recipes.model_selection import Search, choose, levels_of
+from headedit.training.recipes.pruning import Pruning, sizes
+from headedit.training.recipes.session import Session
 
 PLANTED = [(Gate(0, "offset", 2), 1.0), (Gate(1, "scale", 1), 2.0)]
 QUICK = {"epochs": 6, "min_steps": 40, "progress": False}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from headedit import HeadEditError, read_records
-from headedit.training.data.splits import draw, sample, split
+from headedit.data.splits import draw, sample, split
 
 ROWS = [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(5)]
 PAIRS = [(f"p{i}", f"r{i}") for i in range(5)]

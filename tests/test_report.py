@@ -14,13 +14,13 @@ from zoo import zoo_model
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.cli import main
+from headedit.cli.main import main
 from headedit.demo import MODEL_FOLDER, tasks
-from headedit.edits.support import Gate
+from headedit.edits.gate_set import Gate
+from headedit.hf.loading import load_model, load_tokenizer
 from headedit.interpret import evidence
 from headedit.interpret.report import Table, report
-from headedit.loading import load_model, load_tokenizer
-from headedit.pruning_path import Level, PruningPath
+from headedit.runs.pruning_path import Level, PruningPath
 
 pandas = pytest.importorskip("pandas")
 pytest.importorskip("nnsight")

@@ -14,9 +14,10 @@ from tiny import tiny_model
 
 import headedit
 from headedit import HeadEditError, HeadEditTrainer
-from headedit.training import checkpoints, fit
-from headedit.training.data.batches import StoredRows
-from headedit.training.session import CHECKPOINTS
+from headedit.data.batches import StoredRows
+from headedit.training import fit
+from headedit.training.loop import checkpoints
+from headedit.training.recipes.session import CHECKPOINTS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 

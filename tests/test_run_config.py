@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 
 import headedit
 from headedit import HeadEditError, RunConfig
-from headedit.loading import load_model, take_attention
+from headedit.hf.loading import load_model, take_attention
 from headedit.training.config import ModelConfig, find_config, read_run, shipped_configs
 from headedit.training.config.names import RENAMED, VECTOR_RATES
 from headedit.training.recipes import RECIPES, make_recipe

@@ -8,8 +8,8 @@ from tiny import tiny_model
 
 import headedit
 from headedit import HeadEditError, Objective
-from headedit.training.objective import ReleasedObjective
-from headedit.training.schedules import LR_SCHEDULES, Moment, hf_name, lambda_factor, lr_factor
+from headedit.training.loop.objective import ReleasedObjective
+from headedit.training.loop.schedules import LR_SCHEDULES, Moment, hf_name, lambda_factor, lr_factor
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headedit import HeadEditError
+from headedit.io.strict import build
 from headedit.specs import Spec, read_spec
 from headedit.specs.registry import packaged_folder
-from headedit.specs.strict import build
 
 GOOD = """\
 model_types: [toy]

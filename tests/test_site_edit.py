@@ -6,7 +6,7 @@ from torch import nn
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.edits.site import SiteEdit
+from headedit.edits.site_edit import SiteEdit
 from headedit.specs import HeadSite
 
 HEADS, WIDTH = 4, 8

@@ -10,8 +10,8 @@ from transformers import LlamaConfig, PreTrainedModel
 
 import headedit
 from headedit import HeadEditError
+from headedit.io.strict import build
 from headedit.specs import Spec, find_sites, find_spec
-from headedit.specs.strict import build
 
 
 def spec_of(**sites) -> Spec:

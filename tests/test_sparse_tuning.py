@@ -13,9 +13,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import headedit
 from headedit import EditConfig, HeadEditError, HeadEditTrainer
-from headedit.training.data.batches import PadRight
-from headedit.training.layer_parameters import attenuated, find_layers, rolling_out
-from headedit.training.sparse_tuning import SparseTuning, count, draw, draw_distinct, updated
+from headedit.data.batches import PadRight
+from headedit.training.sparse.layers import attenuated, find_layers, rolling_out
+from headedit.training.sparse.sparse_tuning import SparseTuning, count, draw, draw_distinct, updated
 
 TRAIN = [
     {"input_ids": row, "labels": [-100, *row[1:]]}
@@ -237,7 +237,7 @@ def test_the_callback_draws_by_its_scores_and_rst_does_not(tmp_path, importance)
 
 def test_roll_outs_attenuate_unimportant_layers_the_most(tmp_path, monkeypatch):
     """300 updates of 3 roll-outs with one layer each, of scores that are held where they are."""
-    from headedit.training import sparse_tuning
+    from headedit.training.sparse import sparse_tuning
 
     model, edits = deep()
     sparse, seen = SparseTuning(edits, rollout_share=0.25), []
@@ -285,7 +285,7 @@ def test_the_scores_by_hand():
 
 def test_the_scores_of_a_run_by_hand(tmp_path, monkeypatch):
     """Two updates in 6 steps, at 2 and at 4, each from the losses with the vectors themselves made smaller."""
-    from headedit.training import sparse_tuning
+    from headedit.training.sparse import sparse_tuning
 
     model, edits = deep()
     sparse, calls, batches = SparseTuning(edits, every=2), [], []

@@ -15,13 +15,14 @@ from tiny import FACTS, logits, randomise, tiny_model
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.edits import files
-from headedit.edits.card import CARD_FILE, MARKER
-from headedit.edits.files import CONFIG_FILE, TENSOR_FILE
+from headedit.edits.files import format
+from headedit.edits.files.card import CARD_FILE, MARKER
+from headedit.edits.files.format import CONFIG_FILE, TENSOR_FILE
+from headedit.edits.files.hub import push_to_hub
+from headedit.edits.files.storage import load_tensors, read
+from headedit.edits.gate_set import close, open_gates
 from headedit.edits.gates import SATURATED
-from headedit.edits.hub import push_to_hub
-from headedit.edits.storage import load_tensors, read
-from headedit.edits.support import close, open_gates
+from headedit.io.files import check_writable
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def damage(folder, what):
     first = sorted(values)[0]
 
     def pair(changed):
-        files.write_pair(folder, {k: v for k, v in data.items() if k != "format_version"}, changed)
+        format.write_pair(folder, {k: v for k, v in data.items() if k != "format_version"}, changed)
 
     def rewrite(**changes):
         config.write_text(json.dumps({**data, **changes}))
@@ -245,7 +246,7 @@ def test_a_folder_that_cannot_be_written(llama, tmp_path):
 def test_looking_whether_a_folder_can_be_written_makes_nothing_that_another_process_could_meet(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "mkdir", lambda path, mode=0o777: pytest.fail(f"made {path}"))
     folder = tmp_path / "of" / "several" / "processes"
-    assert files.check_writable(folder) == folder
+    assert check_writable(folder) == folder
     assert list(tmp_path.iterdir()) == []
 
 
@@ -254,7 +255,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_any_work(name, tmp_path)
     (tmp_path / "file").write_text("")
     (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
     with pytest.raises(HeadEditError, match=r"cannot be written .*Choose another output folder"):
-        files.check_writable(tmp_path / name)
+        check_writable(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "not a name!", "./missing/folder"])

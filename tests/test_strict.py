@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from headedit import HeadEditError
-from headedit.specs.strict import build, read_assignments
+from headedit.io.strict import build, read_assignments
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from tiny import logits, randomise, tiny_model
 
 import headedit
 from headedit import EditConfig
-from headedit.edits.support import Gate, all_gates, close, fix, heads_of, open_gates
+from headedit.edits.gate_set import Gate, all_gates, close, fix, heads_of, open_gates
 
 
 def test_all_gates_are_named_once(llama):

@@ -11,14 +11,14 @@ from run_inputs import save_model, save_records
 
 import headedit
 from headedit import HeadEditError
-from headedit.cli import main
-from headedit.loading import load_model
-from headedit.training import sweeping
+from headedit.cli.main import main
+from headedit.hf.loading import load_model
+from headedit.runs.run import Run
 from headedit.training.config import ModelConfig, read_run
-from headedit.training.interrupts import StopWhenAsked
-from headedit.training.run import Run
-from headedit.training.sweep import SweepConfig, plan_sweep
-from headedit.training.sweeping import SweepRow, grouped
+from headedit.training.loop.interrupts import StopWhenAsked
+from headedit.training.sweep import run as sweep_run
+from headedit.training.sweep.config import SweepConfig, plan_sweep
+from headedit.training.sweep.run import SweepRow, grouped
 
 TASK = {"prompt": "{{ instruction }}", "answer": "answer", "options": ["true", "false"], "scoring": "loglikelihood"}
 
@@ -171,7 +171,7 @@ def test_a_stopped_run_goes_on(done, inputs, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(StopWhenAsked, "on_step_end", stop_at_the_fourth)
     assert run("sweep", file) == 130
-    states = [sweeping.state_of(planned.config) for planned in plan_sweep(SweepConfig.read(file))]
+    states = [sweep_run.state_of(planned.config) for planned in plan_sweep(SweepConfig.read(file))]
     assert states == ["finished", "stopped", "new", "new"]
     capsys.readouterr()
     assert run("sweep", file, "--dry-run") == 0
@@ -198,11 +198,11 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(inputs, tmp_path, capsys)
 
 def test_a_folder_of_another_run_is_left_alone(done, inputs, monkeypatch):
     file, _, _ = done
-    monkeypatch.setattr(sweeping, "train", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr(sweep_run, "train", lambda *a, **k: pytest.fail("trained"))
     planned = plan_sweep(SweepConfig.read(file, {"vector_lr": 0.5}))
     message = r"out/one/seed-0: holds a run that differs in recipe\.vector_lr\. Take another output folder"
     with pytest.raises(HeadEditError, match=message):
-        list(sweeping.run_sweep(planned, progress=False))
+        list(sweep_run.run_sweep(planned, progress=False))
 
 
 def test_the_mean_takes_the_figures_that_all_tasks_have():

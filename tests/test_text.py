@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from headedit import HeadEditError
-from headedit.text import prompt_ids, response_ids, to_pair
+from headedit.data import prompt_ids, response_ids, to_pair
 
 WORDS = ["<pad>", "<s>", "</s>", "a", "b", "c", "ab", "x", "▁"]
 

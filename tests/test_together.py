@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import headedit
 from headedit import EditConfig
 from headedit.edits.kept import Kept
-from headedit.edits.site import lines
+from headedit.edits.site_edit import lines
 
 CONFIGS = {
     "default": {},
@@ -52,7 +52,7 @@ def calls(monkeypatch):
         taken.append(len(edits))
         return lines(edits, drawn)
 
-    for module in (headedit.edits.together, headedit.edits.site):
+    for module in (headedit.edits.together, headedit.edits.site_edit):
         monkeypatch.setattr(module, "lines", counted)
     return taken
 

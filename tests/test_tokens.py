@@ -10,10 +10,10 @@ from zoo import zoo_model
 import headedit
 from headedit import EditConfig, HeadEditError
 from headedit.demo import MODEL_FOLDER
-from headedit.interpret.direct_path import direct_path
-from headedit.interpret.tokens import token_text, tokens
-from headedit.interpret.tokens_plot import tokens as plot_tokens
-from headedit.loading import load_tokenizer
+from headedit.hf.loading import load_tokenizer
+from headedit.interpret.evidence.direct_path import direct_path
+from headedit.interpret.evidence.tokens import token_text, tokens
+from headedit.interpret.plots.tokens import tokens as plot_tokens
 
 
 class Letters:

@@ -9,7 +9,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 import headedit
 from headedit import HeadEditMixin, HeadEditTrainer
-from headedit.training.data.batches import PadRight
+from headedit.data.batches import PadRight
 
 ROWS = [{"input_ids": [i, i + 1, 3 + i % 7], "labels": [-100, i + 1, 3 + i % 7]} for i in range(3, 27)]
 OPTIONS = {

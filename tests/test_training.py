@@ -11,12 +11,12 @@ from transformers import TrainerCallback, TrainingArguments
 
 import headedit
 from headedit import EditConfig, HeadEditError, HeadEditTrainer, Objective, Run
+from headedit.data.batches import PadRight
 from headedit.edits.gates import HardConcrete
-from headedit.history import History
-from headedit.training.data.batches import PadRight
+from headedit.runs.history import History
+from headedit.training.loop.schedules import Moment
 from headedit.training.recipes import make_recipe
 from headedit.training.recipes.jola import Jola
-from headedit.training.schedules import Moment
 
 LABELLED = [
     {"input_ids": row, "labels": [-100, *row[1:]]}

@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
+from headedit.data import to_pair
 from headedit.demo import tasks
 from headedit.evaluation.exact_match import exact_match
-from headedit.text import to_pair
 
 CUED_SHARE = 0.6
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]

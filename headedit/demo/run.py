@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from headedit.bench.results import BenchResult
+from headedit.data import to_pair
 from headedit.demo import MODEL_FOLDER, tasks
-from headedit.demo.bench_tables import BenchResult
 from headedit.edits import attach
-from headedit.edits.files import write_atomically
 from headedit.errors import HeadEditError, suggest
 from headedit.evaluation import Report, exact_match
-from headedit.interpret import plot
-from headedit.loading import load_model, load_tokenizer
-from headedit.text import to_pair
+from headedit.hf.loading import load_model, load_tokenizer
+from headedit.interpret import plots
+from headedit.io.files import write_atomically
+from headedit.runs.run import Run
 from headedit.training.fit import fit
-from headedit.training.run import Run
 
 TRAIN, TEST = 200, 500
 DEFAULT_TASK = "reverse"
@@ -85,9 +85,9 @@ def run_demo(
     folder = run.output_dir
     files = [folder / name for name in ("gates.png", "path.png", "history.png", SUMMARY)]
     title = f"Which heads learned '{task}': {report.base_accuracy:.0%} → {report.accuracy:.0%} exact match"
-    plot.gates(edits, title=title).savefig(files[0], dpi=150)
-    plot.path(run).savefig(files[1], dpi=150)
-    plot.history(run).savefig(files[2], dpi=150)
+    plots.gates(edits, title=title).savefig(files[0], dpi=150)
+    plots.path(run).savefig(files[1], dpi=150)
+    plots.history(run).savefig(files[2], dpi=150)
     parameters = edits.count_acting_parameters()
     demo = Demo(task, report, run, parameters, time.perf_counter() - started, files)
     files[3].write_text(_markdown(demo), encoding="utf-8")

@@ -10,7 +10,7 @@ from headedit.errors import HeadEditError
 from headedit.specs import HeadSite
 
 if TYPE_CHECKING:
-    from headedit.edits.module import EditModule
+    from headedit.edits.adapter import Adapter
 
 
 class Arithmetic:
@@ -20,10 +20,10 @@ class Arithmetic:
     and the offsets, g_a·a. A head that has either has open gates in the result, all others are closed for good.
     """
 
-    def _edits(self) -> "EditModule":
+    def _edits(self) -> "Adapter":
         raise NotImplementedError
 
-    def __add__(self, other: "Arithmetic") -> "EditModule":
+    def __add__(self, other: "Arithmetic") -> "Adapter":
         """The sum of two edits.
 
         Raises:
@@ -31,7 +31,7 @@ class Arithmetic:
         """
         return _combined([(1.0, self), (1.0, other)]) if isinstance(other, Arithmetic) else NotImplemented
 
-    def __sub__(self, other: "Arithmetic") -> "EditModule":
+    def __sub__(self, other: "Arithmetic") -> "Adapter":
         """The difference of two edits.
 
         Raises:
@@ -39,20 +39,20 @@ class Arithmetic:
         """
         return _combined([(1.0, self), (-1.0, other)]) if isinstance(other, Arithmetic) else NotImplemented
 
-    def __mul__(self, factor: float) -> "EditModule":
+    def __mul__(self, factor: float) -> "Adapter":
         """A multiple of an edit."""
         return _combined([(float(factor), self)]) if isinstance(factor, int | float) else NotImplemented
 
     __rmul__ = __mul__
 
-    def __neg__(self) -> "EditModule":
+    def __neg__(self) -> "Adapter":
         """The edit that takes another one back, to first order: -g_m·m and -g_a·a."""
         return _combined([(-1.0, self)])
 
 
 @torch.no_grad()
-def _combined(terms: list[tuple[float, Arithmetic]]) -> "EditModule":
-    from headedit.edits.module import EditModule
+def _combined(terms: list[tuple[float, Arithmetic]]) -> "Adapter":
+    from headedit.edits.adapter import Adapter
 
     modules = [(factor, term._edits()) for factor, term in terms]
     first = modules[0][1]
@@ -62,7 +62,7 @@ def _combined(terms: list[tuple[float, Arithmetic]]) -> "EditModule":
     config = replace(
         first.config, vectors=vectors.pop() if len(vectors) == 1 else "both", gates="separate", init_std=0.0
     )
-    result = EditModule(first.where, config)
+    result = Adapter(first.where, config)
     for i, edit in enumerate(result):
         acting = [(factor, list(module)[i].acting()) for factor, module in modules]
         for vector in edit.vectors:

@@ -4,9 +4,10 @@ from os import PathLike
 
 from torch import nn
 
+from headedit.edits.adapter import Adapter, edited_sites
+from headedit.edits.adapter_set import AttachedAdapters
 from headedit.edits.config import EditConfig
 from headedit.edits.handle import HeadEdits
-from headedit.edits.module import EditModule, edited_sites
 from headedit.errors import HeadEditError
 from headedit.specs import MODULE_NAME, Spec, find_spec
 
@@ -37,12 +38,27 @@ def attach(
     config = EditConfig() if config is None else config
     check_unattached(model)
     found = find_spec(model, spec)
-    return HeadEdits(model, found, EditModule(edited_sites(model, found, config), config))
+    return HeadEdits(model, found, Adapter(edited_sites(model, found, config), config))
+
+
+def handle(model: nn.Module) -> HeadEdits:
+    """The handle of the edits on a model.
+
+    Raises:
+        HeadEditError: the model has no edits.
+    """
+    adapters = model._modules.get(MODULE_NAME)
+    if not isinstance(adapters, AttachedAdapters):
+        raise HeadEditError(f"This {type(model).__name__} has no edits; headedit.attach(model) puts some on it.")
+    found = adapters.handle
+    assert isinstance(found, HeadEdits)
+    return found
 
 
 def check_unattached(model: nn.Module) -> None:
     """Raises a HeadEditError where the model carries edits already."""
     if MODULE_NAME in model._modules:
         raise HeadEditError(
-            f"This {type(model).__name__} has edits attached already; call detach() on their handle first."
+            f"This {type(model).__name__} has edits attached already; headedit.handle(model) "
+            "gives their handle, and its detach() takes them off."
         )

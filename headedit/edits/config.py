@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from headedit.errors import HeadEditError
-from headedit.specs import strict
+from headedit.io import strict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,16 +5,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from headedit.edits.adapters import Adapters
+from headedit.edits.adapter import Adapter, Gates
+from headedit.edits.adapter_set import AdapterSet
 from headedit.edits.config import EditConfig
-from headedit.edits.module import EditModule, Gates
 from headedit.edits.travelling import Travelling
 from headedit.errors import HeadEditError
+from headedit.io.notebook import html_of
 from headedit.specs import MODULE_NAME, HeadSite, Spec
-from headedit.views import html_of
 
 
-class HeadEdits(Adapters, Travelling):
+class HeadEdits(AdapterSet, Travelling):
     """Edits attached to a model; made by ``headedit.attach`` and ``headedit.load``.
 
     There is one adapter at first, ``default``. What is looked at, set, saved and merged is the active one.
@@ -25,7 +25,7 @@ class HeadEdits(Adapters, Travelling):
         spec: where its heads are.
     """
 
-    def __init__(self, model: nn.Module, spec: Spec, first: EditModule) -> None:
+    def __init__(self, model: nn.Module, spec: Spec, first: Adapter) -> None:
         self._was_trainable = [p for p in model.parameters() if p.requires_grad]
         for parameter in self._was_trainable:
             parameter.requires_grad_(False)
@@ -62,7 +62,7 @@ class HeadEdits(Adapters, Travelling):
 
     def detach(self) -> nn.Module:
         """Takes everything off: the model is exactly as it was before ``attach``, and is returned."""
-        from headedit.edits.merging import is_merged, unmerge
+        from headedit.edits.merge.merge import is_merged, unmerge
 
         if self.attached:
             if is_merged(self):
@@ -156,7 +156,7 @@ class HeadEdits(Adapters, Travelling):
         without an open head costs nothing any more. With ``eval_gate="clip"`` the logits in eval mode stay the same to
         the bit; with ``expectation`` what E[g] leaves of a closed gate is dropped. The gates are no longer trained.
         """
-        from headedit.edits.support import harden
+        from headedit.edits.gate_set import harden
 
         harden(self.module)
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from headedit.edits.module import EditModule
-from headedit.edits.multiply_add import multiply_add
+from headedit.edits.adapter import Adapter
+from headedit.edits.affine import multiply_add
 from headedit.edits.placing import heads_shape
-from headedit.edits.site import SiteEdit
+from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite
 
@@ -64,7 +64,7 @@ class RoutedEdit(nn.Module):
 
 
 @torch.no_grad()
-def routed(adapters: Mapping[str, EditModule], names: Sequence[str | None]) -> dict[str, RoutedEdit]:
+def routed(adapters: Mapping[str, Adapter], names: Sequence[str | None]) -> dict[str, RoutedEdit]:
     """What every site applies when each row of a batch has an adapter of its own, by the site's name.
 
     Args:

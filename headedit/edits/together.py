@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from headedit.edits.kept import KeptTogether
-from headedit.edits.site import Line, SiteEdit, lines, uniform
+from headedit.edits.site_edit import Line, SiteEdit, lines, uniform
 
 _saving_hooks: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 

@@ -39,7 +39,7 @@ class Travelling:
         Raises:
             HeadEditError: the folder cannot be made or written, or a metric is not a number.
         """
-        from headedit.edits.storage import save
+        from headedit.edits.files.storage import save
 
         save(_handle(self), save_directory, hardened=hardened, card=card, metrics=metrics)
 
@@ -55,7 +55,7 @@ class Travelling:
         metrics: Mapping[str, float] | None = None,
     ) -> str:
         """Uploads the edits and their card to the hub, and returns the commit's address; see ``hub.push_to_hub``."""
-        from headedit.edits.hub import push_to_hub
+        from headedit.edits.files.hub import push_to_hub
 
         return push_to_hub(
             _handle(self),
@@ -76,7 +76,7 @@ class Travelling:
                 projection, an offset has no bias to go to, or with ``safe_merge`` a result is not finite; nothing is
                 changed then.
         """
-        from headedit.edits.merging import merge
+        from headedit.edits.merge.merge import merge
 
         merge(_handle(self), safe_merge)
 
@@ -86,7 +86,7 @@ class Travelling:
         Raises:
             HeadEditError: the edits are not merged.
         """
-        from headedit.edits.merging import unmerge
+        from headedit.edits.merge.merge import unmerge
 
         unmerge(_handle(self))
 
@@ -100,7 +100,7 @@ class Travelling:
         Raises:
             HeadEditError: as for ``merge_adapter``; the edits stay attached then.
         """
-        from headedit.edits.merging import merge_and_unload
+        from headedit.edits.merge.merge import merge_and_unload
 
         return merge_and_unload(_handle(self), safe_merge)
 
@@ -110,6 +110,6 @@ class Travelling:
         Raises:
             HeadEditError: PEFT is not installed, or cannot hold an edit of these sites.
         """
-        from headedit.edits.peft_files import to_peft
+        from headedit.edits.merge.peft import to_peft
 
         to_peft(_handle(self), directory)

@@ -1,8 +1,8 @@
 """Evaluating edited models: tasks, generation and choices, metrics, and reports with their baselines."""
 
-from headedit.evaluation.evaluating import evaluate
+from headedit.evaluation.evaluate import evaluate
 from headedit.evaluation.exact_match import exact_match
-from headedit.evaluation.report import Report
-from headedit.evaluation.task import Source, Task
+from headedit.evaluation.reports.report import Report
+from headedit.evaluation.tasks.task import Source, Task
 
 __all__ = ["Report", "Source", "Task", "evaluate", "exact_match"]

@@ -6,9 +6,9 @@ from typing import Any
 from torch import nn
 
 from headedit.edits.handle import HeadEdits
-from headedit.evaluation.evaluating import evaluate
-from headedit.evaluation.report import Report
-from headedit.evaluation.task import Task
+from headedit.evaluation.evaluate import evaluate
+from headedit.evaluation.reports.report import Report
+from headedit.evaluation.tasks.task import Task
 
 EXACT_MATCH = Task(
     name="exact match",

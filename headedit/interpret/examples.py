@@ -9,9 +9,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from headedit.data import prompt_ids, response_ids, to_pair
 from headedit.errors import HeadEditError
-from headedit.specs.numbers import text_config
-from headedit.text import prompt_ids, response_ids, to_pair
+from headedit.hf.config import text_config
 
 IGNORED = -100
 """The label of a token that carries no loss, as in transformers."""

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from headedit.edits import HeadEdits
-from headedit.edits.files import read_config as read_saved
-from headedit.edits.module import EditModule
-from headedit.edits.site import SiteEdit
-from headedit.edits.storage import read
+from headedit.edits.adapter import Adapter
+from headedit.edits.files.format import read_config as read_saved
+from headedit.edits.files.storage import read
+from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
+from headedit.hf.config import read_config, text_config
 from headedit.specs import HeadSite, find_sites
-from headedit.specs.numbers import read_config, text_config
 
-Edits = HeadEdits | EditModule | str | PathLike[str]
+Edits = HeadEdits | Adapter | str | PathLike[str]
 """A handle, attached or detached; its parameters by themselves; or a folder of saved edits."""
 
 NOT_EDITED = "not edited"
@@ -38,7 +38,7 @@ class HeadMap:
         key_value_heads: number of key-value heads by layer, of the layers whose attention heads share them.
     """
 
-    module: EditModule
+    module: Adapter
     layer_kinds: list[str]
     key_value_heads: dict[int, int]
 
@@ -52,7 +52,7 @@ class HeadMap:
         if isinstance(edits, HeadEdits):
             config = text_config(edits.model)
             return HeadMap(edits.module, _layer_kinds(edits, config), _groups(edits.module, config))
-        if isinstance(edits, EditModule):
+        if isinstance(edits, Adapter):
             return HeadMap(edits, _kinds_of_sites(edits.where, NOT_EDITED), {})
         if isinstance(edits, str | PathLike):
             module = read(edits)
@@ -115,7 +115,7 @@ class HeadMap:
         return sizes.pop() if len(sizes) == 1 and not unknown and sizes != {1} else None
 
 
-def _groups(module: EditModule, config: Any) -> dict[int, int]:
+def _groups(module: Adapter, config: Any) -> dict[int, int]:
     """Key-value heads by layer, where the config has a number that divides the heads of the layer's only site."""
     found = {}
     attention = [site for site in module.where if site.kind == "attention"]

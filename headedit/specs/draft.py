@@ -9,8 +9,8 @@ import yaml
 from torch import Tensor, nn
 
 from headedit.errors import HeadEditError
-from headedit.specs import strict
-from headedit.specs.numbers import read_config, text_config
+from headedit.hf.config import read_config, text_config
+from headedit.io import strict
 from headedit.specs.probe import SiteProof, prove_sites, random_ids
 from headedit.specs.registry import model_type_of
 from headedit.specs.schema import Spec

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from headedit.specs.finding import Finding
+from headedit.specs.probe_result import Finding
 from headedit.specs.sites import HeadSite
 
 _STEPS = (0.5, 4.0, -4.0)  # a decay near its end answers to a large change only

@@ -20,11 +20,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from headedit.errors import HeadEditError
-from headedit.specs.finding import Finding, compare
+from headedit.hf.config import read_config, text_config
+from headedit.hf.modes import evaluating
 from headedit.specs.head_pass import HeadPass
-from headedit.specs.modes import evaluating
-from headedit.specs.numbers import read_config, text_config
 from headedit.specs.parameter_probe import probe_by_parameters
+from headedit.specs.probe_result import Finding, compare
 from headedit.specs.registry import model_type_of
 from headedit.specs.sites import HeadSite
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from headedit.errors import HeadEditError, suggest
-from headedit.specs.numbers import text_config
+from headedit.hf.config import text_config
 from headedit.specs.schema import Spec, read_spec
 
 FOLDERS_VARIABLE = "HEADEDIT_SPECS"

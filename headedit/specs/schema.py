@@ -1,12 +1,11 @@
 """What a spec file may say: where one architecture family keeps its heads.
 
 A spec is data. Everything that varies between architectures is a field here; no model class is named in
-code. The dataclasses are read by ``headedit.specs.strict``, which refuses what they do not know.
+code. The dataclasses are read by ``headedit.io.strict``, which refuses what they do not know.
 """
 
 import dataclasses
 import hashlib
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,8 @@ from typing import Any, Literal
 import yaml
 
 from headedit.errors import HeadEditError
-from headedit.specs import strict
+from headedit.io import strict
+from headedit.io.yaml import read_yaml
 
 SITE_KINDS = ("attention", "linear", "mlp")
 
@@ -196,41 +196,6 @@ def _without_defaults(data: object) -> object:
     if isinstance(data, list | tuple):
         return [_without_defaults(item) for item in data]
     return data
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(key_node.value)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise HeadEditError(f"line {line}: the key '{key}' is given twice.")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_EXPONENTS = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENTS, list("-+0123456789"))  # 1e-3 as in YAML 1.2
-
-
-def read_yaml(path: Path) -> object:
-    """The content of a YAML file; faults of syntax become a HeadEditError with file and line."""
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except OSError as error:
-        raise HeadEditError(f"{path}: cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError as error:
-        raise HeadEditError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise HeadEditError(f"{path}: line {line}: not valid YAML ({error.problem}).") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise HeadEditError(f"{path}: not valid YAML ({error}).") from None
-    except HeadEditError as error:
-        raise HeadEditError(f"{path}: {error}") from None
 
 
 def read_spec(path: Path) -> Spec:

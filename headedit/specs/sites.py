@@ -11,7 +11,8 @@ from typing import Any, Literal
 from torch import nn
 
 from headedit.errors import HeadEditError
-from headedit.specs.numbers import layer_type, meets, number, read_config, text_config
+from headedit.hf.config import read_config, text_config
+from headedit.specs.numbers import layer_type, meets, number
 from headedit.specs.schema import SITE_KINDS, NumberRule, Refusal, SiteRule, Spec
 
 MODULE_NAME = "headedit"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from headedit.errors import HeadEditError
+from headedit.hf.modes import evaluating
 from headedit.specs.head_pass import HeadPass
-from headedit.specs.modes import evaluating
 from headedit.specs.probe import attention_set_to
 from headedit.specs.sites import general, input_width
 

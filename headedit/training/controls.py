@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from headedit.edits import HeadEdits
-from headedit.edits.support import Gate, all_gates, fix, open_gates
+from headedit.edits.gate_set import Gate, all_gates, fix, open_gates
 from headedit.training.recipes.base import Recipe
 from headedit.training.recipes.localise import Localise
 from headedit.training.recipes.refit import Refit, Ungated
-from headedit.training.session import Session
+from headedit.training.recipes.session import Session
 
 Metric = Callable[[], float]
 

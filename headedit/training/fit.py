@@ -9,25 +9,25 @@ from typing import Any
 
 from accelerate.utils import wait_for_everyone
 
+from headedit.data.batches import Encoded
+from headedit.data.encoding import encode
 from headedit.edits import HeadEdits
-from headedit.edits.card import write_card
-from headedit.edits.files import check_writable
-from headedit.edits.storage import load_tensors
-from headedit.edits.support import heads_of, open_gates
+from headedit.edits.files.card import write_card
+from headedit.edits.files.storage import load_tensors
+from headedit.edits.gate_set import heads_of, open_gates
 from headedit.errors import HeadEditError
-from headedit.loading import load_tokenizer
-from headedit.pruning_path import PATH_FILE, VECTOR_FILE
-from headedit.specs.numbers import text_config
+from headedit.hf.config import text_config
+from headedit.hf.loading import load_tokenizer
+from headedit.hf.quantized import differentiable
+from headedit.io.files import check_writable
+from headedit.runs.pruning_path import PATH_FILE, VECTOR_FILE
+from headedit.runs.run import Run
+from headedit.runs.stability import Spread, Stability, agreement
 from headedit.training.controls import Metric, measured, run_controls
-from headedit.training.data.batches import Encoded
-from headedit.training.data.encoding import encode
-from headedit.training.journal import digest, digest_rows
-from headedit.training.prefix import FrozenPrefix
-from headedit.training.quantized import differentiable
+from headedit.training.prefix_cache import FrozenPrefix
 from headedit.training.recipes import DEFAULT, Recipe, make_recipe
-from headedit.training.run import Run
-from headedit.training.session import Session
-from headedit.training.stability import Spread, Stability, agreement
+from headedit.training.recipes.journal import digest, digest_rows
+from headedit.training.recipes.session import Session
 
 
 def fit(
@@ -53,7 +53,7 @@ def fit(
 
     Args:
         edits: the handle; the base model stays as it is.
-        train: examples: (prompt, response) pairs, records of any form that ``headedit.text.formats`` names,
+        train: examples: (prompt, response) pairs, records of any form that ``headedit.data.formats`` names,
             conversations too, or records of ``input_ids`` and ``labels``; a list, a ``datasets.Dataset``, or a split
             of ``headedit.load_data``.
         valid: the same, to choose and to stop by, on the plain loss. Without it ``localise`` holds some of the

@@ -10,15 +10,16 @@ from typing import Any
 from accelerate import PartialState
 from torch import nn
 
+from headedit.data import Data
+from headedit.data.batches import PadRight
+from headedit.data.loading import load_data
+from headedit.data.losses import example_losses
 from headedit.edits import HeadEdits, attach
-from headedit.edits.files import check_writable, write_atomically
 from headedit.errors import HeadEditError
+from headedit.io.files import check_writable, write_atomically
+from headedit.runs.run import Run
 from headedit.training.config import ModelConfig, RunConfig, read_run
-from headedit.training.data import Data, load_data
-from headedit.training.data.batches import PadRight
 from headedit.training.fit import fit
-from headedit.training.losses import example_losses
-from headedit.training.run import Run
 
 logger = logging.getLogger(__name__)
 

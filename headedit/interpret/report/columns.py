@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from headedit.edits.site import SiteEdit
+from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
 from headedit.interpret.head_map import HeadMap
 
@@ -113,7 +113,7 @@ def head_rows(source: HeadMap, evidence: "pandas.DataFrame | None") -> dict[Key,
 
     Args:
         source: the edits.
-        evidence: the frame of ``headedit.interpret.evidence``.
+        evidence: the frame of ``headedit.interpret.evidence.table``.
 
     Raises:
         HeadEditError: the evidence is of other edits.
@@ -125,7 +125,7 @@ def head_rows(source: HeadMap, evidence: "pandas.DataFrame | None") -> dict[Key,
         measured = {(row["kind"], row["layer"], row["head"]): row for row in evidence.to_dict("records")}
         same = measured.keys() == rows.keys() and all(row["open"] == rows[key]["open"] for key, row in measured.items())
     except (AttributeError, KeyError, TypeError):
-        raise HeadEditError("evidence: expected the frame that headedit.interpret.evidence returns.") from None
+        raise HeadEditError("evidence: expected the frame that headedit.interpret.evidence.table returns.") from None
     if not same:
         raise HeadEditError("evidence: is of other edits than those of the run: their heads, or the open ones, differ.")
     return {key: {**measured[key], **row} for key, row in rows.items()}

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headedit.edits.files import CONFIG_FILE, read_config
+from headedit.edits.files.format import CONFIG_FILE, read_config
 from headedit.errors import HeadEditError
-from headedit.history import HISTORY_FILE
 from headedit.interpret.head_map import HeadMap
-from headedit.pruning_path import PATH_FILE, PruningPath
+from headedit.runs.history import HISTORY_FILE
+from headedit.runs.pruning_path import PATH_FILE, PruningPath
 
 RUN_YAML = "run.yaml"
 _RUN_FILE, _DATA_FILE = "run.json", "data.json"

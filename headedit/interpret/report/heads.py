@@ -9,9 +9,9 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from headedit.interpret.head_map import HeadMap
-from headedit.interpret.heatmap import COLOURS
+from headedit.interpret.plots.heatmap import COLOURS
+from headedit.interpret.plots.types import TYPES
 from headedit.interpret.report.columns import Column, Key, is_missing
-from headedit.interpret.types_plot import TYPES
 
 LEVELS = 10
 _SIDE = LEVELS // 2

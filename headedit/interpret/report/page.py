@@ -33,7 +33,7 @@ def report(
 
     Args:
         run: the folder that ``headedit.fit`` or ``headedit train`` wrote; the model is not needed.
-        evidence: the frame of ``headedit.interpret.evidence`` of the run's edits; it joins the table of heads.
+        evidence: the frame of ``headedit.interpret.evidence.table`` of the run's edits; it joins the table of heads.
         tables: of further measurements, such as evaluations.
 
     Returns:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from headedit.interpret import plot
+from headedit.interpret import plots
 from headedit.interpret.report.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -44,23 +44,23 @@ def pictures(run: RunFolder, evidence: "pandas.DataFrame | None") -> Iterator[Pi
     """
     folder, stability = run.path, run.record.get("stability")
     drawn: list[tuple[str, str, Callable[[], Figure]]] = [
-        ("Gates", "The gates of offsets and scales in eval mode, layers by heads.", lambda: plot.gates(folder)),
-        ("Effect sizes", "How long every head's offset is, and how large its scale.", lambda: plot.effects(folder)),
+        ("Gates", "The gates of offsets and scales in eval mode, layers by heads.", lambda: plots.gates(folder)),
+        ("Effect sizes", "How long every head's offset is, and how large its scale.", lambda: plots.effects(folder)),
     ]
     if run.source.group_size("attention"):
         text = "How many of the heads that share a key-value head have an open gate."
-        drawn.append(("Key-value heads", text, lambda: plot.groups(folder)))
+        drawn.append(("Key-value heads", text, lambda: plots.groups(folder)))
     if evidence is not None and bool(evidence["open"].any()):
         text = "What a head's edit is estimated to do, against the loss without it; ρ is Spearman's."
-        drawn.append(("Agreement of the evidence", text, lambda: plot.agreement(evidence)))
+        drawn.append(("Agreement of the evidence", text, lambda: plots.agreement(evidence)))
     if run.levels is not None and any(level.loss is not None for level in run.levels.levels):
         text = "Validation loss against the number of gates, and the number that was kept."
-        drawn.append(("Pruning path", text, lambda: plot.path(folder)))
+        drawn.append(("Pruning path", text, lambda: plots.path(folder)))
     if stability and all((folder / f"seed-{seed}").is_dir() for seed in stability["seeds"][1:]):
         text = "Which heads the runs with other seeds chose, and how far they agree."
-        drawn.append(("Seeds", text, lambda: plot.stability(folder)))
+        drawn.append(("Seeds", text, lambda: plots.stability(folder)))
     text = "Losses, open gates and learning rates, step by step."
-    drawn.append(("History", text, lambda: plot.history(folder)))
+    drawn.append(("History", text, lambda: plots.history(folder)))
     for title, text, draw in drawn:
         yield _picture(title, text, draw())
 

@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from headedit.errors import HeadEditError
-from headedit.loading import Dtype, Quantization, load_config, load_model, load_tokenizer
-from headedit.specs import strict
+from headedit.hf.loading import Dtype, Quantization, load_config, load_model, load_tokenizer
+from headedit.io import strict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from headedit.errors import HeadEditError, suggest
-from headedit.specs import strict
+from headedit.io import strict
 from headedit.training.recipes import DEFAULT, Recipe, make_recipe
 
 RENAMED = {

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from headedit.errors import HeadEditError, suggest
-from headedit.specs.schema import read_yaml
+from headedit.io.yaml import read_yaml
 from headedit.training.config.names import recipe_fields_of, translated
 from headedit.training.config.run import RUN_YAML, RunConfig
 from headedit.training.recipes import DEFAULT
 
-_FOLDER = Path(__file__).resolve().parent.parent / "configs"
+_FOLDER = Path(__file__).resolve().parent / "shipped"
 _YAML = (".yaml", ".yml")
 
 

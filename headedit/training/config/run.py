@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import yaml
 
+from headedit.data.config import DataConfig
 from headedit.edits import EditConfig
-from headedit.edits.files import write_atomically
 from headedit.errors import HeadEditError
-from headedit.specs import strict
+from headedit.io import strict
+from headedit.io.files import write_atomically
 from headedit.training.config.model import ModelConfig
 from headedit.training.config.names import settle
-from headedit.training.data import DataConfig
 from headedit.version import __version__
 
 RUN_YAML = "run.yaml"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from headedit.errors import HeadEditError, suggest
-from headedit.specs import strict
+from headedit.io import strict
 from headedit.training.recipes.base import Recipe
 from headedit.training.recipes.jola import Jola
 from headedit.training.recipes.localise import Localise

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from headedit.errors import HeadEditError
-from headedit.specs import strict
-from headedit.training.schedules import LRSchedule
-from headedit.training.session import Session
-from headedit.training.stage import Stage
+from headedit.io import strict
+from headedit.training.loop.schedules import LRSchedule
+from headedit.training.recipes.session import Session
+from headedit.training.recipes.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from headedit.edits import HeadEdits
-from headedit.training.choice import allowed_by, check_budget
-from headedit.training.objective import Objective, ReleasedObjective
-from headedit.training.pruning import Pruning
+from headedit.training.loop.objective import Objective, ReleasedObjective
+from headedit.training.loop.schedules import LambdaSchedule
 from headedit.training.recipes.base import Recipe
-from headedit.training.schedules import LambdaSchedule
-from headedit.training.session import Session
+from headedit.training.recipes.model_selection import allowed_by, check_budget
+from headedit.training.recipes.pruning import Pruning
+from headedit.training.recipes.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)

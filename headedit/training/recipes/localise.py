@@ -7,17 +7,25 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from headedit.edits.support import Gate, all_gates, close, fix, heads_of
+from headedit.data.batches import Encoded
+from headedit.edits.gate_set import Gate, all_gates, close, fix, heads_of
 from headedit.errors import HeadEditError
-from headedit.pruning_path import Level, PruningPath, put
-from headedit.training.choice import Recorder, Search, allowed_by, check_budget, choose, levels_of, together
-from headedit.training.data.batches import Encoded
-from headedit.training.objective import Objective
-from headedit.training.pruning import Pruning
+from headedit.runs.pruning_path import Level, PruningPath, put
+from headedit.training.loop.objective import Objective
+from headedit.training.loop.schedules import LambdaSchedule
 from headedit.training.recipes.base import Recipe
-from headedit.training.schedules import LambdaSchedule
-from headedit.training.session import Session
-from headedit.training.stage import Stage, scaled
+from headedit.training.recipes.model_selection import (
+    Recorder,
+    Search,
+    allowed_by,
+    check_budget,
+    choose,
+    levels_of,
+    together,
+)
+from headedit.training.recipes.pruning import Pruning
+from headedit.training.recipes.session import Session
+from headedit.training.recipes.stage import Stage, scaled
 
 _FEW = 100
 """Examples from which on one part held out says enough; of fewer, without a validation set, every part is in turn."""

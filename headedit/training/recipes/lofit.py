@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from headedit.edits import HeadEdits
-from headedit.edits.support import Gate, all_gates, fix
+from headedit.edits.gate_set import Gate, all_gates, fix
 from headedit.errors import HeadEditError
+from headedit.training.loop.schedules import Moment
 from headedit.training.recipes.base import Recipe
 from headedit.training.recipes.jola import add_noise
-from headedit.training.schedules import Moment
-from headedit.training.session import Session
+from headedit.training.recipes.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from headedit.edits.support import all_gates, fix, open_gates
+from headedit.edits.gate_set import all_gates, fix, open_gates
 from headedit.training.recipes.base import Recipe
-from headedit.training.session import Session
-from headedit.training.stage import Stage
+from headedit.training.recipes.session import Session
+from headedit.training.recipes.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from headedit.edits.support import all_gates, fix
+from headedit.edits.gate_set import all_gates, fix
 from headedit.errors import HeadEditError
 from headedit.training.recipes.refit import Refit
-from headedit.training.session import Session
-from headedit.training.sparse_tuning import SparseTuning
+from headedit.training.recipes.session import Session
+from headedit.training.sparse.sparse_tuning import SparseTuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,8 @@ class Ist(Refit):
     """Importance-aware sparse tuning of edits on every head, without gates.
 
     Every step trains a share of the layers, drawn by scores that roll-outs update; see
-    ``headedit.training.sparse_tuning``, whose callback does the same for any PEFT model in a Trainer of one's own.
+    ``headedit.training.sparse.sparse_tuning``, whose callback does the same for any PEFT model in any
+    Trainer.
 
     Fields:
         layer_share: share of the layers that a step trains.

@@ -1,0 +1,1 @@
+"""Methods measured against each other: what they cost, and which heads they recover."""

@@ -1,0 +1,235 @@
+"""Which recipe finds planted heads, how far it gets, with how many examples, and what it does where nothing is."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from headedit.bench.parallel import Row
+from headedit.bench.recovery.methods import LORA, NO_GATE, ORACLE, UNEDITED, contenders
+from headedit.bench.recovery.planted_model import SHAPES
+from headedit.bench.recovery.planted_runs import Changes, run_planted
+from headedit.bench.results import BenchResult, counted, grouped, least, mean, table_of, whole_mean
+from headedit.errors import HeadEditError
+
+SIZES = (50, 100, 200, 500, 1000)
+CURVE_RECIPES = ("localise", "jola", "lofit", LORA)
+NOTHING_RECIPES = (UNEDITED, "localise", NO_GATE)
+
+
+def bench_localise(
+    shapes: Sequence[str] = SHAPES,
+    seeds: Sequence[int] = range(5),
+    recipes: Sequence[str] | None = None,
+    *,
+    changes: Changes | None = None,
+    jobs: int = 1,
+    progress: bool = True,
+    **problem: Any,
+) -> BenchResult:
+    """Every recipe, and the oracle, on planted problems.
+
+    Args:
+        shapes: of the models.
+        seeds: a problem each.
+        recipes: contenders; by default all.
+        changes: of the contenders' settings.
+        jobs: number of processes.
+        progress: show a bar.
+        problem: arguments of ``plant``, such as ``examples=100``.
+
+    Returns:
+        A row a run, with the oracle's accuracy; in the summary a row a recipe for all shapes together and each by
+        itself: mean and least F1, mean accuracy, mean of accuracy over the oracle's, the longest time.
+
+    Raises:
+        HeadEditError: there is no such shape or recipe, or a number is impossible.
+    """
+    chosen = names_of(recipes)
+    rows = run_planted(shapes, seeds, chosen, [dict(problem)], changes, jobs, progress)
+    oracles = {(row["shape"], row["seed"]): row["accuracy"] for row in rows if row["recipe"] == ORACLE}
+    for row in rows:
+        row["oracle"] = oracles[row["shape"], row["seed"]]
+    groups = ["all", *shapes] if len(shapes) > 1 else list(shapes)
+    summary = [
+        _summary(group, recipe, found)
+        for group in groups
+        for (recipe,), found in grouped((r for r in rows if group in ("all", r["shape"])), "recipe").items()
+    ]
+    columns = [
+        ("recipe", "recipe"),
+        ("F1 offset", "f1_offset"),
+        ("least", "f1_offset_min"),
+        ("F1 scale", "f1_scale"),
+        ("least", "f1_scale_min"),
+        ("accuracy", "accuracy"),
+        ("of oracle", "ratio"),
+        ("gates", "gates"),
+        ("parameters", "parameters"),
+        ("longest, s", "seconds_max"),
+    ]
+    return BenchResult(
+        title="Planted heads: which recipe finds them",
+        settings=_settings(shapes, seeds, chosen, problem, changes),
+        rows=rows,
+        summary=summary,
+        tables=[
+            (
+                f"{group}, {counted(seeds, 'seed')}",
+                *table_of(columns, _with_unedited(r for r in summary if r["shape"] == group)),
+            )
+            for group in groups
+        ],
+    )
+
+
+def names_of(recipes: Sequence[str] | None) -> list[str]:
+    """The contenders of ``bench_localise``: those that are named, or all, and at the end the oracle."""
+    names = [name for name in contenders() if name != UNEDITED] if recipes is None else recipes
+    return [*(name for name in names if name != ORACLE), ORACLE]
+
+
+def bench_curve(
+    sizes: Sequence[int] = SIZES,
+    recipes: Sequence[str] = CURVE_RECIPES,
+    *,
+    shapes: Sequence[str] = ("llama",),
+    seeds: Sequence[int] = range(3),
+    changes: Changes | None = None,
+    jobs: int = 1,
+    progress: bool = True,
+    **problem: Any,
+) -> BenchResult:
+    """Accuracy and F1 by the number of training examples, those of a smaller number being among the larger.
+
+    Args:
+        sizes: numbers of examples.
+        recipes, shapes, seeds, changes, jobs, progress, problem: as for ``bench_localise``.
+
+    Raises:
+        HeadEditError: as for ``bench_localise``.
+    """
+    problems = [{**problem, "examples": size} for size in sizes]
+    rows = run_planted(shapes, seeds, list(recipes), problems, changes, jobs, progress)
+    summary = [
+        {
+            "examples": examples,
+            "recipe": recipe,
+            "runs": len(found),
+            "accuracy": mean(row["accuracy"] for row in found),
+            "accuracy_min": least(row["accuracy"] for row in found),
+            "accuracy_max": max(row["accuracy"] for row in found),
+            **_f1s(found),
+            "unedited": mean(row["unedited"] for row in found),
+            "parameters": whole_mean(row["parameters"] for row in found),
+            "seconds_max": max(row["seconds"] for row in found),
+        }
+        for (examples, recipe), found in grouped(rows, "examples", "recipe").items()
+    ]
+    columns = [
+        ("recipe", "recipe"),
+        ("accuracy", "accuracy"),
+        ("least", "accuracy_min"),
+        ("F1 offset", "f1_offset"),
+        ("F1 scale", "f1_scale"),
+        ("unedited", "unedited"),
+        ("parameters", "parameters"),
+        ("longest, s", "seconds_max"),
+    ]
+    return BenchResult(
+        title="Planted heads: how many examples it takes",
+        settings={**_settings(shapes, seeds, recipes, problem, changes), "sizes": list(sizes)},
+        rows=rows,
+        summary=summary,
+        tables=[
+            (f"{size} examples", *table_of(columns, [r for r in summary if r["examples"] == size])) for size in sizes
+        ],
+    )
+
+
+def bench_nothing(
+    shapes: Sequence[str] = SHAPES,
+    seeds: Sequence[int] = range(3),
+    recipes: Sequence[str] = NOTHING_RECIPES,
+    *,
+    changes: Changes | None = None,
+    jobs: int = 1,
+    progress: bool = True,
+    **problem: Any,
+) -> BenchResult:
+    """Test loss where nothing is planted: labels are the unedited model's own, so nothing but harm is to be had.
+
+    Args:
+        shapes, seeds, recipes, changes, jobs, progress, problem: as for ``bench_localise``.
+
+    Raises:
+        HeadEditError: as for ``bench_localise``; the oracle is among the recipes.
+    """
+    if ORACLE in recipes:
+        raise HeadEditError("The oracle is told which heads are planted, and here none are.")
+    rows = run_planted(shapes, seeds, list(recipes), [{**problem, "edits": 0}], changes, jobs, progress)
+    summary = [
+        {
+            "shape": shape,
+            "recipe": recipe,
+            "runs": len(found),
+            "loss": mean(row["loss"] for row in found),
+            "accuracy": mean(row["accuracy"] for row in found),
+            "gates": mean(row["gates"] for row in found),
+            "parameters": whole_mean(row["parameters"] for row in found),
+        }
+        for (shape, recipe), found in grouped(rows, "shape", "recipe").items()
+    ]
+    columns = [("recipe", "recipe"), ("seed", "seed"), ("loss, nats a token", "loss"), ("accuracy", "accuracy")]
+    columns += [("gates", "gates"), ("parameters", "parameters")]
+    return BenchResult(
+        title="Nothing planted: what is lost by editing all the same",
+        settings=_settings(shapes, seeds, recipes, problem, changes),
+        rows=rows,
+        summary=summary,
+        tables=[(shape, *table_of(columns, [r for r in rows if r["shape"] == shape])) for shape in shapes],
+    )
+
+
+def _summary(shape: str, recipe: str, rows: list[Row]) -> Row:
+    return {
+        "shape": shape,
+        "recipe": recipe,
+        "runs": len(rows),
+        **_f1s(rows),
+        "accuracy": mean(row["accuracy"] for row in rows),
+        "ratio": mean(row["accuracy"] / row["oracle"] if row["oracle"] else None for row in rows),
+        "oracle": mean(row["oracle"] for row in rows),
+        "unedited": mean(row["unedited"] for row in rows),
+        "gates": mean(row["gates"] for row in rows),
+        "parameters": whole_mean(row["parameters"] for row in rows),
+        "seconds_max": max(row["seconds"] for row in rows),
+    }
+
+
+def _with_unedited(summary: Iterable[Row]) -> list[Row]:
+    rows = list(summary)
+    return [*rows, {"recipe": UNEDITED, "accuracy": rows[0]["unedited"]}]
+
+
+def _f1s(rows: Iterable[Row]) -> Row:
+    found = list(rows)
+    return {
+        key + suffix: combine(row[key] for row in found)
+        for key in ("f1_offset", "f1_scale")
+        for suffix, combine in (("", mean), ("_min", least))
+    }
+
+
+def _settings(
+    shapes: Sequence[str],
+    seeds: Sequence[int],
+    recipes: Sequence[str],
+    problem: dict[str, Any],
+    changes: Changes | None,
+) -> dict[str, Any]:
+    return {
+        "shapes": list(shapes),
+        "seeds": list(seeds),
+        "recipes": list(recipes),
+        "problem": problem,
+        "changes": {name: dict(fields) for name, fields in (changes or {}).items()},
+    }

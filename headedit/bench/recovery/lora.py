@@ -1,0 +1,177 @@
+"""The peer: LoRA (Hu et al., ICLR 2022, arXiv 2106.09685) by peft, trained by plain ``transformers.Trainer``.
+
+It is treated generously: three learning rates are tried, and the one with the best score on the test examples counts.
+"""
+
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+
+from headedit.data.batches import Encoded, PadRight
+from headedit.data.encoding import encode
+from headedit.errors import HeadEditError
+from headedit.io import strict
+from headedit.io.optional import library
+from headedit.specs.registry import model_type_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Choices of the peer, the usual ones.
+
+    Fields:
+        r: rank.
+        lora_alpha: α; the update is multiplied by α / r.
+        learning_rates: those that are tried, each on a fresh model.
+        epochs: passes over the examples.
+        min_steps: optimiser steps below which there are more passes.
+        batch_size: examples a step; all of them where there are fewer.
+        warmup: share of the steps over which the rate rises, before its cosine.
+    """
+
+    r: int = 8
+    lora_alpha: int = 16
+    learning_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2])
+    epochs: int = 20
+    min_steps: int = 300
+    batch_size: int = 8
+    warmup: float = 0.05
+
+    def __post_init__(self) -> None:
+        strict.check(self)
+        if not self.learning_rates:
+            raise HeadEditError("learning_rates: the list is empty, expected at least one.")
+        for name in ("r", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise HeadEditError(f"{name}: found {getattr(self, name)}, expected 1 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFit:
+    """The best of the runs.
+
+    Fields:
+        model: with the adapter, in eval mode.
+        score: of the best run, on the test examples.
+        learning_rate: of the best run.
+        parameters: number of trainable parameters.
+        seconds: of the best run.
+        tried: learning rate, score and seconds of every run.
+    """
+
+    model: nn.Module
+    score: float
+    learning_rate: float
+    parameters: int
+    seconds: float
+    tried: list[dict[str, float]]
+
+
+def best_lora(
+    fresh: Callable[[], nn.Module],
+    train: Iterable[Any],
+    score: Callable[[nn.Module], float],
+    *,
+    tokenizer: Any = None,
+    seed: int = 0,
+    settings: LoraSettings | None = None,
+) -> LoraFit:
+    """Trains with each learning rate, and keeps the run that scores best on the test examples.
+
+    A user has no test examples to choose by, so this flatters the peer.
+
+    Args:
+        fresh: makes the model without the adapter; called once a learning rate.
+        train: examples, in any form that ``fit`` takes.
+        score: of a trained model on the test examples; higher is better.
+        tokenizer: for examples that are texts.
+        seed: of the adapter's start and the order of the examples.
+        settings: by default r 8 with three learning rates.
+
+    Raises:
+        HeadEditError: peft is not installed, the set is empty, or the model has not the modules to adapt.
+    """
+    settings = LoraSettings() if settings is None else settings
+    rows = encode(train, tokenizer, max_length=None, name="training", progress=False)
+    pad = getattr(tokenizer, "pad_token_id", None)
+    best: tuple[float, float, float, nn.Module] | None = None
+    tried = []
+    for rate in settings.learning_rates:
+        started = time.perf_counter()
+        model = train_lora(fresh(), rows, settings, rate, seed, 0 if pad is None else pad)
+        seconds = time.perf_counter() - started
+        scored = score(model)
+        tried.append({"learning_rate": rate, "score": scored, "seconds": seconds})
+        if best is None or scored > best[0]:
+            best = (scored, rate, seconds, model)
+    assert best is not None
+    return LoraFit(
+        model=best[3],
+        score=best[0],
+        learning_rate=best[1],
+        parameters=sum(p.numel() for p in best[3].parameters() if p.requires_grad),
+        seconds=best[2],
+        tried=tried,
+    )
+
+
+def train_lora(
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    settings: LoraSettings,
+    learning_rate: float,
+    seed: int,
+    pad_token_id: int,
+) -> nn.Module:
+    """One run on a fresh model; AdamW, a cosine after the warm-up, no weight decay. Returns it in eval mode."""
+    peft = library("peft", "The peer LoRA")
+    kind = model_type_of(model)
+    known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    fused = kind == "gpt2"
+    targets = known.get(kind, ["c_attn"] if fused else ["q_proj", "v_proj"])
+    set_seed(seed)
+    config = peft.LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        target_modules=targets,
+        fan_in_fan_out=fused,
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft and transformers about each other
+        try:
+            adapted: nn.Module = peft.get_peft_model(model, config)
+        except ValueError as error:
+            raise HeadEditError(f"peft cannot adapt a model of the type '{kind}': {error}") from None
+    batch = min(settings.batch_size, len(rows))
+    steps_an_epoch = math.ceil(len(rows) / batch)
+    epochs = max(settings.epochs, math.ceil(settings.min_steps / steps_an_epoch))
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=batch,
+            learning_rate=learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=round(settings.warmup * steps_an_epoch * epochs),
+            weight_decay=0.0,
+            save_strategy="no",
+            logging_strategy="no",
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            report_to=[],
+            seed=seed,
+            disable_tqdm=True,
+        )
+        trainer = Trainer(adapted, arguments, data_collator=PadRight(pad_token_id), train_dataset=rows)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return adapted.eval()

@@ -1,0 +1,191 @@
+"""The commands ``headedit bench …``: what edits cost, and whether the recipes find planted heads."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headedit.cli.bench_output import print_cost, print_measured, write_measured
+from headedit.cli.shared import Dtype, listed, print_files, whole_numbers, write_bench, write_json
+from headedit.errors import HeadEditError, suggest
+
+app = typer.Typer(name="bench", rich_markup_mode="markdown")
+
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each variant.")]
+Precision = Annotated[Dtype, typer.Option("--dtype", help="Of the weights; auto is float32 for random ones.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda:0, …")]
+Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder for everything written.")]
+
+_COUNTED = ("step_operators", "forward_operators", "parameters", "bytes", "hardened_bytes")
+
+
+@app.callback(invoke_without_command=True)
+def bench(
+    context: typer.Context,
+    repeats: Repeats = 30,
+    shape: Annotated[str, typer.Option("--shape", help="tiny, 125M, 1B or 8B: a Llama with random weights.")] = "tiny",
+    model: Annotated[str | None, typer.Option("--model", "-m", help="This model instead: a folder or hub id.")] = None,
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="In place of the shape's.")] = None,
+    hidden: Annotated[int | None, typer.Option("--hidden", min=2, help="In place of the shape's.")] = None,
+    heads: Annotated[int | None, typer.Option("--heads", min=1, help="In place of the shape's.")] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences a batch.")] = 4,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens a sequence.")] = 128,
+    dtype: Precision = Dtype.auto,
+    device: Device = "cpu",
+    attention: Annotated[
+        str | None, typer.Option("--attention", help="Such as eager or flash_attention_2.  [default: sdpa]")
+    ] = None,
+    contenders: Annotated[
+        str | None, typer.Option("--contenders", help="Such as 'edited,lora'.  [default: all]")
+    ] = None,
+    works: Annotated[
+        str | None, typer.Option("--works", help="Such as 'step,forward,operators'.  [default: all]")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the figures.")] = None,
+) -> None:
+    """Measure what edits cost beside the least that is possible, LoRA, IA3, pyvene, nnsight and a loop over heads.
+
+    Runs of all of them alternate in one process, and ratios of medians are quoted; what carries no limit runs in
+    every fifth round. Operators are counted, which no other work on the machine disturbs. How cost grows is measured
+    by `headedit bench scaling`, a routed batch by `headedit bench route`; whether the recipes find planted heads by
+    `headedit bench localise`.
+
+    Example: `headedit bench --shape 1B --dtype bfloat16 --device cuda:0 --tokens 512`
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from headedit.bench.cost import SHAPES, measure_cost
+    from headedit.hf.loading import load_model
+
+    if shape not in SHAPES:
+        raise HeadEditError(f"--shape: found '{shape}'.{suggest(shape, SHAPES)}")
+    given = {"layers": layers, "hidden": hidden, "heads": heads, "attention": attention}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if heads is not None:
+        changes["kv_heads"] = None
+    chosen = replace(SHAPES[shape], **changes, batch=batch, tokens=tokens, dtype=_dtype(dtype), device=device)
+    cost = measure_cost(
+        chosen,
+        model=None
+        if model is None
+        else load_model(model, dtype=dtype.value, device=device, attn_implementation=attention),
+        contenders=None if contenders is None else listed(contenders),
+        works=None if works is None else listed(works),
+        repeats=repeats,
+    )
+    print_cost(cost, model or shape)
+    if output is not None:
+        write_json(output, cost.to_dict())
+        print_files([output])
+
+
+def _dtype(given: Dtype) -> str:
+    return "float32" if given is Dtype.auto else given.value
+
+
+@app.command()
+def scaling(
+    sweeps: Annotated[str, typer.Option("--sweeps", help="Some of layers, heads, tokens.")] = "layers,heads,tokens",
+    repeats: Repeats = 20,
+    dtype: Precision = Dtype.auto,
+    device: Device = "cpu",
+    output: Folder = Path("headedit-scaling"),
+) -> None:
+    """Measure how cost grows with layers, heads and sequence length, and what edits take on disk.
+
+    Example: `headedit bench scaling --sweeps layers --repeats 5`
+    """
+    from headedit.bench import cost_plots
+    from headedit.bench.cost import scaling as measure
+    from headedit.io.files import check_writable
+
+    folder = check_writable(output)
+    rows = measure(listed(sweeps), repeats=repeats, dtype=_dtype(dtype), device=device)
+    times = [key for key in rows[0] if key not in _COUNTED]
+    print_measured("Times by size", rows, times)
+    print_measured("Operators added, parameters, and bytes on disk, by size", rows, [*times[:2], *_COUNTED])
+    write_measured(folder, "scaling", rows, cost_plots.scaling(rows))
+
+
+@app.command()
+def route(
+    adapters: Annotated[str, typer.Option("--adapters", help="Numbers of adapters on the model.")] = "1,8,64,256,1000",
+    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the random Llama.")] = 8,
+    hidden: Annotated[int, typer.Option("--hidden", min=16, help="Width of it; a multiple of 16.")] = 512,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Rows of the batch.")] = 64,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens a row.")] = 16,
+    repeats: Repeats = 20,
+    dtype: Precision = Dtype.auto,
+    device: Device = "cpu",
+    output: Folder = Path("headedit-route"),
+) -> None:
+    """Measure a batch whose rows have adapters of their own, against one adapter and against the bare model.
+
+    Example: `headedit bench route --adapters 1,8,64`
+    """
+    from headedit.bench import cost_plots
+    from headedit.bench.cost import Shape, route_cost
+    from headedit.io.files import check_writable
+
+    folder = check_writable(output)
+    numbers = sorted(set(whole_numbers(adapters, "--adapters")))
+    if numbers[0] < 1:
+        raise HeadEditError(f"--adapters: found '{adapters}', expected numbers from 1 on.")
+    shape = Shape(layers=layers, hidden=hidden, batch=batch, tokens=tokens, dtype=_dtype(dtype), device=device)
+    rows = route_cost(shape, numbers=numbers, repeats=repeats)
+    print_measured("Cost of a routed batch", rows)
+    write_measured(folder, "route", rows, cost_plots.adapters(rows))
+
+
+@app.command()
+def localise(
+    shapes: Annotated[str, typer.Option("--shapes", help="Some of llama, qwen3, gpt2.")] = "llama,qwen3,gpt2",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of planted problems a shape.")] = 5,
+    first_seed: Annotated[int, typer.Option("--first-seed", help="The first seed; the others follow it.")] = 0,
+    recipes: Annotated[
+        str | None, typer.Option("--recipes", help="Such as 'localise,no gate,LoRA r 8'.  [default: all]")
+    ] = None,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="Training examples of a problem.")] = 200,
+    curve: Annotated[bool, typer.Option("--curve", help="Also by number of examples, 50 to 1000.")] = False,
+    nothing: Annotated[bool, typer.Option("--nothing", help="Also the loss where nothing is planted.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A field of every recipe, such as epochs=5; may be repeated.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes to run in.")] = 1,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything written.")] = Path(
+        "headedit-bench"
+    ),
+) -> None:
+    """Plant edits in known heads of a small model and see which recipe finds them, and how near it comes.
+
+    LoRA stands beside them, with the best of three learning rates by its test score.
+
+    Example: `headedit bench localise --shapes llama --seeds 2 --recipes localise,jola --jobs 2`
+    """
+    from headedit.bench import recovery_plots
+    from headedit.bench.recovery import localisation
+    from headedit.io.files import check_writable
+    from headedit.io.strict import read_assignments
+
+    folder = check_writable(output)
+    named = listed(shapes)
+    chosen = None if recipes is None else listed(recipes)
+    numbers = range(first_seed, first_seed + seeds)
+    fields = read_assignments(settings or [])
+
+    def common(names: list[str]) -> dict[str, Any]:
+        return {"seeds": numbers, "jobs": jobs, "changes": dict.fromkeys(names, fields) if fields else None}
+
+    compared = localisation.names_of(chosen)
+    result = localisation.bench_localise(named, recipes=compared, examples=examples, **common(compared))
+    files = write_bench(result, folder, "localise", recovery_plots.localisation(result.rows))
+    if curve:
+        names = list(localisation.CURVE_RECIPES) if chosen is None else chosen
+        result = localisation.bench_curve(recipes=names, shapes=named, **common(names))
+        files += write_bench(result, folder, "curve", recovery_plots.curve(result.rows))
+    if nothing:
+        names = list(localisation.NOTHING_RECIPES)
+        result = localisation.bench_nothing(named, examples=examples, **common(names))
+        files += write_bench(result, folder, "nothing", None)
+    print_files(files)

@@ -1,0 +1,89 @@
+"""The tables and files of ``headedit bench``, ``bench scaling`` and ``bench route``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from headedit.cli.shared import console, print_files, print_rows, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from headedit.bench.cost import Cost
+
+_HEADER = ["work", "contender", "median", "tokens/s", "ratio", "quartiles", "at most"]
+
+
+def print_cost(cost: "Cost", name: str) -> None:
+    """Prints what ``measure_cost`` found; a ratio above its limit is in red."""
+    shape, machine = cost.shape, cost.machine
+    of_shape = f": {shape.layers} layers of width {shape.hidden}, {shape.heads} heads, {shape.dtype}"
+    facts = [
+        ("model", name + ("" if cost.given else of_shape)),
+        ("batch", f"{shape.batch} × {shape.tokens} tokens"),
+        ("measured on", f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}"),
+        ("attention", machine["attention"]),
+        ("load average", f"{machine['load_before']} before, {machine['load_after']} after"),
+        ("freed memory", machine["freed_memory"]),
+        *((f"against {name}", "; ".join(pieces)) for name, pieces in _compared(cost.rows).items()),
+    ]
+    left_out = [(f"left out: {contender}", reason) for contender, reason in cost.left_out.items()]
+    runs = sorted({row["runs"] for row in cost.rows if row["against"] and row["runs"]}, reverse=True)
+    print_rows(f"headedit bench (medians of {' or '.join(map(str, runs or [cost.repeats]))})", facts + left_out)
+    _print("Times, memory and operators", _HEADER, [_cells(row) for row in cost.rows], no_wrap=True)
+
+
+def print_measured(title: str, rows: Sequence[dict[str, Any]], keys: Sequence[str] | None = None) -> None:
+    """Prints some columns, by default all, of the rows of ``scaling`` or ``route_cost``."""
+    keys = list(rows[0]) if keys is None else keys
+    _print(title, [key.replace("_", "\n") for key in keys], [[_shown(row[key]) for key in keys] for row in rows])
+
+
+def write_measured(folder: Path, name: str, rows: Sequence[dict[str, Any]], figure: "Figure") -> None:
+    """Writes rows as JSON, and their picture."""
+    files = [folder / f"{name}.json", folder / f"{name}.png"]
+    write_json(files[0], {"rows": list(rows)})
+    figure.savefig(files[1], dpi=150)
+    print_files(files)
+
+
+def _compared(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """The pieces of work by the contender that they are compared with."""
+    pieces: dict[str, list[str]] = {}
+    for row in rows:
+        if row["against"] is not None and row["work"] not in pieces.setdefault(row["against"], []):
+            pieces[row["against"]].append(row["work"])
+    return pieces
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    ratio, limit = row["ratio"], row["limit"]
+    measured = row["value"] if ratio is None else ratio
+    shown = "" if ratio is None else f"{ratio:.3f}"
+    return [
+        row["work"],
+        row["contender"],
+        f"{row['value']:,.1f} {row['unit']}",
+        "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:,.0f}",
+        f"[red]{shown}[/]" if limit is not None and measured > limit else shown,
+        "" if row["low"] is None else f"{row['low']:.3f} – {row['high']:.3f}",
+        "" if limit is None else f"{limit:,g}{' ms' if ratio is None else ''}",
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    return "" if value is None else escape(f"{value:,}" if isinstance(value, int) else str(value))
+
+
+def _print(title: str, header: Sequence[str], cells: Sequence[Sequence[str]], *, no_wrap: bool = False) -> None:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for i, column in enumerate(header):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=no_wrap)
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)

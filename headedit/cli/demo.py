@@ -1,0 +1,41 @@
+"""The command ``headedit demo``: the embedded model learns a task, alone or with every recipe beside it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headedit.cli.shared import Seed, listed, print_files, print_rows, whole_numbers, write_bench
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything written.")] = Path(
+        "headedit-demo"
+    ),
+    task: Annotated[str, typer.Option("--task", help="copy, reverse, sort, next, first or swap.")] = "reverse",
+    seed: Seed = 0,
+    compare: Annotated[bool, typer.Option("--compare", help="Also every recipe, and LoRA, side by side.")] = False,
+    tasks: Annotated[str | None, typer.Option("--tasks", help="Tasks of --compare.  [default: that of --task]")] = None,
+    sizes: Annotated[str, typer.Option("--sizes", help="Numbers of examples of --compare.")] = "200",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds of --compare.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes of --compare.")] = 1,
+) -> None:
+    """Teach a small embedded model one task from 200 examples and draw the heads that were chosen.
+
+    Example: `headedit demo --output my-demo --compare --tasks reverse,swap --sizes 8,200`
+    """
+    from headedit.demo.run import add_to_summary, run_demo
+
+    result = run_demo(output, task=task, seed=seed)
+    print_rows("headedit demo", result.rows())
+    print_files([*result.files, result.run.output_dir / "headedit.safetensors"])
+    if compare:
+        from headedit.bench import recovery_plots
+        from headedit.bench.recovery.compare import compare as compare_all
+
+        named = [task] if tasks is None else listed(tasks)
+        numbers = range(seed, seed + seeds)
+        compared = compare_all(named, whole_numbers(sizes, "--sizes"), numbers, jobs=jobs)
+        files = write_bench(compared, output, "compare", recovery_plots.tasks(compared.rows))
+        add_to_summary(output, compared)
+        print_files(files)

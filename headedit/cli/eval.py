@@ -1,0 +1,125 @@
+"""The command ``headedit eval``: tasks, or pairs of one's own, with edits and without, beside the baselines."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headedit.cli.shared import (
+    Device,
+    Dtype,
+    DtypeOption,
+    Limit,
+    Model,
+    Seed,
+    Skip,
+    console,
+    listed,
+    print_files,
+    read_pairs,
+    write_whole,
+)
+from headedit.errors import HeadEditError
+
+if TYPE_CHECKING:
+    from headedit.evaluation.tasks.task import Task
+
+
+def evaluate(
+    model: Model,
+    edits: Annotated[str | None, typer.Option("--edits", "-e", help="Folder or hub id of saved edits.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", "-t", help="Names, suites such as commonsense, or YAML files, with commas.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", "-d", help="File, folder or hub id of the tasks' records; alone, a file of pairs as for train."
+        ),
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option("--train", help="Records that the majority answer is taken from.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for reports and predictions; a .json file for one.")
+    ] = None,
+    scoring: Annotated[
+        str | None, typer.Option("--scoring", help="generation or loglikelihood.  [default: the task's]")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A field of the tasks, such as num_beams=1; may be repeated.")
+    ] = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples a batch.")] = 32,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="[default: the task's, or the longest response]")
+    ] = None,
+    dtype: DtypeOption = Dtype.auto,
+    device: Device = None,
+    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file for an architecture without one.")] = None,
+    skip_broken: Skip = False,
+) -> None:
+    """Measure a model on tasks, with its edits and with them switched off; or exact match on pairs of your own.
+
+    A stopped evaluation goes on where it was when it is called again with the same output.
+
+    Example: `headedit eval --model ./my-model --edits out --tasks arc_c,boolq --limit 500 --output reports`
+    """
+    from headedit import evaluation
+    from headedit.edits import load
+    from headedit.evaluation.exact_match import EXACT_MATCH
+    from headedit.evaluation.reports.report_tables import markdown, rich_tables
+    from headedit.evaluation.tasks.task_files import find_tasks, packaged_tasks
+    from headedit.hf.loading import load_model, load_tokenizer
+    from headedit.io.strict import read_assignments
+
+    changes = read_assignments(settings or [])
+    changes |= {k: v for k, v in (("scoring", scoring), ("max_new_tokens", max_new_tokens)) if v is not None}
+    records: Any = data
+    if tasks is not None:
+        chosen = find_tasks(listed(tasks), **changes)
+    elif data is not None:
+        chosen = find_tasks([EXACT_MATCH], **changes)
+        records = read_pairs(Path(data), None, seed, skip_broken)
+    else:
+        raise HeadEditError(f"Give --tasks, --data, or both. Tasks: {', '.join(packaged_tasks())}.")
+    if not chosen:
+        raise HeadEditError("--tasks: names no task.")
+    files = _files(output, chosen)
+    loaded, tokenizer = load_model(model, dtype=dtype.value, device=device), load_tokenizer(model)
+    handle = load(loaded, edits, spec=spec) if edits else None
+    reports = [
+        evaluation.evaluate(
+            loaded,
+            task,
+            edits=handle,
+            tokenizer=tokenizer,
+            data=records,
+            train=train,
+            limit=limit,
+            seed=seed,
+            batch_size=batch_size,
+            output=file,
+            skip_broken=skip_broken,
+        )
+        for task, file in zip(chosen, files, strict=True)
+    ]
+    console.print(rich_tables(reports))
+    if output is not None:
+        written = [file for file in files if file is not None]
+        if len(reports) > 1:
+            written.append(output / "summary.md")
+            write_whole(written[-1], markdown(reports))
+        print_files(written)
+
+
+def _files(output: Path | None, tasks: "list[Task]") -> list[Path | None]:
+    """The report of each task: ``output`` itself where it is a .json file, else a file in the folder."""
+    if output is None:
+        return [None] * len(tasks)
+    if output.suffix != ".json":
+        return [output / f"{task.name.replace(':', '-').replace(' ', '_')}.json" for task in tasks]
+    if len(tasks) > 1:
+        raise HeadEditError(f"--output {output}: {len(tasks)} tasks need a folder, not one file.")
+    return [output]

@@ -1,0 +1,144 @@
+"""The command line: parses, calls, prints. ``headedit COMMAND --help`` has an example for each command."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headedit.cli import (
+    bench,
+    config,
+    demo,
+    eval,
+    export,
+    import_edits,
+    lm_eval,
+    merge,
+    plan,
+    report,
+    spec,
+    sweep,
+    table,
+    train,
+)
+from headedit.cli.shared import Device, Dtype, DtypeOption, console, print_files, print_rows
+from headedit.errors import HeadEditError
+from headedit.version import __version__
+
+app = typer.Typer(
+    name="headedit",
+    help="Learned, gated edits to the attention heads of any Hugging Face causal LM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.add_typer(spec.app)
+app.add_typer(bench.app)
+app.add_typer(import_edits.app)
+app.add_typer(config.app)
+app.command()(demo.demo)
+app.command()(plan.plan)
+app.command()(train.train)
+app.command()(sweep.sweep)
+app.command("eval")(eval.evaluate)
+app.command()(export.export)
+app.command()(report.report)
+app.command("lm-eval")(lm_eval.lm_eval)
+app.command()(table.table)
+app.command()(merge.merge)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"headedit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+@app.command("plot")
+def draw(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or of saved edits.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the pictures.  [default: RUN]")
+    ] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Kind of site to draw.")] = None,
+) -> None:
+    """Draw the gates of saved edits, and the run's history and pruning path if there are; needs no model.
+
+    Example: `headedit plot out`
+    """
+    from headedit.interpret import plots
+    from headedit.io.files import check_writable
+    from headedit.runs.history import HISTORY_FILE
+    from headedit.runs.pruning_path import PATH_FILE
+
+    figures = {"gates.png": plots.gates(run, kind=kind)}
+    if (run / HISTORY_FILE).is_file():
+        figures["history.png"] = plots.history(run)
+    if (run / PATH_FILE).is_file():
+        figures["path.png"] = plots.path(run)
+    folder = check_writable(run if output is None else output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=150)
+    print_files([folder / name for name in figures])
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a causal LM.")],
+    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file instead of the one known.")] = None,
+    dtype: DtypeOption = Dtype.auto,
+    device: Device = None,
+) -> None:
+    """Say what attaching would do to a model, what will not work on it, and why.
+
+    Example: `headedit doctor ./my-model`
+    """
+    from headedit.checks.doctor import doctor
+    from headedit.hf.loading import load_model
+
+    findings = doctor(load_model(model, dtype=dtype.value, device=device), spec)
+    print_rows(f"headedit doctor {model}", findings)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command ``headedit``: exit 2 and one message for a user's mistake, a traceback with --debug."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [*(["--debug"] if debug else []), *(a for a in given if a != "--debug")]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(given, prog_name="headedit")
+    except HeadEditError as error:
+        if debug:
+            raise
+        print(f"headedit: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as stop:
+        print(f"headedit: {stop or 'stopped.'}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"headedit: a fault of headedit itself, not of yours: {type(error).__name__}: {error}\n"
+            "Run the command again with --debug to see where, and please report it.",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None

@@ -1,0 +1,156 @@
+"""The command ``headedit merge``: a model with edits in its weights, as a plain checkpoint."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+
+import typer
+
+from headedit.cli.shared import print_files, print_rows
+from headedit.errors import HeadEditError
+
+if TYPE_CHECKING:
+    from headedit.edits import HeadEdits
+
+NOTE_FILE = "headedit_merge.json"
+_DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def merge(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of the base model.")],
+    edits: Annotated[str, typer.Argument(help="Folder or hub id of saved edits.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the merged model; new or empty.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="Dtype to load and write the model in.")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="Where to merge.")] = "cpu",
+    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file for an architecture without one.")] = None,
+    safe: Annotated[bool, typer.Option("--safe/--no-safe", help="Refuse a result with NaN or infinity.")] = True,
+) -> None:
+    """Write a plain checkpoint with the edits in its weights, which loads without headedit.
+
+    Example: `headedit merge ./my-model out ./my-model-merged`
+    """
+    from headedit.edits import load
+    from headedit.edits.merge.merge import merge_and_unload
+    from headedit.hf.loading import load_model
+
+    if dtype not in get_args(_DTYPES):
+        raise HeadEditError(f"--dtype: found '{dtype}', expected one of {', '.join(get_args(_DTYPES))}.")
+    _check_free(output)
+    base: Any = load_model(model, dtype=cast(_DTYPES, dtype), device=device)
+    handle = load(base, edits, spec=spec)
+    note = describe(handle, model, edits)
+    merged: Any = merge_and_unload(handle, safe_merge=safe)
+    if merged is not base:
+        note["rehomed_to"] = type(merged).__name__
+    write_checkpoint(merged, _processor(model), note, output)
+    print_rows("headedit merge", _rows(note))
+    print_files([output])
+
+
+def describe(handle: "HeadEdits", model: str, edits: str) -> dict[str, Any]:
+    """What a merge puts together, for the note beside the checkpoint."""
+    import torch
+    import transformers
+
+    from headedit.version import __version__
+
+    opened = [
+        {"site": site.name, "kind": site.kind, "vector": vector, "heads": edit.is_open(vector).nonzero()[:, 0].tolist()}
+        for site, edit in handle.module.pairs()
+        for vector in edit.vectors
+    ]
+    return {
+        "base_model": model,
+        "base_class": type(handle.model).__name__,
+        "edits": str(edits),
+        "rehomed_to": None,
+        "open_heads": [row for row in opened if row["heads"]],
+        "counts": handle.count_open(),
+        "versions": {
+            "headedit": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def write_checkpoint(model: Any, processor: Any | None, note: dict[str, Any], output: Path) -> None:
+    """Writes a folder whole or not at all: beside its place first, then moved there.
+
+    Raises:
+        HeadEditError: it cannot be written, or something is there; nothing is left of the attempt.
+    """
+    import os
+    import shutil
+    import tempfile
+
+    from headedit.cli.shared import write_json, write_whole
+
+    _check_free(output)
+    missing = [path for path in output.absolute().parents if not path.exists()]
+    scratch = None
+    try:
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=output.absolute().parent, prefix=f".{output.name}."))
+        umask = os.umask(0)
+        os.umask(umask)
+        scratch.chmod(0o777 & ~umask)
+        model.save_pretrained(scratch)
+        if processor is not None:
+            processor.save_pretrained(scratch)
+        write_json(scratch / NOTE_FILE, note)
+        write_whole(scratch / "README.md", _readme(note))
+        if output.is_dir():
+            output.rmdir()
+        scratch.rename(output)
+    except BaseException as error:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        for path in missing:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        if isinstance(error, OSError):
+            raise HeadEditError(f"{output}: the merged model cannot be written ({error}).") from None
+        raise
+
+
+def _check_free(output: Path) -> None:
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise HeadEditError(f"{output}: is there already and is not an empty folder. Choose another one.")
+
+
+def _processor(model: str) -> Any | None:
+    """The processor of a model of several modalities, or the tokenizer; None where there is none."""
+    from transformers import AutoProcessor, AutoTokenizer
+
+    for auto in (AutoProcessor, AutoTokenizer):
+        try:
+            return auto.from_pretrained(model)
+        except Exception:  # whatever transformers raises where there is none, or a package for images is missing
+            continue
+    return None
+
+
+def _readme(note: dict[str, Any]) -> str:
+    return (
+        f"# {Path(note['base_model']).name}, edited\n\n{_sentence(note)}\n\n"
+        f"`AutoModelForCausalLM.from_pretrained` loads it; headedit is not needed. Details: `{NOTE_FILE}`.\n"
+    )
+
+
+def _sentence(note: dict[str, Any]) -> str:
+    heads, total = note["counts"]["any"]
+    rehomed = "" if note["rehomed_to"] is None else f", exported as {note['rehomed_to']}"
+    return (
+        f"`{note['base_model']}` with the head edits of `{note['edits']}` ({heads} of {total} heads) merged into its "
+        f"weights by headedit {note['versions']['headedit']}{rehomed}."
+    )
+
+
+def _rows(note: dict[str, Any]) -> list[tuple[str, str]]:
+    heads, total = note["counts"]["any"]
+    return [
+        ("base model", f"{note['base_model']} ({note['base_class']})"),
+        ("edits", note["edits"]),
+        ("open heads", f"{heads} of {total}"),
+        ("class", note["rehomed_to"] or note["base_class"]),
+    ]

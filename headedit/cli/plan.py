@@ -1,0 +1,128 @@
+"""The command ``headedit plan``: what a run will take of a device's memory, and what to change if it does not fit."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from headedit.cli.shared import Dtype, console, print_rows
+from headedit.errors import HeadEditError
+
+if TYPE_CHECKING:
+    from headedit.training.config import RunConfig
+    from headedit.training.memory_plan import Plan, Setup
+
+
+def plan(
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="[CONFIG]", help="YAML file of a run, or a name that `headedit config list` shows."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id of a causal LM.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Examples a step and device.  [default: the recipe's]")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=2, help="Tokens of the longest example.")
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Dtype to load the model in.")] = None,
+    quantization: Annotated[str | None, typer.Option("--quantization", help="4bit or 8bit.")] = None,
+    checkpointing: Annotated[
+        bool | None, typer.Option("--checkpointing/--no-checkpointing", help="Gradient checkpointing.")
+    ] = None,
+    attention: Annotated[
+        str | None, typer.Option("--attention", help="eager, sdpa or flash.  [default: the run's]")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option("--devices", min=1, help="Devices that share the model.  [default: 1]")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="device_map: whole layers on each; fsdp: a part of every weight.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", help="Of a device, such as 24GiB.  [default: of this machine's]")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Over the config: section.key=value; may be repeated.")
+    ] = None,
+) -> None:
+    """Say what memory a run takes, before any weight is loaded, whether it fits, and what to change.
+
+    Example: `headedit plan run.yaml --memory 24GiB`
+
+    Example: `headedit plan --model ./my-model --batch-size 4 --max-length 2048 --checkpointing --memory 80GB`
+    """
+    from headedit.io.strict import read_assignments
+    from headedit.training.config import read_run
+    from headedit.training.memory_plan import Planner, advise
+    from headedit.training.memory_plan.from_config import setup_of
+    from headedit.training.memory_plan.memory import memory_of, read_memory
+
+    if config is None and model is None:
+        raise HeadEditError("Give a run's file or name (headedit config list), or --model.")
+    named = {
+        "model.name": model,
+        "model.dtype": None if dtype is None else dtype.value,
+        "model.quantization": quantization,
+        "data.max_length": max_length,
+        "recipe.batch_size": batch_size,
+        "training.gradient_checkpointing": checkpointing,
+        **({"data.train": "train.jsonl"} if config is None else {}),  # which is not read
+    }
+    given = {key: value for key, value in named.items() if value is not None} | read_assignments(settings or [])
+    run = read_run(config, given)
+    base = run.model.load_config()
+    limit = None if memory is None else read_memory(memory)
+    changes = {"attention": attention, "devices": devices, "split": split, "device": device}
+    setup = setup_of(
+        run, base, for_gpu=limit is not None, **{key: value for key, value in changes.items() if value is not None}
+    )
+    limit = memory_of(setup.device) if limit is None else limit
+    planner = Planner(base, run.edits, spec=run.spec)
+    found = planner.plan(setup)
+    _print(run, found, limit)
+    for change in advise(planner, found, limit):
+        _print_change(change.what, change.plan, limit)
+
+
+def _print(run: "RunConfig", found: "Plan", memory: int) -> None:
+    from headedit.training.memory_plan.memory import show
+    from headedit.training.memory_plan.planner import UNCERTAINTY
+
+    rows = [("a step", _described(found.setup)), *((what, show(size)) for what, size in found.rows())]
+    rows.append(("parameters of the edits", f"{found.parameters:,}"))
+    print_rows(f"headedit plan {run.model.name}", rows)
+    table = Table(title="each device", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("device", "base model", "edits", "kept", "working", "process", "in all"):
+        table.add_column(column, justify="left" if column == "device" else "right")
+    for i, share in enumerate(found.shares):
+        parts = (share.base, share.trained, share.kept, share.working, share.process, share.total)
+        table.add_row(str(i), *(show(part) for part in parts))
+    console.print(table)
+    verdict = found.verdict(memory)
+    colour = {"fits": "green", "tight": "yellow"}.get(verdict, "red")
+    console.print(
+        f"[{colour}]{verdict}[/]: {show(found.total)} of {show(memory)}; what a step takes may be "
+        f"{UNCERTAINTY:.0%} more, {show(found.careful)} in all",
+        soft_wrap=True,
+    )
+
+
+def _described(setup: "Setup") -> str:
+    parts: list[Any] = [f"{setup.batch_size} x {setup.tokens:,} tokens", setup.dtype]
+    if setup.quantization is not None:
+        parts.append(setup.quantization)
+    parts.append(f"{'with' if setup.checkpointing else 'without'} gradient checkpointing")
+    if setup.attention is not None:
+        parts.append(f"{setup.attention} attention")
+    if setup.devices > 1:
+        parts.append(f"{setup.devices} devices by {setup.split}")
+    return ", ".join(parts)
+
+
+def _print_change(what: str, found: "Plan", memory: int) -> None:
+    from headedit.training.memory_plan.memory import show
+
+    console.print(f"  {escape(what)}: {show(found.total)}, {found.verdict(memory)}", soft_wrap=True)

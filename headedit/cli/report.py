@@ -1,0 +1,173 @@
+"""The command ``headedit report``: a run as one HTML file, with evidence where its model and data can be had."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from headedit.cli.shared import Device, Dtype, DtypeOption, Seed, Skip, console, print_files, read_pairs, write_whole
+from headedit.errors import HeadEditError
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped,unused-ignore]
+    from torch import nn
+
+    from headedit.interpret.report import Table
+    from headedit.interpret.report.folder import RunFolder
+    from headedit.training.config import RunConfig
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Base model.  [default: the run's]")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Examples to measure on.  [default: those of run.yaml]")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="Folder or hub id of a tokenizer.  [default: the model's]")
+    ] = None,
+    evidence: Annotated[
+        bool | None,
+        typer.Option(
+            "--evidence/--no-evidence",
+            help="Effects on the loss, tokens and probes.  [default: where --data is given or the run has a run.yaml]",
+        ),
+    ] = None,
+    evaluations: Annotated[
+        list[Path] | None, typer.Option("--eval", help="Report of headedit eval to take in; may be repeated.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file.  [default: report.html in RUN]")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Measure on at most so many examples.")] = 64,
+    probes: Annotated[bool, typer.Option("--probes/--no-probes", help="Train a probe on every head.")] = True,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples a batch.")] = 16,
+    seed: Seed = 0,
+    dtype: DtypeOption = Dtype.auto,
+    device: Device = None,
+    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file for an architecture without one.")] = None,
+    skip_broken: Skip = False,
+) -> None:
+    """Put a run's config, figures, pictures and heads into one HTML file, which needs no network.
+
+    Example: `headedit report out --data test.jsonl`
+    """
+    from headedit.interpret.report import report as page
+    from headedit.interpret.report.folder import RUN_YAML, RunFolder
+
+    given = any(value is not None for value in (model, data, tokenizer))
+    if given and evidence is False:
+        raise HeadEditError("--model, --data and --tokenizer are for the evidence, which --no-evidence leaves out.")
+    folder = RunFolder.read(run)
+    tables = [_evaluation(path) for path in evaluations or []]
+    frame = None
+    if given or evidence or (evidence is None and folder.config is not None):
+        options = {"probe": probes, "batch_size": batch_size, "seed": seed}
+        try:
+            loaded = _prepare(folder, model, data, tokenizer, dtype, device, spec, skip_broken)
+            frame = _measure(run, loaded, limit, options)
+        except HeadEditError as error:
+            raise HeadEditError(f"{error}\n--no-evidence makes the report without effects and tokens.") from None
+    elif evidence is None:
+        console.print(f"There is no {RUN_YAML} in the run, so effects and tokens are left out; --data FILE adds them.")
+    file = run / "report.html" if output is None else output
+    write_whole(file, page(run, evidence=frame, tables=tables))
+    print_files([file])
+
+
+class _Loaded(NamedTuple):
+    """What evidence is measured with: the base model, its tokenizer, examples, and the spec that was asked for."""
+
+    model: "nn.Module"
+    tokenizer: Any
+    examples: Sequence[Any]
+    spec: str | Path | None
+
+
+def _prepare(
+    folder: "RunFolder",
+    model: str | None,
+    data: str | None,
+    tokenizer: str | None,
+    dtype: Dtype,
+    device: str | None,
+    spec: Path | None,
+    skip_broken: bool,
+) -> _Loaded:
+    """Model, tokenizer and data as the options say, or else the run."""
+    from headedit.hf.loading import load_tokenizer
+    from headedit.training.config import ModelConfig, read_run
+
+    config = None if folder.config is None else read_run(folder.path)
+    if data is None and config is None:
+        raise HeadEditError(f"{folder.path}: does not say which data to measure on; give --data FILE.")
+    if model is not None or config is None:
+        chosen = ModelConfig(name=model or folder.base_model)
+    else:
+        chosen = config.model
+    if dtype is not Dtype.auto:
+        chosen = dataclasses.replace(chosen, dtype=dtype.value)
+    if device is not None:
+        chosen = dataclasses.replace(chosen, device=device, device_map=None)
+    read = chosen.load_tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
+    base = chosen.load()
+    if config is None:
+        assert data is not None
+        examples: Sequence[Any] = read_pairs(Path(data), None, 0, skip_broken)
+    else:
+        examples = _of_run(config, data, read, base, skip_broken)
+    return _Loaded(base, read, examples, (None if config is None else config.spec) if spec is None else spec)
+
+
+def _of_run(
+    config: "RunConfig", data: str | None, tokenizer: Any, model: "nn.Module", skip_broken: bool
+) -> Sequence[Any]:
+    """Encoded as the run does it: examples of a file, or the run's own test, validation or training examples."""
+    from headedit.data.loading import load_data
+    from headedit.hf.config import text_config
+
+    choices = config.data
+    if data is not None:
+        nothing: dict[str, Any] = dict.fromkeys(("valid", "test", "examples", "valid_examples", "test_examples"))
+        choices = dataclasses.replace(choices, **{**nothing, "train": data})
+    if skip_broken:
+        choices = dataclasses.replace(choices, skip_malformed=True)
+    found = load_data(choices, tokenizer, context=getattr(text_config(model), "max_position_embeddings", None))
+    return found.test or found.valid or found.train
+
+
+def _measure(run: Path, loaded: _Loaded, limit: int, options: dict[str, Any]) -> "pandas.DataFrame":
+    """The evidence of the run's edits on some of the examples."""
+    from headedit.edits import load
+    from headedit.interpret.evidence.table import evidence
+
+    edits = load(loaded.model, run, spec=loaded.spec)
+    return evidence(edits, loaded.examples[:limit], tokenizer=loaded.tokenizer, **options)
+
+
+def _evaluation(path: Path) -> "Table":
+    """What ``headedit eval`` wrote, a row a task: the figures with edits and without, beside the constant answer."""
+    from headedit.evaluation.reports.report import shown
+    from headedit.evaluation.reports.saved_runs import read_run
+    from headedit.interpret.report import Table
+
+    def figure(metric: str, score: dict[str, Any] | None) -> str:
+        if score is None:
+            return "–"
+        low, high = (shown(metric, end) for end in score["interval"])
+        return f"{shown(metric, next(iter(score['metrics'].values())))} [{low}, {high}]"
+
+    cells = []
+    for task, found in read_run(path).reports.items():
+        metric, constant = found["metric"], found["constant"]["value"]
+        scores = (figure(metric, found["score"]), figure(metric, found.get("base")), shown(metric, constant))
+        cells.append([task, metric, f"{found['n']:,}", *scores])
+    return Table(
+        title=f"Evaluation: {path.name}",
+        header=["task", "metric", "examples", "model", "edits off", "constant answer"],
+        cells=cells,
+        left=2,
+        notes=["In brackets the 95 % interval. Accuracy in per cent."],
+    )

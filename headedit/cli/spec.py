@@ -1,0 +1,187 @@
+"""The commands ``headedit spec …``: what is known of where heads are."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from headedit.cli.shared import console, print_files, write_whole
+
+app = typer.Typer(
+    name="spec",
+    help="Where the heads are: list, show and check the specs.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+
+@app.command("list")
+def list_specs(
+    types: Annotated[bool, typer.Option("--types", help="Name every model type.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the counts alone, as Markdown.")] = False,
+) -> None:
+    """List the spec files, what they cover, how an offset can be merged, and the counts over all causal LMs.
+
+    Example: `headedit spec list --types`
+    """
+    from headedit.specs.catalogue import catalogue, counts
+
+    if markdown:
+        print("\n".join(["| | types |", "|---|---|", *(f"| {what} | {number} |" for what, number in counts())]))
+        return
+    table = Table("spec", "types", "sites", "position", "an offset merges")
+    for entry in catalogue():
+        spec = entry.spec
+        names = ", ".join(entry.model_types) if types else str(len(entry.model_types))
+        table.add_row(_name(spec.source), names, ", ".join(spec.kinds()), spec.position, spec.offset)
+    console.print(table)
+    for what, number in counts():
+        console.print(f"{what}: {number}")
+
+
+@app.command()
+def show(
+    model_type: Annotated[str, typer.Argument(help="A config.model_type, such as qwen3.")],
+) -> None:
+    """Show the spec file of a model type.
+
+    Example: `headedit spec show qwen3`
+    """
+    from headedit.specs.registry import spec_of_type
+
+    source = Path(spec_of_type(model_type).source)
+    print(f"# {source}\n{source.read_text(encoding='utf-8')}", end="")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a spec file, with which an editor completes one.
+
+    Example: `headedit spec schema > spec.schema.json`
+    """
+    import json
+
+    from headedit.specs.json_schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def check(
+    model: Annotated[
+        str | None, typer.Argument(help="Folder or hub id of a model, or a type, of which a tiny one is made.")
+    ] = None,
+    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file to check instead of the one known.")] = None,
+    kind: Annotated[list[str] | None, typer.Option("--kind", help="Kind of site; may be repeated.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Check every causal-LM type on a tiny model.")] = False,
+) -> None:
+    """Prove on a live model that the heads are where a spec says, and print the certificate.
+
+    Example: `headedit spec check qwen3`
+    """
+    from headedit.errors import HeadEditError
+
+    if every:
+        _check_all()
+    elif model is None:
+        raise HeadEditError("Give a model or a type to check, or --all.")
+    elif not _print_certificate(model, spec, kind or None):
+        raise typer.Exit(1)
+
+
+@app.command()
+def draft(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for the spec.  [default: print it]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write it even where the probe does not prove it.")] = False,
+) -> None:
+    """Propose a spec for a model that has none, from a traced forward pass, and prove it.
+
+    Example: `headedit spec draft ./my-model --output my_arch.yaml`
+    """
+    from headedit.errors import HeadEditError
+    from headedit.hf.loading import load_model
+    from headedit.specs.draft import draft_spec
+
+    drafted = draft_spec(load_model(model, dtype="float32"))
+    print(drafted.yaml, end="")
+    for proof in drafted.proofs:
+        for problem in proof.problems:
+            console.print(f"problem: {escape(proof.path)}: {escape(problem)}", soft_wrap=True)
+    if not drafted.ok and not force:
+        raise HeadEditError(
+            "The drafted spec is not proved on this model, so it is not written. Correct it by hand and check it with "
+            "headedit spec check MODEL --spec FILE, or write it all the same with --force."
+        )
+    if output is not None:
+        write_whole(output, drafted.yaml)
+        print_files([output])
+
+
+def _print_certificate(model: str, spec: Path | None, kinds: list[str] | None) -> bool:
+    from headedit.checks.certificate import certify
+    from headedit.hf.loading import load_model
+    from headedit.specs.tiny import tiny_configs, tiny_model
+
+    is_type = model in tiny_configs() and not Path(model).is_dir()
+    live = tiny_model(model) if is_type else load_model(model, dtype="float32")
+    certificate = certify(live, spec, kinds=kinds)
+    table = Table(
+        "site", "heads", "width", "position", "proved under", title=f"{certificate.model}", title_justify="left"
+    )
+    for site, proof in zip(certificate.sites, certificate.proofs, strict=True):
+        proved = ", ".join(proof.proved) if proof.ok else "not probed" if not proof.probed else "WRONG"
+        table.add_row(site.path, str(site.heads), str(site.head_dim), site.position, proved)
+    console.print(table)
+    for what, outcome in (
+        ("spec", certificate.spec.source),
+        ("a fresh edit and its removal", "exact" if certificate.exact else "not exact"),
+        ("decoding with a cache", certificate.cache),
+        ("gradients through checkpointing", certificate.checkpointing),
+        ("an offset merges", certificate.spec.offset),
+        *(("note", note) for note in dict.fromkeys(note for proof in certificate.proofs for note in proof.notes)),
+        *(("problem", problem) for problem in certificate.problems),
+    ):
+        console.print(f"{what}: {escape(outcome)}", soft_wrap=True)
+    console.print(certificate.verdict)
+    return certificate.ok
+
+
+def _check_all() -> None:
+    from tqdm.auto import tqdm
+
+    from headedit.checks.certificate import certify
+    from headedit.errors import HeadEditError
+    from headedit.specs.tiny import tiny_configs, tiny_model
+
+    groups: dict[str, list[str]] = {}
+    for model_type in tqdm(sorted(tiny_configs()), desc="checking", unit="type", leave=False):
+        try:
+            certificate = certify(tiny_model(model_type))
+        except HeadEditError as error:
+            groups.setdefault("refused" if "cannot be edited" in str(error) else "not built", []).append(model_type)
+            continue
+        if certificate.ok:
+            under = sorted({name for proof in certificate.proofs for name in proof.proved})
+            groups.setdefault(f"proved under {' and '.join(under)}", []).append(model_type)
+        elif any(proof.probed for proof in certificate.proofs):
+            groups.setdefault("WRONG", []).append(model_type)
+        else:
+            groups.setdefault("not probed", []).append(model_type)
+    table = Table("certificate", "types", "which")
+    for outcome, names in sorted(groups.items(), key=lambda group: -len(group[1])):
+        table.add_row(outcome, str(len(names)), "" if len(names) > 40 else ", ".join(names))
+    console.print(table)
+    if "WRONG" in groups:
+        raise typer.Exit(1)
+
+
+def _name(source: str) -> str:
+    from headedit.specs.registry import packaged_folder
+
+    path = Path(source)
+    return path.name if path.parent == packaged_folder() else source

@@ -1,0 +1,53 @@
+"""The command ``headedit table``: runs side by side, and beside what papers print."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from headedit.cli.shared import console, print_files, write_json, write_whole
+
+
+def table(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN...", help="Reports of headedit eval, or folders of them.")
+    ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Also the figures that papers print, marked as published.")
+    ] = False,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Published figures of this model alone.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for the tables: JSON if it ends in .json, or Markdown.")
+    ] = None,
+) -> None:
+    """Lay evaluations beside each other and beside published figures.
+
+    Example: `headedit table reports/jola reports/localise --published --model Llama-3.1-8B-Instruct`
+    """
+    from headedit.evaluation.reports.comparison import LEFT, compare
+    from headedit.evaluation.reports.saved_runs import read_run
+
+    comparison = compare([read_run(run) for run in runs or []], with_published=published, model=model)
+    for title, header, cells in comparison.tables():
+        print_table(title, header, cells, left=LEFT)
+    for note in comparison.notes:
+        console.print(note, markup=False)
+    if output is not None:
+        if output.suffix == ".json":
+            write_json(output, comparison.to_dict())
+        else:
+            write_whole(output, comparison.markdown())
+        print_files([output])
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> None:
+    """Prints a table whose first ``left`` columns stand on the left and whose others stand on the right."""
+    shown = Table(title=escape(title), title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for i, column in enumerate(header):
+        shown.add_column(escape(column), justify="left" if i < left else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*map(escape, row))
+    console.print(shown)

@@ -1,0 +1,32 @@
+"""How a file becomes records, a record a conversation, and that tokens: in one place, for training and evaluation."""
+
+from headedit.data.config import DataConfig
+from headedit.data.conversation import Tokens, conversation_tokens, default_template, last_exchange, to_pair
+from headedit.data.formats import Format, Message, to_messages
+from headedit.data.loading import Data, load_data
+from headedit.data.records import Records, read_records
+from headedit.data.sources import Row, read_rows
+from headedit.data.templates import ALPACA, Template
+from headedit.data.tokens import prompt_ids, response_ids
+
+__all__ = [
+    "ALPACA",
+    "Data",
+    "DataConfig",
+    "Format",
+    "Message",
+    "Records",
+    "Row",
+    "Template",
+    "Tokens",
+    "conversation_tokens",
+    "default_template",
+    "last_exchange",
+    "load_data",
+    "prompt_ids",
+    "read_records",
+    "read_rows",
+    "response_ids",
+    "to_messages",
+    "to_pair",
+]

@@ -1,0 +1,117 @@
+"""Encodes many examples once: large sets stay on disk, cached by ``datasets`` under what they were made from."""
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from headedit.data.batches import Encoded, StoredRows
+from headedit.data.encoding import EncodedRow, Encoder
+from headedit.data.records import Example
+from headedit.errors import HeadEditError
+from headedit.io.optional import library
+from headedit.version import __version__
+
+logger = logging.getLogger(__name__)
+
+_WORTH_STORING = 1_000_000
+"""Characters below which encoding takes less time than loading ``datasets``."""
+
+
+class EncodedSet:
+    """Encoded examples, in a list or in a ``datasets.Dataset``."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def column(self, name: str) -> list[Any]:
+        """A field of every example, such as ``tokens``; see ``EncodedRow``."""
+        return [row[name] for row in self._rows] if isinstance(self._rows, list) else list(self._rows[name])
+
+    def select(self, indices: Sequence[int]) -> Sequence[Encoded]:
+        """``input_ids`` and ``labels`` of some of the examples."""
+        if isinstance(self._rows, list):
+            return [{key: self._rows[i][key] for key in ("input_ids", "labels")} for i in indices]
+        return StoredRows(self._rows.select(indices).select_columns(["input_ids", "labels"]))
+
+
+def encode_examples(examples: Sequence[Example], encoder: Encoder, *, name: str, progress: bool) -> EncodedSet:
+    """Every example, encoded; from the cache where the same was done before.
+
+    What decides is the text of the examples, the tokenizer, its chat template and the encoder's choices. Sets of less
+    than a million characters, slow tokenizers, and a machine without ``datasets`` or with its caching disabled, get a
+    list in memory.
+    """
+    bar = {"desc": f"tokenising {name}", "disable": not progress, "leave": False}
+    datasets = None
+    if sum(example.length for example in examples) >= _WORTH_STORING and getattr(encoder.tokenizer, "is_fast", False):
+        with contextlib.suppress(HeadEditError):
+            datasets = library("datasets", "the cache")
+    if datasets is not None and datasets.is_caching_enabled():
+        folder = Path(datasets.config.HF_DATASETS_CACHE) / "headedit"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return EncodedSet(_stored(datasets, folder, examples, encoder, name, progress))
+        except OSError as error:
+            logger.warning("%s: the cache cannot be written (%s); the %s set stays in memory.", folder, error, name)
+    return EncodedSet([encoder(example) for example in tqdm(examples, **bar)])
+
+
+def _stored(
+    datasets: Any, folder: Path, examples: Sequence[Example], encoder: Encoder, name: str, progress: bool
+) -> Any:
+    def encoded(index: int) -> EncodedRow:
+        return encoder(examples[index])
+
+    number, text = datasets.Value("int32"), datasets.Value("string")
+    kinds = {int: number, str: text, list[int]: datasets.List(number)}
+    key = _key(examples, encoder)
+    with _bars(datasets, progress):
+        return datasets.Dataset.from_dict({"index": range(len(examples))}).map(
+            encoded,
+            input_columns="index",
+            remove_columns=["index"],
+            features=datasets.Features({field: kinds[kind] for field, kind in EncodedRow.__annotations__.items()}),
+            new_fingerprint=key,
+            cache_file_name=str(folder / f"{key}.arrow"),
+            writer_batch_size=100,
+            desc=f"tokenising {name}",
+        )
+
+
+def _key(examples: Sequence[Example], encoder: Encoder) -> str:
+    tokenizer = encoder.tokenizer
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for passing in ("truncation", "padding"):  # of the last call
+        state.pop(passing, None)
+    choices = [
+        __version__,
+        state,
+        tokenizer.chat_template,
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        encoder.template,
+        encoder.max_length,
+        encoder.too_long,
+        encoder.skip_malformed,
+    ]
+    digest = hashlib.sha256(json.dumps(choices, sort_keys=True).encode())
+    for example in examples:
+        digest.update(json.dumps([example.where, example.format, example.messages]).encode())
+    return digest.hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def _bars(datasets: Any, wanted: bool) -> Iterator[None]:
+    """``datasets``' own bars for a while, or none."""
+    before = datasets.are_progress_bars_disabled()
+    (datasets.enable_progress_bars if wanted else datasets.disable_progress_bars)()
+    try:
+        yield
+    finally:
+        (datasets.disable_progress_bars if before else datasets.enable_progress_bars)()

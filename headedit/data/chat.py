@@ -1,0 +1,174 @@
+"""A tokenizer's own chat template: the tokens of a conversation, and exactly which of them are responses.
+
+A response is what a rendering has more than the rendering of the turns before it with the header of an answer, which is
+what generation is given. That is exact where the template is prefix-stable, so each rendering is checked to be the
+begin of the whole one. Where the template marks what the assistant says (``{% generation %}``), a response begins no
+earlier than its mark, and a template that is not prefix-stable is taken by its marks alone.
+"""
+
+import re
+from itertools import pairwise
+from typing import Any
+
+from headedit.data.formats import Message
+from headedit.data.tokens import Span, end_ids, text_ids
+from headedit.errors import HeadEditError
+
+_MARKS = re.compile(r"\{%-?\s*generation\b")
+
+
+def chat_text(tokenizer: Any, messages: list[Message], where: str, *, prompt: bool = False) -> str:
+    """The conversation as text; with the header of an answer behind it for ``prompt``.
+
+    Raises:
+        HeadEditError: the tokenizer has no template, or the template refuses the conversation.
+    """
+    return str(_applied(tokenizer, messages, where, tokenize=False, add_generation_prompt=prompt))
+
+
+def chat_tokens(tokenizer: Any, messages: list[Message], where: str) -> tuple[list[int], list[Span]]:
+    """Token ids of a conversation, and where its responses are, each with the token that ends the turn.
+
+    The template is rendered twice a response and the text tokenised once. Where a token would reach across the begin
+    of a response, the text is cut there, so that every prompt has the tokens that generation will see.
+
+    Raises:
+        HeadEditError: the template refuses the conversation or is not prefix-stable, or the tokenizer gives no offsets.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise HeadEditError(
+            "The spans of a chat template need a fast tokenizer (one with a tokenizer.json). Load one, or use another "
+            "template, such as chatml."
+        )
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(end_ids(tokenizer))
+    marked = _marked(tokenizer, messages, where, special)
+    try:
+        ids, spans = _located(tokenizer, *_rendered(tokenizer, messages, where), special)
+    except HeadEditError:
+        if marked is None:
+            raise
+        ids, spans = marked
+    else:
+        if marked is not None and marked[0] == ids:
+            spans = [
+                (max(start, mark) if mark < end else start, end)
+                for (start, end), (mark, _) in zip(spans, marked[1], strict=True)
+            ]
+    ids = ids[: spans[-1][1]]
+    if ids[-1] not in special:
+        ids += end_ids(tokenizer)
+        spans[-1] = (spans[-1][0], len(ids))
+    return ids, spans
+
+
+def _applied(tokenizer: Any, messages: list[Message], where: str, **options: Any) -> Any:
+    if not getattr(tokenizer, "chat_template", None):
+        raise HeadEditError("The tokenizer has no chat template; use another template, such as chatml or alpaca.")
+    try:
+        return tokenizer.apply_chat_template(messages, **options)
+    except Exception as error:  # Jinja's own, and whatever a template's filters raise
+        raise HeadEditError(
+            f"{where}: the tokenizer's chat template refuses the conversation ({type(error).__name__}: {error})."
+        ) from None
+
+
+def _marked(
+    tokenizer: Any, messages: list[Message], where: str, special: set[int]
+) -> tuple[list[int], list[Span]] | None:
+    """By the template's marks; None where it has none, or not one for each response with the whole of its text."""
+    if not _MARKS.search(str(getattr(tokenizer, "chat_template", None))):
+        return None
+    responses = [message["content"].strip() for message in messages if message["role"] == "assistant"]
+    whole = chat_text(tokenizer, messages, where)
+    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    found = _applied(tokenizer, messages, where, **options)
+    ids, mask = list(found["input_ids"]), [0, *found["assistant_masks"], 0]
+    edges = [i - 1 for i in range(1, len(mask)) if mask[i] != mask[i - 1]]
+    spans = [_closed(tokenizer, ids, span, special) for span in zip(edges[::2], edges[1::2], strict=True)]
+    return (ids, spans) if len(spans) == len(responses) and all(text in whole for text in responses) else None
+
+
+def _rendered(tokenizer: Any, messages: list[Message], where: str) -> tuple[str, list[Span]]:
+    """The text, and where its responses are, in characters, each with what ends the turn."""
+    whole = chat_text(tokenizer, messages, where)
+    spans: list[Span] = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = chat_text(tokenizer, messages[:i], where, prompt=True)
+        after = whole if i + 1 == len(messages) else chat_text(tokenizer, messages[: i + 1], where)
+        start, content = len(before), message["content"].strip()
+        if not (whole.startswith(before) and after.startswith(before) and content in after[start:]):
+            raise _unstable(where)
+        closing = after[start:].rpartition(content)[2]
+        if whole.startswith(after):
+            end = len(after)
+        else:  # the last turn is rendered in another way than an earlier one, but its text and what ends it are there
+            endings = [content + closing, content + closing.removesuffix(tokenizer.eos_token or "")]
+            at, ending = next(((at, e) for e in endings if (at := whole.find(e, start)) >= 0), (-1, ""))
+            if at < 0:
+                raise _unstable(where)
+            closing, end = ending[len(content) :], at + len(ending)
+        if spans and start < spans[-1][1]:
+            raise _unstable(where)
+        blank = len(closing) - len(closing.rstrip())
+        spans.append((start, end - blank if closing.strip() else end))
+    return whole, spans
+
+
+def _unstable(where: str) -> HeadEditError:
+    return HeadEditError(
+        f"{where}: the tokenizer's chat template renders a conversation otherwise once it goes on, so what the model "
+        "said cannot be told from what it was given. Use another template, such as chatml, or a chat template with "
+        "{% generation %} marks."
+    )
+
+
+def _located(tokenizer: Any, text: str, spans: list[Span], special: set[int]) -> tuple[list[int], list[Span]]:
+    """Token ids of the text, and the spans in tokens instead of characters."""
+    ids, found, torn = _mapped(tokenizer, text, spans, special)
+    if torn:
+        ids, found = [], []
+        for begin, end in pairwise([0, *torn, len(text)]):
+            part = [(a - begin, b - begin) for a, b in spans if begin <= a < end]
+            new, spots, _ = _mapped(tokenizer, text[begin:end], part, special)
+            found += [(len(ids) + a, len(ids) + b) for a, b in spots]
+            ids += new
+    return ids, found
+
+
+def _mapped(tokenizer: Any, text: str, spans: list[Span], special: set[int]) -> tuple[list[int], list[Span], list[int]]:
+    """Token ids, the spans in tokens, and the begins of those whose prompt has other tokens when it stands alone.
+
+    A special token divides a text, so a prompt is compared from the last one on.
+    """
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, starts = list(encoded["input_ids"]), [start for start, _ in encoded["offset_mapping"]]
+    found: list[Span] = []
+    torn: list[int] = []
+    i = anchor = 0
+    for start, end in spans:
+        while i < len(ids) and starts[i] < start:
+            anchor = i if ids[i] in special else anchor
+            i += 1
+        prompt = text_ids(tokenizer, text[starts[anchor] : start]) if start else []
+        if ids[anchor : anchor + len(prompt)] == prompt:
+            i = anchor + len(prompt)
+        else:
+            torn.append(start)
+        first = i
+        while i < len(ids) and starts[i] < end:
+            i += 1
+        found.append((first, i))
+    return ids, found, torn
+
+
+def _closed(tokenizer: Any, ids: list[int], span: Span, special: set[int]) -> Span:
+    """The span up to the token that ends the turn, which a template's marks may leave out, or go beyond."""
+    start, end = span
+    last = end
+    while last > start + 1 and not tokenizer.decode(ids[last - 1]).strip():
+        last -= 1
+    if ids[last - 1] in special:
+        return start, last
+    return (start, end + 1) if end < len(ids) and ids[end] in special else span

@@ -1,0 +1,77 @@
+"""Which data a run is given, and how it becomes examples: the section ``data`` of a run."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from headedit.data.formats import Format
+from headedit.data.templates import Template
+from headedit.errors import HeadEditError
+from headedit.io import strict
+
+TooLong = Literal["drop", "cut_prompt", "fail"]
+Source = str | list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Sources, format, template, lengths, samples and splits.
+
+    A source is a JSON list, JSON lines, CSV or Parquet file (``.json``, ``.jsonl``, ``.csv``, ``.parquet``), several
+    of them in a list, a folder that ``datasets`` saved, or a dataset's id: ``owner/name``, ``owner/name/config``, each
+    perhaps with ``:split``. Without one, the split is ``train``, ``validation`` or ``test``, by what it is for.
+
+    Fields:
+        train: the source of the training examples.
+        valid: a source; a whole number, so many further examples of ``train``; or a share below 1 of the training
+            examples, held out of them. None for no validation examples.
+        test: the same.
+        format: ``response``, ``completion``, ``llm-adapters``, ``alpaca``, ``messages`` or ``sharegpt``, see
+            ``headedit.data.formats``; None to tell by the fields of each record.
+        template: ``alpaca`` (the JoLA paper's), ``chatml``, ``chat`` (the tokenizer's own) or ``plain``; None for
+            ``alpaca`` for instructions, ``plain`` for prompts, and ``chat`` for conversations, or ``chatml`` where the
+            tokenizer has no chat template.
+        max_length: the most tokens of an example; None for the model's context.
+        too_long: what to do with more: ``drop`` leaves the example out, ``cut_prompt`` takes tokens from the left,
+            after the begin-of-text, and never a part of a response, ``fail`` stops. All of it is reported.
+        skip_malformed: leave records that cannot be used out, and report them, instead of stopping at the first.
+        examples: how many training examples to draw; None for all.
+        valid_examples: how many to draw from the source ``valid``.
+        test_examples: how many to draw from the source ``test``.
+        seed: of all draws.
+    """
+
+    train: Source
+    valid: Source | int | float | None = None
+    test: Source | int | float | None = None
+    format: Format | None = None
+    template: Template | None = None
+    max_length: int | None = None
+    too_long: TooLong = "drop"
+    skip_malformed: bool = False
+    examples: int | None = None
+    valid_examples: int | None = None
+    test_examples: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        strict.check(self)
+        for name in ("train", "valid", "test"):
+            value = getattr(self, name)
+            if isinstance(value, list | str) and not all(value if isinstance(value, list) else [value]):
+                raise HeadEditError(f"{name}: found an empty name, expected a file, a folder or a dataset's id.")
+            if value == []:
+                raise HeadEditError(f"{name}: the list is empty, expected at least one file or dataset.")
+            if isinstance(value, int | float) and not (0 < value < 1 or (value >= 1 and value == int(value))):
+                raise HeadEditError(f"{name}: found {value}, expected a whole number, or a share above 0 and below 1.")
+        for name in ("examples", "valid_examples", "test_examples", "max_length"):
+            least = 2 if name == "max_length" else 1
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise HeadEditError(f"{name}: found {getattr(self, name)}, expected {least} or more.")
+        for name in ("valid", "test"):
+            if getattr(self, f"{name}_examples") is not None and not isinstance(getattr(self, name), str | list):
+                raise HeadEditError(f"{name}_examples: is for a source of its own; give the number as {name}.")
+
+    @staticmethod
+    def from_dict(data: object, where: str) -> "DataConfig":
+        """A config from plain data, as it stands in a run's ``data``."""
+        return strict.build(DataConfig, data, where)

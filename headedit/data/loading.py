@@ -1,0 +1,192 @@
+"""``load_data``: the encoded splits of a run, and a report of everything that happened to the data on the way."""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from headedit.data.batches import Encoded
+from headedit.data.cache import encode_examples
+from headedit.data.config import DataConfig
+from headedit.data.conversation import last_exchange
+from headedit.data.encoding import Encoder
+from headedit.data.records import Example, read_examples
+from headedit.data.splits import draw, overlap
+from headedit.errors import HeadEditError
+
+Split = Literal["train", "valid", "test"]
+_SHOWN = 20
+_NAMES = {"train": "training", "valid": "validation", "test": "test"}
+_HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a run.
+
+    Fields:
+        train: encoded examples, for ``headedit.fit``.
+        valid: the same; None where there are none.
+        test: the same.
+        report: plain data for JSON: for each split the sources, the counts of records read, malformed, drawn, dropped
+            and cut, indices, formats, templates, token lengths and what ends the responses; and the overlaps.
+    """
+
+    train: Sequence[Encoded]
+    valid: Sequence[Encoded] | None
+    test: Sequence[Encoded] | None
+    report: dict[str, Any]
+    _examples: dict[str, list[Example]] = field(repr=False)
+    _encoder: Encoder = field(repr=False)
+
+    def pairs(self, split: Split) -> list[tuple[str, str]]:
+        """Of each example all up to its last response as text, for generation, and that response.
+
+        Raises:
+            HeadEditError: there is no such split.
+        """
+        if split not in self._examples:
+            raise HeadEditError(f"There is no {_NAMES[split]} set in this data; give one as '{split}'.")
+        encoder = self._encoder
+        return [
+            last_exchange(e.messages, encoder.template_of(e.format), encoder.tokenizer, e.where)
+            for e in self._examples[split]
+        ]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The report as (what, value) rows, for printing."""
+        rows = [(f"{_NAMES[name]} set", _in_words(self.report[name])) for name in self._examples]
+        for names, found in self.report["overlap"].items():
+            if found["count"]:
+                one, other = names.split("/")
+                rows.append(
+                    (
+                        f"overlap of {_NAMES[one]} and {_NAMES[other]}",
+                        f"{found['count']} {_NAMES[other]} examples have a prompt of the {_NAMES[one]} set, "
+                        f"{found['same_response']} the same response too",
+                    )
+                )
+        return rows
+
+
+def load_data(config: DataConfig, tokenizer: Any, *, context: int | None = None, progress: bool = True) -> Data:
+    """Reads, draws, splits and encodes the data of a run.
+
+    Args:
+        config: sources and choices.
+        tokenizer: the model's tokenizer.
+        context: the most tokens that the model can take, the limit where the config has none.
+        progress: show bars.
+
+    Raises:
+        HeadEditError: a source cannot be read, a record is malformed and not skipped, a split is empty, or an example
+            is too long and ``too_long`` says to fail.
+    """
+    encoder = Encoder(tokenizer, config.max_length or context, config.template, config.too_long, config.skip_malformed)
+    chosen, report = _chosen(config, progress)
+    encoded: dict[str, Sequence[Encoded]] = {}
+    for name, examples in chosen.items():
+        encoded[name], chosen[name] = _encode(examples, encoder, name, report[name], progress)
+    others = [name for name in ("valid", "test") if name in chosen]
+    report["overlap"] = {f"train/{name}": overlap(chosen["train"], chosen[name]) for name in others}
+    report["seed"] = config.seed
+    return Data(encoded["train"], encoded.get("valid"), encoded.get("test"), report, chosen, encoder)
+
+
+def _chosen(config: DataConfig, progress: bool) -> tuple[dict[str, list[Example]], dict[str, Any]]:
+    """The examples of each split, and the begin of the report."""
+    chosen: dict[str, list[Example]] = {}
+    report: dict[str, Any] = {}
+    given = {"test": config.test, "valid": config.valid}
+    held_out = {name: value for name, value in given.items() if isinstance(value, int | float)}
+    counts = {"train": config.examples, "valid": config.valid_examples, "test": config.test_examples}
+    for name, value in {"train": config.train, **given}.items():
+        if not isinstance(value, str | list):
+            continue
+        sources = [value] if isinstance(value, str) else value
+        options = {"format": config.format, "skip_malformed": config.skip_malformed, "progress": progress}
+        found, broken = read_examples(sources, split=_HUB_SPLITS[name], **options)  # type: ignore[arg-type]
+        for part, indices in draw(len(found), counts[name], held_out if name == "train" else {}, config.seed).items():
+            part = name if part == "train" else part
+            chosen[part] = [found[i] for i in indices]
+            report[part] = {
+                "sources": sources,
+                "read": len(found) + len(broken),
+                "malformed": len(broken),
+                "malformed_first": broken[:_SHOWN],
+            }
+    order = [name for name in _NAMES if name in chosen]
+    return {name: chosen[name] for name in order}, {name: report[name] for name in order}
+
+
+def _encode(
+    examples: list[Example], encoder: Encoder, name: str, report: dict[str, Any], progress: bool
+) -> tuple[Sequence[Encoded], list[Example]]:
+    """The encoded examples and those of the examples that are used; the report is completed."""
+    rows = encode_examples(examples, encoder, name=_NAMES[name], progress=progress)
+    lengths, cut, ends = rows.column("tokens"), rows.column("cut"), rows.column("ends")
+    faults = [fault for fault in rows.column("fault") if fault]
+    kept = [i for i, found in enumerate(ends) if found]
+    long = [i for i, length in enumerate(lengths) if encoder.max_length is not None and length > encoder.max_length]
+    dropped = sorted(set(long) - set(kept))
+    if long and encoder.too_long == "fail":
+        first = examples[long[0]]
+        raise HeadEditError(
+            f"{first.where}: has {lengths[long[0]]} tokens, more than the limit of {encoder.max_length}; so have "
+            f"{len(long)} of {len(examples)} {_NAMES[name]} examples. Raise max_length, or choose too_long: drop or "
+            "cut_prompt."
+        )
+    if not kept:
+        why = faults[0] if faults else f"all {len(dropped)} examples are longer than {encoder.max_length} tokens."
+        raise HeadEditError(f"The {_NAMES[name]} set has nothing to use: {why}")
+    selected = rows.select(kept)
+    finals = Counter(end for found in ends for end in found)
+    report["malformed"] += len(faults)
+    report["malformed_first"] = [*report["malformed_first"], *faults][:_SHOWN]
+    report |= {
+        "drawn": len(examples),
+        "used": len(kept),
+        "indices": [examples[i].index for i in kept],
+        "formats": dict(Counter(example.format for example in examples)),
+        "templates": dict(Counter(rows.column("template"))),
+        "max_length": encoder.max_length,
+        "too_long": encoder.too_long,
+        "dropped": len(dropped),
+        "dropped_indices": [examples[i].index for i in dropped],
+        "cut": sum(count > 0 for count in cut),
+        "cut_indices": [example.index for example, count in zip(examples, cut, strict=True) if count],
+        "cut_tokens": sum(cut),
+        "cut_responses": sum(rows.column("lost")),
+        "responses": sum(map(len, ends)),
+        "response_ends": {str(encoder.tokenizer.convert_ids_to_tokens(i)): n for i, n in finals.most_common(_SHOWN)},
+        "tokens": _spread([lengths[i] - cut[i] for i in kept]),
+    }
+    return selected, [examples[i] for i in kept]
+
+
+def _spread(lengths: list[int]) -> dict[str, float]:
+    return {
+        "min": min(lengths),
+        "median": statistics.median(lengths),
+        "mean": round(statistics.fmean(lengths), 1),
+        "max": max(lengths),
+        "total": sum(lengths),
+    }
+
+
+def _in_words(report: dict[str, Any]) -> str:
+    tokens = report["tokens"]
+    parts = [
+        f"{report['used']} of {report['read']} records ({', '.join(report['formats'])}; template "
+        f"{', '.join(report['templates'])}), {tokens['min']} to {tokens['max']} tokens"
+    ]
+    limit = report["max_length"]
+    for count, what in (
+        (report["malformed"], "malformed and left out"),
+        (report["dropped"], f"longer than {limit} tokens and left out"),
+        (report["cut"], f"cut to {limit} tokens on the left, {report['cut_responses']} earlier responses with it"),
+    ):
+        if count:
+            parts.append(f"{count} {what}")
+    return "; ".join(parts)

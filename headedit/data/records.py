@@ -1,0 +1,112 @@
+"""Records as conversations or as pairs of texts; what is broken is named by its line, and fatal or counted."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import TypeVar
+
+from tqdm.auto import tqdm
+
+from headedit.data.conversation import to_pair
+from headedit.data.formats import Format, Message, to_messages
+from headedit.data.sources import Row, read_rows
+from headedit.errors import HeadEditError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a file held.
+
+    Fields:
+        pairs: (prompt, response) texts, in the order of the file.
+        broken: a message for each record that was left out.
+    """
+
+    pairs: list[tuple[str, str]]
+    broken: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation to learn from.
+
+    Fields:
+        index: its number among all records of its source, from 0, those that are broken counted in.
+        where: its file and line, for messages.
+        messages: the turns, the last of them a response.
+        format: of its record.
+    """
+
+    index: int
+    where: str
+    messages: list[Message]
+    format: Format
+
+    @property
+    def prompt(self) -> str:
+        """Everything in it that is no response, without regard to case and white space."""
+        texts = (message["content"] for message in self.messages if message["role"] != "assistant")
+        return " ".join("\n".join(texts).split()).casefold()
+
+    @property
+    def length(self) -> int:
+        """Characters of all turns."""
+        return sum(len(message["content"]) for message in self.messages)
+
+
+def read_records(path: "str | PathLike[str]", *, skip_broken: bool = False) -> Records:
+    """The (prompt, response) pairs of a JSON, JSON lines, CSV or Parquet file.
+
+    Records hold ``instruction`` and ``answer`` (perhaps ``input``), or ``prompt`` and ``response``; see
+    ``headedit.data.to_pair``. ``headedit.load_data`` reads conversations and datasets too.
+
+    Args:
+        path: the file.
+        skip_broken: leave broken records out and report them, instead of stopping at the first.
+
+    Raises:
+        HeadEditError: the file cannot be read, is empty, or holds a broken record; the message has its line.
+    """
+    hint = None if skip_broken else "skip broken records (skip_broken=True, --skip-broken)"
+    return Records(*_usable(read_rows(str(path)), lambda i, row: to_pair(row.value, row.where), hint, str(path)))
+
+
+def read_examples(
+    sources: Sequence[str], *, split: str, format: Format | None, skip_malformed: bool, progress: bool
+) -> tuple[list[Example], list[str]]:
+    """The conversations of some sources, one after the other, and a message for each record that was left out.
+
+    Raises:
+        HeadEditError: a source cannot be read, there is nothing in them, or a record is malformed and not skipped.
+    """
+
+    def example(index: int, row: Row) -> Example:
+        return Example(index, row.where, *to_messages(row.value, row.where, format))
+
+    rows = (row for source in sources for row in read_rows(source, split))
+    hint = None if skip_malformed else "leave such records out with skip_malformed: true (--skip-broken)"
+    bar = tqdm(rows, desc=f"reading {sources[0]}", unit=" records", disable=not progress, leave=False)
+    return _usable(bar, example, hint, ", ".join(sources))
+
+
+def _usable(
+    rows: Iterable[Row], convert: Callable[[int, Row], T], hint: str | None, name: str
+) -> tuple[list[T], list[str]]:
+    """What the rows become, and why some are left out; the first of those is fatal where there is a hint."""
+    kept: list[T] = []
+    broken: list[str] = []
+    for i, row in enumerate(rows):
+        try:
+            if row.fault is not None:
+                raise HeadEditError(row.fault)
+            kept.append(convert(i, row))
+        except HeadEditError as error:
+            if hint is not None:
+                raise HeadEditError(f"{error} Mend it, or {hint}.") from None
+            broken.append(str(error))
+    if not kept:
+        reason = f"all {len(broken)} records are broken, the first: {broken[0]}" if broken else "it holds no records"
+        raise HeadEditError(f"{name}: there is nothing to use: {reason}.")
+    return kept, broken

@@ -1,0 +1,162 @@
+"""Rows of JSON, JSON lines, CSV and Parquet files and of datasets, each with where it stands; broken ones by line."""
+
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from headedit.errors import HeadEditError
+from headedit.io.optional import library
+
+_ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:+-]+))?")
+
+
+class Row(NamedTuple):
+    """What stands at one place of a source, or why it cannot be read."""
+
+    where: str
+    value: Any = None
+    fault: str | None = None
+
+
+def read_rows(source: str, split: str = "train") -> Iterator[Row]:
+    """The rows of a file, of a folder that ``datasets`` saved, or of a dataset by its id.
+
+    Args:
+        source: a path; the ending of a file tells its form, and one that is not known is read as JSON. What is not
+            there and has no ending is taken for ``owner/name``, ``owner/name/config``, perhaps with ``:split``.
+        split: of a dataset, where the source names none.
+
+    Raises:
+        HeadEditError: the source cannot be read at all.
+    """
+    path, colon, named = source.rpartition(":")
+    folder, chosen = (Path(path), named) if colon and Path(path).is_dir() else (Path(source), split)
+    if folder.is_dir():
+        return _saved_rows(folder, chosen)
+    found = None if folder.exists() or source.startswith(("/", ".", "~")) else _ID.fullmatch(source)
+    if found is not None and folder.suffix.lower() not in {".json", ".jsonl", *_READERS}:
+        return _hub_rows(found["name"], found["config"], found["split"] or split)
+    return _READERS.get(folder.suffix.lower(), _json_rows)(folder)
+
+
+def _text(file: Path) -> str:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            return stream.read()
+    except OSError as error:
+        raise HeadEditError(f"{file}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError as error:
+        raise HeadEditError(f"{file}: is not UTF-8 text (byte {error.start}).") from None
+
+
+def _json_rows(file: Path) -> Iterator[Row]:
+    text = _text(file)
+    if not text.lstrip().startswith("["):
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield _line(line, f"{file}, line {number}")
+        return
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise HeadEditError(f"{file}, line {error.lineno}: not valid JSON ({error.msg}).") from None
+    except RecursionError:
+        raise HeadEditError(f"{file}: the JSON is nested too deeply.") from None
+    for number, row in enumerate(rows, start=1):
+        yield Row(f"{file}, record {number}", row)
+
+
+def _line(line: str, where: str) -> Row:
+    try:
+        return Row(where, json.loads(line))
+    except json.JSONDecodeError as error:
+        return Row(where, fault=f"{where}: not valid JSON ({error.msg}, column {error.colno}).")
+    except RecursionError:
+        return Row(where, fault=f"{where}: the JSON is nested too deeply.")
+
+
+def _csv_rows(file: Path) -> Iterator[Row]:
+    lines = io.StringIO(_text(file), newline="")
+    limit = csv.field_size_limit(sys.maxsize)  # a conversation may be longer than the module's default
+    try:
+        rows = list(_records(csv.reader(lines, strict=True), file))
+    finally:
+        csv.field_size_limit(limit)
+    yield from rows
+
+
+def _records(reader: Any, file: Path) -> Iterator[Row]:
+    header: list[str] | None = None
+    while True:
+        where = f"{file}, line {reader.line_num + 1}"
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Row(where, fault=f"{where}: not valid CSV ({error}).")
+            continue
+        if header is None:
+            header = fields
+        elif len(fields) == len(header):
+            yield Row(where, dict(zip(header, fields, strict=True)))
+        elif fields:
+            yield Row(where, fault=f"{where}: has {len(fields)} fields, and the header has {len(header)}.")
+
+
+def _parquet_rows(file: Path) -> Iterator[Row]:
+    parquet = library("pyarrow.parquet", "A Parquet file")
+    number = 0
+    try:
+        for batch in parquet.ParquetFile(file).iter_batches():
+            for value in batch.to_pylist():
+                number += 1
+                yield Row(f"{file}, record {number}", value)
+    except OSError as error:
+        raise HeadEditError(f"{file}: cannot be read ({error.strerror or error}).") from None
+    except ValueError as error:  # pyarrow's ArrowInvalid is one
+        raise HeadEditError(f"{file}: is not a Parquet file that can be read ({error}).") from None
+
+
+def _saved_rows(folder: Path, split: str) -> Iterator[Row]:
+    datasets = library("datasets", "A folder of a saved dataset")
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except Exception as error:  # datasets raises its own, and pyarrow's
+        raise HeadEditError(f"{folder}: is not a dataset that save_to_disk wrote ({_first_line(error)}).") from None
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise HeadEditError(
+                f"{folder}: has no split '{split}', but {', '.join(saved)}; name one, such as "
+                f"{folder}:{next(iter(saved))}."
+            )
+        saved = saved[split]
+    return _dataset_rows(saved, str(folder))
+
+
+def _hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:
+    datasets = library("datasets", f"The dataset '{name}'")
+    try:
+        loaded = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # datasets, the hub client and pyarrow each raise their own
+        raise HeadEditError(
+            f"{name}: there is no such file, and no dataset of this name could be loaded with the split '{split}' "
+            f"({type(error).__name__}: {_first_line(error)})."
+        ) from None
+    return _dataset_rows(loaded, f"{name}:{split}")
+
+
+def _dataset_rows(dataset: Any, name: str) -> Iterator[Row]:
+    return (Row(f"{name}, record {number}", row) for number, row in enumerate(dataset, start=1))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {".csv": _csv_rows, ".parquet": _parquet_rows}

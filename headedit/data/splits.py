@@ -1,0 +1,75 @@
+"""Seeded samples and splits, as indices that a run can write down, and what two sets have in common."""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from headedit.data.records import Example
+from headedit.errors import HeadEditError
+
+T = TypeVar("T")
+
+
+def draw(total: int, count: int | None, held_out: Mapping[str, int | float], seed: int) -> dict[str, list[int]]:
+    """Indices of the training examples, as ``train``, and of the sets that are held out; each in rising order.
+
+    The sets are drawn before the training examples, so a set of a given size is the same whatever ``count`` is.
+
+    Args:
+        total: number of records.
+        count: the most training examples; None for all that are left.
+        held_out: for each set a whole number of records, or a share below 1 of the training examples.
+        seed: of the draw.
+
+    Raises:
+        HeadEditError: a set would be empty.
+    """
+    left = total - sum(int(size) for size in held_out.values())
+    pool = left if count is None else min(count, left)
+    sizes = {name: int(size) if size >= 1 else round(size * pool) for name, size in held_out.items()}
+    sizes["train"] = pool - sum(sizes[name] for name, size in held_out.items() if size < 1)
+    if min(sizes.values()) < 1:
+        wanted = " and ".join(
+            f"a {name} set of {size}" if size >= 1 else f"a {name} share of {size}" for name, size in held_out.items()
+        )
+        raise HeadEditError(
+            f"{total} records cannot be split into a training set and {wanted}. Give more records, a file of their "
+            f"own for {' and '.join(f'{name} (--{name})' for name in held_out)}, or train without."
+        )
+    order = random.Random(seed).sample(range(total), total)
+    drawn: dict[str, list[int]] = {}
+    for name, size in sizes.items():
+        drawn[name], order = sorted(order[:size]), order[size:]
+    return drawn
+
+
+def sample(items: Sequence[T], count: int | None, seed: int) -> list[T]:
+    """At most ``count`` of the items, drawn by the seed, in their order."""
+    return [items[i] for i in draw(len(items), count, {}, seed)["train"]]
+
+
+def split(items: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T] | None]:
+    """The items in two parts by the seed: the rest, and a share held out (None for a share of 0).
+
+    Raises:
+        HeadEditError: one of the parts would be empty.
+    """
+    if not share:
+        return list(items), None
+    drawn = draw(len(items), None, {"valid": share}, seed)
+    return [items[i] for i in drawn["train"]], [items[i] for i in drawn["valid"]]
+
+
+def overlap(train: Sequence[Example], other: Sequence[Example]) -> dict[str, Any]:
+    """Examples of another set whose prompt stands in the training set too, case and white space apart.
+
+    Returns:
+        ``count``; ``indices`` of those examples in their source; ``same_response``, how many have the same last
+        response there too.
+    """
+    known: dict[str, set[str]] = {}
+    for example in train:
+        known.setdefault(example.prompt, set()).add(example.messages[-1]["content"].strip())
+    shared = [example for example in other if example.prompt in known]
+    same = sum(example.messages[-1]["content"].strip() in known[example.prompt] for example in shared)
+    return {"count": len(shared), "indices": [example.index for example in shared], "same_response": same}

@@ -1,0 +1,80 @@
+"""Prompts and responses as tokens: a prompt is tokenised as generation will see it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from headedit.data.templates import Exchange
+
+Span = tuple[int, int]
+"""Tokens from the first to before the second."""
+
+
+class Rendered(str):
+    """A text that a chat template made: it has its opening tokens, or means to have none."""
+
+    __slots__ = ()
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of a prompt with the tokenizer's opening tokens, and without an end-of-text behind it.
+
+    A ``Rendered`` prompt gets no opening tokens, and one that begins with the begin-of-text token no second one.
+    """
+    return _ids(tokenizer, [prompt], opening=not isinstance(prompt, Rendered))[0]
+
+
+def response_ids(tokenizer: Any, prompt: str, response: str) -> list[int]:
+    """Token ids of a response as it follows its prompt, closed by the end-of-text token.
+
+    Where the text of both together does not begin with the prompt's own tokens (a merge across the seam),
+    the response is tokenised alone, so that in any case the prompt is what generation will see.
+    """
+    opening = not isinstance(prompt, Rendered)
+    return _exchange_ids(tokenizer, prompt, response, opening=opening)[1] + end_ids(tokenizer)
+
+
+def end_ids(tokenizer: Any) -> list[int]:
+    """The end-of-text token, if the tokenizer has one."""
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text as it stands."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def exchange_tokens(tokenizer: Any, exchanges: Sequence[Exchange], closing: list[int]) -> tuple[list[int], list[Span]]:
+    """Token ids of a conversation, and where its responses are, each with what closes it; the last with end-of-text.
+
+    Every exchange is tokenised by itself, so the time grows with the length, whatever the number of turns.
+    """
+    ids: list[int] = []
+    spans: list[Span] = []
+    for prompt, response in exchanges:
+        head, tail = _exchange_ids(tokenizer, prompt, response, opening=not spans)
+        start = len(ids) + len(head)
+        ids += head + tail + closing
+        spans.append((start, len(ids)))
+    end = end_ids(tokenizer)
+    if end and ids[-1:] != end:
+        ids += end
+        spans[-1] = (spans[-1][0], len(ids))
+    return ids, spans
+
+
+def _exchange_ids(tokenizer: Any, prompt: str, response: str, *, opening: bool) -> tuple[list[int], list[int]]:
+    head, both = _ids(tokenizer, [prompt, prompt + response], opening=opening)
+    if both[: len(head)] == head and len(both) > len(head):
+        return head, both[len(head) :]
+    return head, _ids(tokenizer, [response], opening=False)[0]
+
+
+def _ids(tokenizer: Any, texts: list[str], *, opening: bool) -> list[list[int]]:
+    """Token ids of texts, with the tokenizer's opening tokens or as they stand, and no end-of-text behind them."""
+    found = [list(ids) for ids in tokenizer(texts, add_special_tokens=opening, verbose=False)["input_ids"]]
+    for ids in found:
+        if opening and len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+            ids.pop(0)
+        while ids and ids[-1] == tokenizer.eos_token_id:
+            ids.pop()
+    return found

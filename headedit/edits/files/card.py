@@ -1,0 +1,154 @@
+"""The model card beside saved edits: what they are, how to load them, which heads they edit, what was measured."""
+
+import json
+import re
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from headedit.edits.adapter import Adapter
+from headedit.edits.handle import HeadEdits
+from headedit.errors import HeadEditError
+from headedit.io.files import write_atomically
+
+CARD_FILE = "README.md"
+MARKER = "<!-- Written by headedit, and anew at every save. Delete this line to keep what you write here. -->"
+_RUN_FILE = "run.json"
+_WIDEST = 160
+_MARKS = {(False, False): "·", (True, False): "o", (False, True): "s", (True, True): "#"}
+_LEGEND = "`·` closed, `o` offset, `s` scale, `#` both, blank: no edited head"
+
+
+def write_card(
+    edits: HeadEdits,
+    directory: "str | PathLike[str]",
+    *,
+    metrics: Mapping[str, float] | None = None,
+    repo_id: str | None = None,
+) -> bool:
+    """Writes ``README.md`` into the folder of saved edits, unless one stands there that is not ours.
+
+    Args:
+        edits: the handle.
+        directory: a folder that is there; of a ``run.json`` in it recipe, seed and validation loss are told.
+        metrics: names and values to tell.
+        repo_id: the id of the hub repository to load from; by default this folder.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        HeadEditError: it cannot be written, or a metric is not a number.
+    """
+    check_metrics(metrics)
+    folder = Path(directory)
+    file = folder / CARD_FILE
+    if file.exists() and not is_ours(file):
+        return False
+    try:
+        write_atomically(file, card(edits, metrics, _run_of(folder), repo_id).encode())
+    except OSError as error:
+        raise HeadEditError(f"{file}: the model card cannot be written ({error.strerror}).") from None
+    return True
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a card was written by headedit and may be written anew."""
+    try:
+        return MARKER in file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+
+
+def check_metrics(metrics: Mapping[str, float] | None) -> None:
+    """Raises a HeadEditError where a metric has no name or is not a number."""
+    for name, value in (metrics or {}).items():
+        if not isinstance(name, str) or isinstance(value, bool) or not isinstance(value, int | float):
+            raise HeadEditError(f"metrics: found {name!r}: {value!r}, expected a name and a number.")
+
+
+def card(
+    edits: HeadEdits, metrics: Mapping[str, float] | None, run: Mapping[str, Any], repo_id: str | None = None
+) -> str:
+    """The text of a model card: YAML front matter for the hub, then Markdown.
+
+    Args:
+        edits: the handle.
+        metrics: names and values to tell.
+        run: the record of the run that made the edits, as in ``run.json``; empty where there is none.
+        repo_id: the id to load from; by default a placeholder.
+    """
+    name = getattr(edits.model.config, "_name_or_path", "") or ""
+    is_hub_id = bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not Path(name).exists()
+    model_type = str(getattr(edits.model.config, "model_type", ""))
+    front: dict[str, Any] = {"library_name": "headedit"}
+    if is_hub_id:
+        front |= {"base_model": name, "base_model_relation": "adapter"}
+    front["tags"] = ["headedit", "attention-heads", "activation-editing", *([model_type] if model_type else [])]
+    base = f"`{name}`" if is_hub_id else f"a {type(edits.model).__name__}"
+    counts = edits.count_open()
+    rows = [("edited heads", _of(counts["any"])), ("open offset gates", _of(counts["offset"]))]
+    rows += [("open scale gates", _of(counts["scale"])), ("numbers that act", f"{edits.count_acting_parameters():,}")]
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        MARKER,
+        f"# Head edits for {base}",
+        "Learned, gated edits of attention heads, "
+        "`z' = (1 + g_m · m) ⊙ z + g_a · a` for the output z of a head in front of the output projection; see "
+        "JoLA, [arXiv 2502.01179](https://arxiv.org/abs/2502.01179). The base model is not in here and stays as it is.",
+        _table(rows),
+        "## How to load\n\n```python\nimport headedit, transformers\n"
+        f'model = transformers.AutoModelForCausalLM.from_pretrained("{name if is_hub_id else "the-base-model"}")\n'
+        f'edits = headedit.load(model, "{repo_id or "this-folder"}")\n```',
+        f"## Which heads\n\n{_LEGEND}.\n\n" + "\n\n".join(_map(edits.module, kind) for kind in edits.module.kinds()),
+    ]
+    if metrics:
+        parts.append("## Measured\n\n" + _table([(key, f"{value:.4g}") for key, value in metrics.items()]))
+    if run:
+        parts.append("## Training\n\n" + _table([(key, str(value)) for key, value in run.items()]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _run_of(folder: Path) -> dict[str, Any]:
+    """What a card tells of the run in a folder; nothing where there is none, or it cannot be read."""
+    try:
+        record = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(record, dict):
+        return {}
+    labels = {"recipe": "recipe", "seed": "seed", "train_examples": "examples", "steps": "steps"}
+    told = {label: record[key] for key, label in labels.items() if isinstance(record.get(key), int | str)}
+    loss = record.get("best_eval_loss")
+    return told | ({"validation loss": f"{loss:.4f} nats a token"} if isinstance(loss, float) else {})
+
+
+def _map(module: Adapter, kind: str) -> str:
+    """A grid of characters, layers down and heads across, in a code block."""
+    rows: dict[int, str] = {}
+    for site, edit in module.pairs():
+        if site.kind == kind:
+            opened = {vector: edit.is_open(vector).tolist() for vector in edit.vectors}
+            offset, scale = (opened.get(vector, [False] * site.heads) for vector in ("offset", "scale"))
+            marks = "".join(_MARKS[pair] for pair in zip(offset, scale, strict=True))
+            rows[site.layer] = rows.get(site.layer, "") + marks
+    width, layers = max(map(len, rows.values())), max(site.layers for site in module.where if site.kind == kind)
+    if width > _WIDEST:
+        counts = [(f"layer {layer}", f"{len(row) - row.count('·')} of {len(row)}") for layer, row in rows.items()]
+        return f"{kind.capitalize()}, edited heads by layer (a map would be {width} wide):\n\n{_table(counts)}"
+    margin = max(len("layer"), len(str(layers - 1)))
+    header = "".join(f"{head:<8}" for head in range(0, width, 8)).rstrip()
+    lines = [f"{'layer':>{margin}}  {header}", *(f"{i:>{margin}}  {rows.get(i, '')}".rstrip() for i in range(layers))]
+    return "\n".join([f"{kind.capitalize()}, layers down and heads across:\n", "```text", *lines, "```"])
+
+
+def _of(count: tuple[int, int]) -> str:
+    return f"{count[0]} of {count[1]}"
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    cells = ["| " + " | ".join(" ".join(cell.split()).replace("|", r"\|") for cell in row) + " |" for row in rows]
+    return "\n".join(["| | |", "|---|---|", *cells])

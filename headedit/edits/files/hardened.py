@@ -1,0 +1,101 @@
+"""The hardened form of saved edits: only open heads, the rows [open heads, head_dim] of what acts."""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from headedit.edits.adapter import Adapter
+from headedit.edits.gates import SATURATED
+from headedit.errors import HeadEditError
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Dtypes that edits can have."""
+
+_WHOLE = (torch.int32, torch.int64)
+
+
+def is_hardened(module: Adapter) -> bool:
+    """Whether the gates are fixed for good, all exactly open or closed, so that the hardened form loses nothing."""
+    gates = [gate for name, gate in module.named_parameters() if name.endswith("_gate")]
+    if not gates or any(gate.requires_grad for gate in gates) or not _has_one_dtype(module):
+        return False
+    values = torch.cat([value.float().cpu() for edit in module for value in edit.gates().values()])
+    return bool(((values == 0) | (values == 1)).all())
+
+
+@torch.no_grad()
+def pack(module: Adapter) -> dict[str, Tensor]:
+    """What acts, in the hardened form; the edits stay as they are.
+
+    Raises:
+        HeadEditError: the parameters have several dtypes, which the form cannot hold.
+    """
+    if not _has_one_dtype(module):
+        raise HeadEditError(
+            "The parameters of these edits have several dtypes, so that they cannot be saved hardened. Bring them to "
+            "one, edits.module.float(), or save them with hardened=False."
+        )
+    tensors = {}
+    for site, edit in module.pairs():
+        for vector, acting in edit.acting().items():
+            heads = edit.is_open(vector).cpu().nonzero().flatten()
+            if len(heads):
+                tensors[f"{site.name}.{vector}"] = acting.cpu()[heads].contiguous()
+                tensors[f"{site.name}.{vector}_heads"] = heads.to(torch.int32)
+    return tensors
+
+
+def unpack(module: Adapter, tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The full form of tensors in the hardened form, for edits of the shape of ``module``; gates are fixed.
+
+    Raises:
+        HeadEditError: names, shapes, dtypes or indices do not fit.
+    """
+    dtypes = {tensor.dtype for name, tensor in tensors.items() if not name.endswith("_heads")}
+    if len(dtypes) > 1 or not dtypes.issubset(FLOATS):
+        raise HeadEditError(f"{where}: the vectors are {_listed(dtypes)}, expected one dtype of {_listed(FLOATS)}.")
+    dtype = dtypes.pop() if dtypes else torch.float32
+    full: dict[str, Tensor] = {}
+    left = dict(tensors)
+    for site, edit in module.pairs():
+        opened: dict[str, list[int]] = {}
+        for vector in edit.vectors:
+            name = f"{site.name}.{vector}"
+            rows, heads = left.pop(name, torch.zeros(0, edit.head_dim, dtype=dtype)), left.pop(f"{name}_heads", _none())
+            opened[vector] = _indices(heads, edit.heads, f"{where}: the tensor '{name}_heads'")
+            if rows.shape != (len(opened[vector]), edit.head_dim):
+                expected = (len(opened[vector]), edit.head_dim)
+                raise HeadEditError(f"{where}: the tensor '{name}' has shape {tuple(rows.shape)}, expected {expected}.")
+            full[name] = torch.zeros(edit.heads, edit.head_dim, dtype=dtype)
+            full[name][opened[vector]] = rows
+        for owner in edit.gated_vectors():
+            if any(opened[vector] != opened[owner] for vector in edit.under(owner)):
+                raise HeadEditError(f"{where}: the vectors of {site.name} share their gates, but open other heads.")
+            gate = torch.full((edit.heads,), -SATURATED, dtype=dtype)
+            gate[opened[owner]] = SATURATED
+            full[f"{site.name}.{owner}_gate"] = gate
+    if left:
+        raise HeadEditError(f"{where}: the tensor '{min(left)}' is not known.")
+    return full
+
+
+def _indices(heads: Tensor, count: int, what: str) -> list[int]:
+    if heads.dtype not in _WHOLE or heads.dim() != 1:
+        raise HeadEditError(f"{what} is {heads.dtype} of shape {tuple(heads.shape)}, expected a list of whole numbers.")
+    found: list[int] = heads.tolist()
+    if any(not 0 <= head < count for head in found) or any(a >= b for a, b in itertools.pairwise(found)):
+        raise HeadEditError(f"{what} is {str(found)[:60]}, expected rising indices from 0 to {count - 1}.")
+    return found
+
+
+def _has_one_dtype(module: Adapter) -> bool:
+    return len({parameter.dtype for parameter in module.parameters()}) == 1
+
+
+def _none() -> Tensor:
+    return torch.zeros(0, dtype=torch.int32)
+
+
+def _listed(dtypes: "set[torch.dtype] | tuple[torch.dtype, ...]") -> str:
+    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))

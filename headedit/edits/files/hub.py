@@ -1,0 +1,72 @@
+"""Saved edits on the Hugging Face hub."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from headedit.edits.files.card import CARD_FILE, is_ours
+from headedit.edits.files.storage import save
+from headedit.edits.handle import HeadEdits
+from headedit.errors import HeadEditError
+
+
+def push_to_hub(
+    edits: HeadEdits,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    hardened: bool = False,
+    metrics: Mapping[str, float] | None = None,
+) -> str:
+    """Uploads the edits and their model card to a repository of the hub, which is made if it is not there.
+
+    ``headedit.load(model, repo_id)`` loads them. A card there that headedit did not write is left as it is.
+
+    Args:
+        edits: the handle, attached or detached.
+        repo_id: the id of the repository, ``name`` or ``owner/name``.
+        private: whether a repository that is made is private; by default as the owner's account says.
+        token: a token of the hub; by default the one that ``hf auth login`` stored.
+        revision: a branch to upload to, made if it is not there; by default the main one.
+        commit_message: by default "Upload edits by headedit".
+        hardened: upload only what acts; see ``HeadEdits.save_pretrained``.
+        metrics: names and values for the card.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        HeadEditError: the hub refuses, cannot be reached, or a metric is not a number.
+    """
+    from huggingface_hub import HfApi
+
+    with tempfile.TemporaryDirectory() as folder:
+        save(edits, folder, hardened=hardened, metrics=metrics, repo_id=repo_id)
+        api = HfApi(token=token)
+        try:
+            name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None:
+                api.create_branch(name, branch=revision, exist_ok=True)
+            info = api.upload_folder(
+                repo_id=name,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message or "Upload edits by headedit",
+                ignore_patterns=[CARD_FILE] if _has_own_card(api, name, revision) else None,
+            )
+        except Exception as error:  # the hub client raises its own, the transport's and the system's errors
+            raise HeadEditError(
+                f"{repo_id}: the edits could not be uploaded ({type(error).__name__}: {error}). Log in with 'hf auth "
+                "login' or give a token that may write, and see that the id is right."
+            ) from None
+    return str(info.commit_url)
+
+
+def _has_own_card(api: Any, repo_id: str, revision: str | None) -> bool:
+    if not api.file_exists(repo_id, CARD_FILE, revision=revision):
+        return False
+    return not is_ours(Path(api.hf_hub_download(repo_id, CARD_FILE, revision=revision)))

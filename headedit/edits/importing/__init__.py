@@ -1,0 +1,1 @@
+"""Edits that the published code of JoLA and LoFiT saved."""

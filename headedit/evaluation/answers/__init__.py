@@ -1,0 +1,1 @@
+"""What a model answers: by generating text, or by the likelihood of options."""

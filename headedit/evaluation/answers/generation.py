@@ -1,0 +1,165 @@
+"""Batched generation, greedy or by beams: left-padded, sorted by length, with attention masks and the cache."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from headedit.data import prompt_ids
+from headedit.errors import HeadEditError
+from headedit.evaluation.answers.beam_prefill import shared_prefill
+from headedit.hf.config import text_config
+from headedit.hf.modes import evaluating
+
+_PLAIN = {
+    "do_sample": False,
+    "use_cache": True,
+    "early_stopping": False,
+    "length_penalty": 1.0,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "return_dict_in_generate": False,
+}
+"""Decoding as published: what a model's own settings would add, such as a penalty that counts padding too, is off."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What followed a prompt.
+
+    Fields:
+        text: without special tokens.
+        tokens: number of tokens, with the end-of-text.
+    """
+
+    text: str
+    tokens: int
+
+
+def generate(model: nn.Module, tokenizer: Any, prompts: Sequence[str], **options: Any) -> list[str]:
+    """The texts of ``continuations``, in the order of the prompts; takes the same options and raises the same."""
+    texts = [""] * len(prompts)
+    for batch in continuations(model, tokenizer, prompts, **options):
+        for i, continuation in batch:
+            texts[i] = continuation.text
+    return texts
+
+
+@torch.no_grad()
+def continuations(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 16,
+    num_beams: int = 1,
+    batch_size: int = 32,
+    names: Sequence[str] | None = None,
+    progress: bool = True,
+    describe: str = "generating",
+) -> Iterator[list[tuple[int, Continuation]]]:
+    """The model's continuation of each prompt, batch by batch as they are made, the longest prompts first.
+
+    The model is put in eval mode for the time of it, so that gates are deterministic.
+
+    Args:
+        model: a causal LM, edited or not.
+        tokenizer: its tokenizer.
+        prompts: texts to continue.
+        max_new_tokens: longest continuation, in tokens.
+        num_beams: beams of a beam search; 1 for greedy decoding.
+        batch_size: prompts a batch.
+        names: what to call each prompt in messages; by default its number.
+        progress: show a bar.
+        describe: what the bar says.
+
+    Returns:
+        For every batch the (index of the prompt, continuation) of its prompts.
+
+    Raises:
+        HeadEditError: ``prompts`` is empty, or a prompt leaves no room in the model's context.
+    """
+    if not prompts:
+        raise HeadEditError("There is nothing to generate from: the list of prompts is empty.")
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    names = [f"Prompt {i + 1}" for i in range(len(ids))] if names is None else names
+    for row, name in zip(ids, names, strict=True):
+        check_room(model, len(row), max_new_tokens, name)
+    device = input_device(model)
+    pad, stops = padding(tokenizer), _stops(model, tokenizer)
+    with evaluating(model):
+        for rows in by_length([len(row) for row in ids], batch_size, progress, describe):
+            width = max(len(ids[i]) for i in rows)
+            padded = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in rows], device=device)
+            mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in rows], device=device)
+            out: Tensor = model.generate(  # type: ignore[operator]
+                input_ids=padded,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                num_beams=num_beams,
+                pad_token_id=pad,
+                eos_token_id=stops or None,
+                **shared_prefill(model, padded, mask, num_beams),
+                **_PLAIN,
+            )
+            new = out[:, width:].tolist()
+            texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+            lengths = [_length(row, stops) for row in new]
+            found = zip(rows, map(Continuation, texts, lengths), strict=True)
+            yield list(found)
+
+
+def by_length(lengths: Sequence[int], batch_size: int, progress: bool, describe: str) -> Iterator[list[int]]:
+    """Indices in batches of nearly equal length, the longest first, so that what does not fit the memory shows at once.
+
+    Args:
+        lengths: of each sequence, in tokens.
+        batch_size: sequences a batch.
+        progress: show a bar that counts sequences.
+        describe: what the bar says.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    with tqdm(total=len(order), desc=describe, unit="example", disable=not progress, leave=False) as bar:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            yield rows
+            bar.update(len(rows))
+
+
+def check_room(model: nn.Module, tokens: int, more: int, name: str) -> None:
+    """Refuses a prompt of ``tokens`` that has no token, or that with ``more`` after it does not fit the context."""
+    room = getattr(text_config(model), "max_position_embeddings", None)
+    if not tokens:
+        raise HeadEditError(f"{name} is empty, so there is nothing to go on from.")
+    if room is not None and tokens + more > room:
+        raise HeadEditError(
+            f"{name} has {tokens} tokens; with {more} new ones it does not fit the model's context of {room}. "
+            "Shorten it or lower max_new_tokens."
+        )
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where token ids go."""
+    device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    return device
+
+
+def padding(tokenizer: Any) -> int:
+    """The token that fills a batch; masked, so that any will do."""
+    return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+
+
+def _stops(model: nn.Module, tokenizer: Any) -> list[int]:
+    """The tokens that end a text: those of the model, and the one that training teaches."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = found if isinstance(found, list) else [found]
+    return sorted({i for i in (*listed, tokenizer.eos_token_id) if i is not None})
+
+
+def _length(tokens: Sequence[int], stops: Sequence[int]) -> int:
+    return next((i + 1 for i, token in enumerate(tokens) if token in stops), len(tokens))

@@ -1,0 +1,159 @@
+"""Log-likelihood of each option as the continuation of its prompt, batched; what options share is run once.
+
+The log-likelihood of an option of tokens o_1 … o_m needs the model on prompt + o_1 … o_(m-1). Options whose inputs
+begin one another are read off the same row: letters, or ``answer1`` to ``answer5``, cost one forward pass a prompt.
+Rows are padded on the right, where causal attention never looks, so that every architecture sees the same positions.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from headedit.data import prompt_ids, response_ids
+from headedit.errors import HeadEditError
+from headedit.evaluation.answers.generation import by_length, check_room, input_device, padding
+from headedit.hf.modes import evaluating
+
+Normalise = Literal["none", "tokens", "bytes"]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One forward pass: the options of an example that are read off it.
+
+    Fields:
+        tokens: prompt and the beginning of an option.
+        start: where the options begin.
+        options: index and tokens of each option whose input the row begins with.
+    """
+
+    tokens: list[int]
+    start: int
+    options: list[tuple[int, list[int]]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The options of one example.
+
+    Fields:
+        values: log-likelihood of each, in nats, perhaps divided by its length.
+        tokens: number of option tokens that were scored.
+    """
+
+    values: list[float]
+    tokens: int
+
+    @property
+    def best(self) -> int:
+        """Index of the likeliest option, the first where several are."""
+        return max(range(len(self.values)), key=lambda i: self.values[i])
+
+
+@torch.no_grad()
+def option_scores(
+    model: nn.Module,
+    tokenizer: Any,
+    questions: Sequence[tuple[str, Sequence[str]]],
+    *,
+    normalise: Normalise = "none",
+    batch_size: int = 32,
+    names: Sequence[str] | None = None,
+    progress: bool = True,
+    describe: str = "scoring",
+) -> Iterator[list[tuple[int, Scores]]]:
+    """Log-likelihoods of the options of every question, batch by batch as they are made, the longest first.
+
+    Args:
+        model: a causal LM, edited or not.
+        tokenizer: its tokenizer.
+        questions: (prompt, options), the options as they follow the prompt.
+        normalise: divide by the option's number of tokens, or of its bytes in UTF-8.
+        batch_size: questions a batch.
+        names: what to call each question in messages; by default its number.
+        progress: show a bar.
+        describe: what the bar says.
+
+    Returns:
+        For every batch the (index of the question, scores of its options).
+
+    Raises:
+        HeadEditError: ``questions`` is empty, an option is, or a question does not fit the model's context.
+    """
+    if not questions:
+        raise HeadEditError("There is nothing to score: the list of questions is empty.")
+    names = [f"Question {i + 1}" for i in range(len(questions))] if names is None else names
+    planned = []
+    for (prompt, options), name in zip(questions, names, strict=True):
+        head = prompt_ids(tokenizer, prompt)
+        tails = [_option_ids(tokenizer, prompt, option, name) for option in options]
+        check_room(model, len(head), max(map(len, tails)), name)
+        planned.append((_rows(head, tails), [len(tail) for tail in tails]))
+    lengths = [max(len(row.tokens) for row in rows) for rows, _ in planned]
+    pad = padding(tokenizer)
+    with evaluating(model):
+        for batch in by_length(lengths, batch_size, progress, describe):
+            found: dict[tuple[int, int], float] = {}
+            rows = [(i, row) for i in batch for row in planned[i][0]]
+            for start in range(0, len(rows), batch_size):
+                part = rows[start : start + batch_size]
+                for (i, row), values in zip(part, _run(model, [row for _, row in part], pad), strict=True):
+                    found |= {(i, option): value for (option, _), value in zip(row.options, values, strict=True)}
+            yield [(i, _scores(questions[i][1], planned[i][1], found, i, normalise)) for i in batch]
+
+
+def _option_ids(tokenizer: Any, prompt: str, option: str, name: str) -> list[int]:
+    ids = response_ids(tokenizer, prompt, option)
+    ids = ids[:-1] if tokenizer.eos_token_id is not None else ids
+    if not ids:
+        raise HeadEditError(f"{name}: the option {option!r} has no tokens, so it has no likelihood.")
+    return ids
+
+
+def _rows(head: list[int], tails: list[list[int]]) -> list[_Row]:
+    """The fewest inputs that every option's own input is the beginning of."""
+    rows: list[_Row] = []
+    for i in sorted(range(len(tails)), key=lambda i: -len(tails[i])):
+        inner = tails[i][:-1]
+        for row in rows:
+            if row.tokens[row.start : row.start + len(inner)] == inner:
+                row.options.append((i, tails[i]))
+                break
+        else:
+            rows.append(_Row(head + inner, len(head), [(i, tails[i])]))
+    return rows
+
+
+def _run(model: nn.Module, rows: Sequence[_Row], pad: int) -> list[list[float]]:
+    """Log-likelihood of the options of each row, from one forward pass."""
+    width = max(len(row.tokens) for row in rows)
+    first = min(row.start for row in rows) - 1  # the position that predicts the first token of an option
+    device = input_device(model)
+    ids = torch.tensor([row.tokens + [pad] * (width - len(row.tokens)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row.tokens) + [0] * (width - len(row.tokens)) for row in rows], device=device)
+    takes = inspect.signature(model.forward).parameters
+    kept = {"logits_to_keep": width - first} if "logits_to_keep" in takes else {}
+    logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **kept).logits
+    first = width - logits.shape[1]
+    results = []
+    for row, row_logits in zip(rows, logits, strict=True):
+        begin = row.start - 1 - first
+        # [option tokens, vocabulary]; float32 before the sum over the vocabulary
+        predicted = row_logits[begin : begin + max(len(tail) for _, tail in row.options)].float().log_softmax(-1)
+        results.append([sum(predicted[k, token].item() for k, token in enumerate(tail)) for _, tail in row.options])
+    return results
+
+
+def _scores(
+    options: Sequence[str], lengths: list[int], found: dict[tuple[int, int], float], i: int, normalise: Normalise
+) -> Scores:
+    divisors = {
+        "none": [1] * len(options),
+        "tokens": lengths,
+        "bytes": [len(option.encode()) for option in options],
+    }[normalise]
+    return Scores([found[i, k] / divisors[k] for k in range(len(options))], sum(lengths))

@@ -1,0 +1,106 @@
+"""Predictions as they come, a JSON object a line, so that a stopped evaluation goes on where it was.
+
+The first line says what is evaluated. A line that was cut off by the stop is dropped, and its example is done again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from headedit.errors import HeadEditError
+from headedit.io import strict
+
+KIND = "headedit predictions"
+EDITED, BASE = "edited", "base"
+"""What the model is called with its edits, and with them switched off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What one system answered to one example.
+
+    Fields:
+        system: ``edited``, ``base``, or ``model`` where there are no edits.
+        row: index of the example.
+        where: the file and line, or number, of its record.
+        text: what was generated; empty where options were scored.
+        prediction: the label of the option, or the first line of a free text; None where none could be parsed.
+        answers: the right label, or the references.
+        scores: of the options, where they were scored.
+        tokens: tokens generated or scored.
+        seconds: its share of its batch's time.
+    """
+
+    system: str
+    row: int
+    where: str
+    text: str
+    prediction: str | None
+    answers: list[str]
+    tokens: int
+    seconds: float
+    scores: list[float] | None = None
+
+
+def digest(parts: Iterable[Any]) -> str:
+    """A fingerprint of plain data."""
+    return hashlib.sha256(json.dumps(list(parts), sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def resume(file: Path, header: dict[str, Any]) -> list[Prediction]:
+    """The predictions that a file holds already; the file is made if it is not there.
+
+    Raises:
+        HeadEditError: it holds the predictions of another evaluation, or something else.
+    """
+    if not file.exists() or not file.stat().st_size:
+        _write(file, "w", [{"kind": KIND, **header}])
+        return []
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    first, *rest = whole.decode(errors="replace").splitlines() or [""]
+    _check_header(file, _parsed(file, first, 1), header)
+    found = [
+        strict.build(Prediction, _parsed(file, line, number), f"{file}, line {number}")
+        for number, line in enumerate(rest, start=2)
+    ]
+    if whole != content:
+        with file.open("r+b") as stream:
+            stream.truncate(len(whole))
+    return found
+
+
+def append(file: Path, predictions: Sequence[Prediction]) -> None:
+    """Adds lines, and has them written before it returns."""
+    _write(file, "a", map(asdict, predictions))
+
+
+def _write(file: Path, mode: str, rows: Iterable[dict[str, Any]]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open(mode, encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    except OSError as error:
+        raise HeadEditError(f"{file}: cannot be written ({error.strerror}).") from None
+
+
+def _parsed(file: Path, line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        raise HeadEditError(f"{file}, line {number}: is not a prediction. Delete the file or give another.") from None
+
+
+def _check_header(file: Path, found: Any, wanted: dict[str, Any]) -> None:
+    if not isinstance(found, dict) or found.get("kind") != KIND:
+        raise HeadEditError(f"{file}: does not hold predictions. Give another output.")
+    wanted = json.loads(json.dumps(wanted))
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise HeadEditError(
+                f"{file}: holds predictions of another evaluation: {key} was {found.get(key)!r}, is {value!r}. "
+                "Give another output, or delete the file to begin anew."
+            )

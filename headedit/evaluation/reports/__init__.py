@@ -1,0 +1,1 @@
+"""Reports of evaluations, and tables that compare them."""

@@ -1,0 +1,1 @@
+"""Tasks: their records, prompts and options."""

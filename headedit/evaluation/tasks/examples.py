@@ -1,0 +1,114 @@
+"""A record as an example of a task: its prompt, its options, and the answer that is right."""
+
+import re
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from headedit.data import last_exchange
+from headedit.errors import HeadEditError
+from headedit.evaluation.tasks.task import Task
+from headedit.evaluation.tasks.templates import render
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example.
+
+    Fields:
+        where: the file and line, or number, of its record.
+        prompt: what the model is given.
+        answers: the right label, or the references of a free text.
+        labels: what names each option; empty for a free text.
+        options: the text of each option, its label where it has no other.
+        group: the group it is counted in; None where the task has none.
+    """
+
+    where: str
+    prompt: str
+    answers: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    group: str | None = None
+
+
+def make_example(task: Task, record: object, tokenizer: Any, where: str) -> Example:
+    """The example of a record; ``tokenizer`` is that of the model, for a task in its chat template.
+
+    Raises:
+        HeadEditError: a field is missing or of a wrong type, or the options do not hold the answer.
+    """
+    if not isinstance(record, Mapping):
+        raise HeadEditError(f"{where}: expected an object with named fields, found {type(record).__name__}.")
+    labels, options = _options(task, record, where)
+    instruction = render(task.prompt, {**record, "labels": labels, "options": options}, where)
+    if task.options_in_prompt:
+        labels = options = tuple(label for label in labels if _names(instruction, label))
+    answer = _answer(task, record, where)
+    answers = _references(answer, where) if task.options is None else (_label(answer, labels, options, where),)
+    turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": answers[0]}]
+    prompt, _ = last_exchange(turns, task.template, tokenizer, where)
+    group = None if task.group is None else str(_field(record, task.group, where))
+    return Example(where, prompt, answers, labels, options, group)
+
+
+def _options(task: Task, record: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if task.options is None:
+        return (), ()
+    if isinstance(task.options, list):
+        return tuple(task.options), tuple(task.options)
+    found = _field(record, task.options, where)
+    if not isinstance(found, list | tuple) or not all(isinstance(text, str) for text in found):
+        raise HeadEditError(f"{where}: the field '{task.options}' should list the options as texts, found {found!r}.")
+    if not 2 <= len(found) <= len(string.ascii_uppercase):
+        raise HeadEditError(f"{where}: the field '{task.options}' lists {len(found)} options, expected 2 to 26.")
+    options = tuple(found)
+    if task.labels == "letters":
+        return tuple(string.ascii_uppercase[: len(options)]), options
+    if len(set(options)) < len(options):
+        raise HeadEditError(f"{where}: the field '{task.options}' lists an option twice, so its text cannot name it.")
+    return options, options
+
+
+def _field(record: Mapping[str, Any], name: str, where: str) -> Any:
+    if name not in record:
+        raise HeadEditError(f"{where}: the field '{name}' is missing; found {', '.join(map(str, record))}.")
+    return record[name]
+
+
+def _answer(task: Task, record: Mapping[str, Any], where: str) -> Any:
+    names = [task.answer] if isinstance(task.answer, str) else task.answer
+    for name in names:
+        value = record.get(name)
+        if value is not None and value != "" and value != []:
+            return value
+    fields = " or ".join(f"'{name}'" for name in names)
+    found = ", ".join(map(str, record))
+    raise HeadEditError(f"{where}: the answer, the field {fields}, is missing or empty; found {found}.")
+
+
+def _references(answer: Any, where: str) -> tuple[str, ...]:
+    references = (answer,) if isinstance(answer, str) else answer
+    if not isinstance(references, list | tuple) or not all(isinstance(text, str) for text in references):
+        raise HeadEditError(f"{where}: the answer is {answer!r}, expected a text or a list of texts.")
+    filled = tuple(text.strip() for text in references if text.strip())
+    if not filled:
+        raise HeadEditError(f"{where}: the answer is empty.")
+    return filled
+
+
+def _label(answer: Any, labels: tuple[str, ...], options: tuple[str, ...], where: str) -> str:
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(labels):
+        return labels[answer]
+    wanted = str(answer).strip().lower()
+    for names in (labels, options):
+        for label, name in zip(labels, names, strict=True):
+            if name.strip().lower() == wanted:
+                return label
+    listed = ", ".join(labels if labels else ["none"])
+    raise HeadEditError(f"{where}: the answer {answer!r} is not among the options: {listed}.")
+
+
+def _names(text: str, label: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text, re.IGNORECASE) is not None

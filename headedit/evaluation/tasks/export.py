@@ -1,0 +1,50 @@
+"""A task's records as training examples: the prompt that it evaluates with, and the response to be taught."""
+
+from dataclasses import replace
+from os import PathLike
+
+from headedit.evaluation.tasks.records import Data, load_examples, load_rows
+from headedit.evaluation.tasks.task import Source, Task
+from headedit.evaluation.tasks.task_files import find_task
+from headedit.evaluation.tasks.templates import render
+
+
+def training_records(
+    task: "str | PathLike[str] | Task",
+    *,
+    data: Data | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
+    skip_broken: bool = False,
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Records of ``instruction`` and ``answer``, as ``headedit train`` takes them.
+
+    Args:
+        task: a name, a file or a task.
+        data: where the records are, if not where the task says.
+        split: which of them.
+        limit: this many, drawn by the seed.
+        seed: of the draw.
+        skip_broken: leave broken records out.
+
+    Returns:
+        The records, and a message for each that was left out.
+
+    Raises:
+        HeadEditError: there is no such task or split, or a record is broken.
+    """
+    found = find_task(task, template="plain")
+    source = Source(path="", split=split) if found.data is None else replace(found.data, split=split)
+    if found.data is not None or data is not None:
+        found = replace(found, data=source)
+    examples, broken = load_examples(
+        found, load_rows(found, data), None, limit=limit, seed=seed, skip_broken=skip_broken
+    )
+    return [
+        {
+            "instruction": example.prompt,
+            "answer": render(found.response, {"answer": example.answers[0]}, example.where),
+        }
+        for example in examples
+    ], broken

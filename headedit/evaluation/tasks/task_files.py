@@ -1,0 +1,97 @@
+"""The tasks that come with headedit, and those in a user's own files, by name or path."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from headedit.errors import HeadEditError, suggest
+from headedit.evaluation.tasks.task import Task
+from headedit.io import strict
+
+_FOLDER = Path(__file__).resolve().parent / "shipped"
+_YAML = (".yaml", ".yml")
+
+
+@cache
+def packaged_tasks() -> dict[str, Task]:
+    """The tasks that come with headedit, by name."""
+    return {task.name: task for task in map(read_task, sorted(_FOLDER.glob("*.yaml")))}
+
+
+def find_tasks(names: "Sequence[str | Task]", **changes: Any) -> list[Task]:
+    """The tasks that are named, a suite being all of its tasks; each once, in the order they are named.
+
+    Args:
+        names: as for ``find_task``, and suites.
+        changes: fields of all of them that are to be different.
+
+    Raises:
+        HeadEditError: there is no such task, or a task file is faulty.
+    """
+    found: dict[str, Task] = {}
+    for name in names:
+        suite: list[str | Task] = [task for task in packaged_tasks().values() if task.suite == name]
+        for task in suite or [name]:
+            chosen = find_task(task, **changes)
+            found[chosen.name] = chosen
+    return list(found.values())
+
+
+def find_task(task: "str | PathLike[str] | Task", **changes: Any) -> Task:
+    """A task by its name, or the path of its file.
+
+    Args:
+        task: such as ``boolq``, ``mmlu_pro:law`` for one group of a task, ``my_task.yaml``, or a ``Task`` itself.
+        changes: fields of it that are to be different.
+
+    Raises:
+        HeadEditError: there is no such task or field, or a task file is faulty.
+    """
+    found = task if isinstance(task, Task) else _named(task)
+    fields = {field.name for field in dataclasses.fields(Task)}
+    for key in changes:
+        if key not in fields:
+            raise HeadEditError(f"A task has no field '{key}'.{suggest(key, fields)}")
+    return dataclasses.replace(found, **changes) if changes else found
+
+
+def read_task(file: Path) -> Task:
+    """The task in a YAML file, named after the file where it does not say otherwise.
+
+    Raises:
+        HeadEditError: the file cannot be read, or a field is missing, unknown or wrong.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HeadEditError(f"{file}: cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise HeadEditError(f"{file}: is not YAML that can be read: {error}") from None
+    task = strict.build(Task, {"name": file.stem, **content} if isinstance(content, dict) else content, str(file))
+    if task.data is not None and (file.parent / task.data.path.replace("{split}", task.data.split)).exists():
+        return dataclasses.replace(task, data=dataclasses.replace(task.data, path=str(file.parent / task.data.path)))
+    return task
+
+
+def _named(task: "str | PathLike[str]") -> Task:
+    if Path(task).suffix in _YAML:
+        return read_task(Path(task))
+    name, colon, group = str(task).partition(":")
+    known = packaged_tasks()
+    if name not in known:
+        raise HeadEditError(
+            f"There is no task '{name}'.{suggest(name, known)} A task of your own is a YAML file: give its path. "
+            f"Tasks: {', '.join(known)}; suites: {', '.join(sorted({t.suite for t in known.values() if t.suite}))}."
+        )
+    if not colon:
+        return known[name]
+    groups = known[name].groups or []
+    wanted = group.replace("_", " ")
+    if wanted not in groups:
+        raise HeadEditError(f"The task '{name}' has no group '{group}'.{suggest(wanted, groups)}")
+    return dataclasses.replace(known[name], name=f"{name}:{group}", only=wanted)

@@ -1,0 +1,1 @@
+"""What headedit reads of transformers: configs, loading, modes and quantized weights."""

@@ -1,0 +1,1 @@
+"""Evidence for heads: estimates, effects, probes and tokens, one row per head."""

@@ -1,0 +1,72 @@
+"""Whether the signs of an important head agree: rank correlations, and how well one tells chosen heads from others."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from headedit.errors import HeadEditError, suggest
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped,unused-ignore]
+
+SIGNS = ("gate", "contribution", "attribution", "integrated", "effect")
+"""Columns of the evidence that should rank heads alike, if gates mean what they seem to."""
+
+
+def agreement(
+    evidence: "pandas.DataFrame", columns: Sequence[str] = SIGNS, *, heads: str = "open"
+) -> "pandas.DataFrame":
+    """Spearman's rank correlation of every two columns.
+
+    Args:
+        evidence: the frame of ``headedit.interpret.evidence.table``.
+        columns: which columns.
+        heads: ``open``: heads whose edit acts; the others have an effect of exactly 0, which would agree with a closed
+            gate by construction. ``all`` takes them in.
+
+    Returns:
+        A square frame, from −1 to 1; NaN where a column does not vary, or of fewer than 3 heads.
+
+    Raises:
+        HeadEditError: there is no such column, or ``heads`` is neither of the two.
+    """
+    if heads not in ("open", "all"):
+        raise HeadEditError(f"heads: found {heads!r}, expected 'open' or 'all'.")
+    for column in columns:
+        check_column(evidence, column)
+    rows = evidence[evidence["open"]] if heads == "open" else evidence
+    return rows[list(columns)].astype(float).corr(method="spearman", min_periods=3)
+
+
+def separation(evidence: "pandas.DataFrame", column: str = "effect", chosen: Sequence[bool] | None = None) -> float:
+    """How well a column tells chosen heads from others: the area under the ROC curve.
+
+    It is the share of pairs of a chosen head and another in which the chosen one has the higher value; ties count half.
+
+    Args:
+        evidence: the frame of ``headedit.interpret.evidence.table``.
+        column: the column.
+        chosen: for each row whether the head is one of them; by default the open ones.
+
+    Returns:
+        From 0 to 1, 0.5 by chance; NaN where all heads are chosen, or none.
+
+    Raises:
+        HeadEditError: there is no such column, or not one value a row.
+    """
+    check_column(evidence, column)
+    flags = evidence["open"].tolist() if chosen is None else [bool(flag) for flag in chosen]
+    if len(flags) != len(evidence):
+        raise HeadEditError(f"chosen: found {len(flags)} values for {len(evidence)} heads; give one for each.")
+    pairs = [(value, flag) for value, flag in zip(evidence[column].tolist(), flags, strict=True) if value == value]
+    inside = [value for value, flag in pairs if flag]
+    outside = [value for value, flag in pairs if not flag]
+    if not inside or not outside:
+        return float("nan")
+    won = sum(1.0 if a > b else 0.5 * (a == b) for a in inside for b in outside)
+    return float(won) / (len(inside) * len(outside))
+
+
+def check_column(evidence: "pandas.DataFrame", column: str) -> None:
+    """Raises a HeadEditError where the evidence has no such column."""
+    if column not in evidence.columns:
+        raise HeadEditError(f"The evidence has no column '{column}'.{suggest(column, map(str, evidence.columns))}")

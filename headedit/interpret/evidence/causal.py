@@ -1,0 +1,164 @@
+"""Whether heads matter, by intervention: one head's edit switched off, or one head's output moved between two runs.
+
+Leave one out: the loss of the edited model without the edit of one head. Patching (Vig et al., NeurIPS 2020, arXiv
+2004.12265; Zhang and Nanda, ICLR 2024, arXiv 2309.16042): what the head puts out in the edited run is put into the base
+run, which tells what it suffices for, or what it puts out in the base run into the edited one, which tells what it is
+needed for. All passes run through nnsight.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from headedit.edits import HeadEdits
+from headedit.errors import HeadEditError
+from headedit.interpret.evidence.heads import Choice, Head, edited_heads, switched_off
+from headedit.interpret.evidence.tracing import traces
+from headedit.interpret.examples import batches, labelled_rows, losses
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadEffects:
+    """What an intervention on one head at a time does to the loss, in nats a token.
+
+    Fields:
+        heads: the heads.
+        before: loss of each example without the intervention, [examples].
+        after: loss of each example with that on each head, [heads, examples].
+    """
+
+    heads: list[Head] = field(repr=False)
+    before: Tensor = field(repr=False)
+    after: Tensor = field(repr=False)
+
+    @property
+    def effects(self) -> Tensor:
+        """By how much the loss rises, [heads]; below 0 where it falls."""
+        found: Tensor = (self.after - self.before).mean(1)
+        return found
+
+    @property
+    def errors(self) -> Tensor:
+        """Standard error of each effect over the examples, [heads]; NaN with one example."""
+        rises, examples = self.after - self.before, len(self.before)
+        spread: Tensor = (rises - rises.mean(1, keepdim=True)).square().sum(1) / (examples - 1)
+        return (spread / examples).sqrt()
+
+
+def leave_one_out(
+    edits: HeadEdits,
+    data: Iterable[Any],
+    *,
+    tokenizer: Any = None,
+    heads: Choice = "open",
+    batch_size: int = 16,
+    progress: bool = True,
+) -> HeadEffects:
+    """The loss of the edited model with the edit of one head switched off at a time, in eval mode.
+
+    It costs a forward pass for each head. A head whose gates are closed has an effect of 0.
+
+    Args:
+        edits: the handle of the edited model; not changed.
+        data: (prompt, response) pairs, records with such fields, or rows with ``input_ids`` and ``labels``.
+        tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
+        heads: ``open``, ``all``, or (layer, head) of those wanted.
+        batch_size: examples a batch.
+        progress: show a bar.
+
+    Raises:
+        HeadEditError: nnsight is not installed, the edits are detached or merged, there is no such head or none is
+            open, there are no examples, or one cannot be used.
+    """
+    chosen, rows, model = edited_heads(edits, heads), labelled_rows(data, tokenizer, edits.model), edits.model
+    before, after = torch.zeros(len(rows)), torch.zeros(len(chosen), len(rows))
+    with traces(model) as run:
+        for numbers, inputs, labels in batches(
+            model, rows, batch_size, what="switching heads off", progress=progress, passes=1 + len(chosen)
+        ):
+            before[numbers] = losses(run.logits(inputs), labels).cpu()
+            for i, head in enumerate(chosen):
+                with switched_off([head]):
+                    after[i, numbers] = losses(run.logits(inputs), labels).cpu()
+    return HeadEffects(heads=chosen, before=before, after=after)
+
+
+def patch(
+    edits: HeadEdits,
+    data: Iterable[Any],
+    *,
+    into: Literal["base", "edited"],
+    tokenizer: Any = None,
+    heads: Choice = "all",
+    batch_size: int = 16,
+    progress: bool = True,
+) -> HeadEffects:
+    """The loss of one run with the output of one head at a time taken from the other, in eval mode.
+
+    A head that has no edit of its own puts out something else in the edited run, too, where an edit lies below it.
+
+    Args:
+        edits: the handle of the edited model; not changed.
+        data: as for ``leave_one_out``.
+        into: ``base``: the edited head's output goes into the base run, and an effect below 0 is a gain.
+            ``edited``: the base head's output goes into the edited run, and an effect above 0 is a loss.
+        tokenizer, heads, batch_size, progress: as for ``leave_one_out``.
+
+    Raises:
+        HeadEditError: as for ``leave_one_out``; or a head's module runs several times in a forward pass, or is not
+            given every token once.
+    """
+    if into not in ("base", "edited"):
+        raise HeadEditError(f"into: found {into!r}, expected 'base' or 'edited'.")
+    chosen, rows, model = edited_heads(edits, heads), labelled_rows(data, tokenizer, edits.model), edits.model
+    sites = list({head.site.path: head.site for head in chosen}.values())
+    before, after = torch.zeros(len(rows)), torch.zeros(len(chosen), len(rows))
+    with traces(model) as run:
+        for numbers, inputs, labels in batches(
+            model,
+            rows,
+            batch_size,
+            what=f"patching heads into the {into} run",
+            progress=progress,
+            passes=2 + len(chosen),
+        ):
+            edited_logits, edited = run.heads(inputs, sites)
+            with edits.disable_adapter():
+                base_logits, base = run.heads(inputs, sites)
+            tokens = inputs["input_ids"].numel()
+            if into == "edited":
+                before[numbers] = losses(edited_logits, labels).cpu()
+                for i, head in enumerate(chosen):
+                    logits = run.logits(inputs, head.site, replaced(head, base[head.site.path], tokens))
+                    after[i, numbers] = losses(logits, labels).cpu()
+            else:
+                before[numbers] = losses(base_logits, labels).cpu()
+                with edits.disable_adapter():
+                    for i, head in enumerate(chosen):
+                        logits = run.logits(inputs, head.site, replaced(head, edited[head.site.path], tokens))
+                        after[i, numbers] = losses(logits, labels).cpu()
+    return HeadEffects(heads=chosen, before=before, after=after)
+
+
+def replaced(head: Head, source: Tensor, tokens: int) -> Callable[[Tensor], Tensor]:
+    """A function that puts one head of ``source`` into what a site's module is given.
+
+    Raises:
+        HeadEditError: the module is not given every token once, as where experts share the tokens.
+    """
+    site = head.site
+    if source.numel() != tokens * site.width:
+        raise HeadEditError(
+            f"{site.path} is given {tuple(source.shape)} for {tokens} tokens, so heads of two runs cannot be told to "
+            "be of the same token. Use leave_one_out."
+        )
+
+    def change(z: Tensor) -> Tensor:
+        heads = z.reshape(-1, site.heads, site.head_dim).clone()  # also from [..., groups, width / groups]
+        heads[:, head.index] = source.reshape(-1, site.heads, site.head_dim)[:, head.index]
+        return heads.reshape(z.shape)
+
+    return change

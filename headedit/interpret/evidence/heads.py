@@ -1,0 +1,123 @@
+"""The edited heads of a model, one by one, and a way to switch the edits of some of them off for a while."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from headedit.edits import HeadEdits
+from headedit.edits.merge.merge import is_merged
+from headedit.edits.site_edit import SiteEdit
+from headedit.errors import HeadEditError
+from headedit.specs import HeadSite
+
+Choice = str | Sequence[tuple[int, int]]
+"""Which heads: those whose edit has an open gate, all edited ones, or (layer, head) of those wanted."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Head:
+    """One head that has an edit.
+
+    Fields:
+        layer: index of its layer.
+        kind: the kind of its site.
+        head: its column, as ``HeadEdits.gates`` and ``set_head`` count: over all sites of a kind in a layer.
+        site: where it is.
+        index: which head of the site it is.
+        edit: the edit of the site.
+    """
+
+    layer: int
+    kind: str
+    head: int
+    site: HeadSite = field(repr=False)
+    index: int = field(repr=False)
+    edit: SiteEdit = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Layer and head, as ``12.3``; the kind behind it where it is not attention."""
+        return f"{self.layer}.{self.head}" + ("" if self.kind == "attention" else f" {self.kind}")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether one of its vectors has an open gate."""
+        return any(bool(self.edit.is_open(vector)[self.index]) for vector in self.edit.vectors)
+
+    @torch.no_grad()
+    def acting(self, vector: str) -> Tensor | None:
+        """Gate times vector, [head_dim]: what is added to the head, or to the factor of 1 on it; None without one."""
+        return self.edit.acting()[vector][self.index] if vector in self.edit.vectors else None
+
+
+def edited_heads(edits: HeadEdits, choice: Choice = "all") -> list[Head]:
+    """The heads that have an edit, kind by kind, by layer and head.
+
+    Args:
+        edits: the handle.
+        choice: ``open``, ``all``, or (layer, head) pairs, which are of the first kind of site.
+
+    Raises:
+        HeadEditError: ``edits`` is no handle, is detached or merged, or has no such head, or none is open.
+    """
+    check_acting(edits)
+    module = edits.module
+    heads = [
+        Head(layer=site.layer, kind=kind, head=first + index, site=site, index=index, edit=edit)
+        for kind in module.kinds()
+        for site, edit, first in module.columns(kind)
+        for index in range(site.heads)
+    ]
+    if choice == "all":
+        return heads
+    if choice == "open":
+        chosen = [head for head in heads if head.is_open]
+        if not chosen:
+            raise HeadEditError("No head is edited: every gate is closed. Train the edits, or set_head some of them.")
+        return chosen
+    places = [] if isinstance(choice, str) else [(int(layer), int(head)) for layer, head in choice]
+    if not places:
+        raise HeadEditError(f"heads: found {choice!r}, expected 'open', 'all' or a list of (layer, head).")
+    by_place = {(head.layer, head.head): head for head in reversed(heads)}  # reversed: the first kind counts
+    missing = next((place for place in places if place not in by_place), None)
+    if missing is not None:
+        layers = sorted({head.layer for head in heads})
+        raise HeadEditError(f"There is no edited head {missing[1]} in layer {missing[0]}; edited layers: {layers}.")
+    return [by_place[place] for place in places]
+
+
+def check_acting(edits: HeadEdits) -> None:
+    """Raises a HeadEditError where there are no edits that act by hooks: no handle, detached, or merged."""
+    if not isinstance(edits, HeadEdits):
+        raise HeadEditError(
+            f"Found a {type(edits).__name__}, expected the handle of edits, which headedit.attach(model) and "
+            "headedit.load(model, folder) return."
+        )
+    if not edits.attached:
+        raise HeadEditError("These edits are detached, so they do nothing; attach or load them on the model first.")
+    if is_merged(edits):
+        raise HeadEditError(
+            "These edits are merged into the weights, where no head can be switched off by itself. Call "
+            "unmerge_adapter() first."
+        )
+
+
+@contextmanager
+def switched_off(heads: Iterable[Head]) -> Iterator[None]:
+    """A context in which some heads are what the model makes them; their edits come back to the bit."""
+    kept: list[tuple[Tensor, int, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for head in heads:
+                for vector in head.edit.vectors:
+                    values = getattr(head.edit, vector)
+                    kept.append((values, head.index, values[head.index].clone()))
+                    values[head.index] = 0.0
+        yield
+    finally:
+        with torch.no_grad():
+            for values, index, value in reversed(kept):
+                values[index] = value

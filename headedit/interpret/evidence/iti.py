@@ -1,0 +1,188 @@
+"""Evidence for heads by inference-time intervention: how well a linear probe on one head tells two classes apart.
+
+ITI (Li, Patel, Viégas, Pfister, Wattenberg, "Inference-time intervention: eliciting truthful answers from a language
+model", NeurIPS 2023, arXiv 2306.03341), section 3: a logistic probe a head on its output z at the last token, heads
+ranked by held-out accuracy, and z' = z + α·σ·θ on the best, where θ is the direction between the class means
+(section 4, "mass mean shift") and σ the standard deviation of z along θ.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import nan
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from headedit.edits import HeadEdits
+from headedit.errors import HeadEditError
+from headedit.interpret.evidence.last_token import last_outputs, token_ids
+from headedit.interpret.evidence.probes import held_out_accuracy
+
+_FEWEST = 4  # of a class: some to fit on and some to measure on
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadEvidence:
+    """What the probes found; rows and columns as in ``HeadEdits.gates``, NaN where there is no edited head.
+
+    Fields:
+        kind: the kind of site.
+        accuracy: of each head's probe on the held-out examples, [layers, heads].
+        direction: unit vector from the mean of class 0 to that of class 1 on the training examples (0 where they are
+            equal), [layers, heads, head_dim]; NaN beyond the width of a narrower head.
+        sigma: standard deviation of the training examples along the direction, [layers, heads].
+        baseline: accuracy on the held-out examples of always naming their more frequent class.
+        train, valid: number of examples to fit on and held out.
+    """
+
+    kind: str
+    accuracy: Tensor = field(repr=False)
+    direction: Tensor = field(repr=False)
+    sigma: Tensor = field(repr=False)
+    baseline: float
+    train: int
+    valid: int
+
+    def top(self, k: int) -> list[tuple[int, int]]:
+        """(layer, head) of the k best heads, best first; of equals the one of the lower layer, then head.
+
+        Raises:
+            HeadEditError: ``k`` is below 1 or above the number of heads.
+        """
+        count = int((~self.accuracy.isnan()).sum())
+        if not 1 <= k <= count:
+            raise HeadEditError(f"heads: found {k}, expected 1 to {count}, the number of heads that were probed.")
+        order = torch.sort(self.accuracy.flatten().nan_to_num(nan=-1.0), descending=True, stable=True).indices
+        return [divmod(int(i), self.accuracy.shape[1]) for i in order[:k]]
+
+    def apply(self, edits: HeadEdits, heads: int = 48, strength: float = 15.0) -> None:
+        """Writes z' = z + strength · sigma · direction on the best heads, in place of the edits that they had.
+
+        Only these heads are set: the edits of all others stay as they are, open ones too.
+
+        Args:
+            edits: the handle that the evidence was found with, or one with the same heads.
+            heads: how many of the best heads to set; K in the paper.
+            strength: α in the paper; below 0 it steers towards class 0.
+
+        Raises:
+            HeadEditError: ``heads`` is below 1 or above their number, or ``edits`` has not these heads or no offsets.
+        """
+        chosen = self.top(heads)
+        widths = {
+            (s.layer, first + h): s.head_dim for s, _, first in edits.module.columns(self.kind) for h in range(s.heads)
+        }
+        offsets = {place: vector[~vector.isnan()] for place in chosen for vector in [self.direction[place]]}
+        for (layer, head), offset in offsets.items():
+            if widths.get((layer, head)) != len(offset):
+                raise HeadEditError(
+                    f"These edits have no {self.kind} head {head} of width {len(offset)} in layer {layer}, which the "
+                    "evidence ranks; give the edits that it was found with."
+                )
+        for (layer, head), offset in offsets.items():
+            edits.set_head(layer, head, offset=strength * self.sigma[layer, head] * offset, kind=self.kind)
+
+
+def iti(
+    edits: HeadEdits,
+    examples: Iterable[Any],
+    labels: Sequence[int] | Tensor,
+    *,
+    tokenizer: Any = None,
+    valid_share: float = 0.25,
+    batch_size: int = 16,
+    seed: int = 0,
+    l2: float = 1.0,
+    kind: str | None = None,
+    progress: bool = True,
+) -> HeadEvidence:
+    """Ranks heads by a logistic probe on their output at the last token, in the base model, in eval mode.
+
+    Args:
+        edits: says which heads there are; switched off for the time of the call, and not changed.
+        examples: (prompt, response) pairs or records with such fields, read at the response's last token without an
+            end-of-text behind it, or rows with ``input_ids``, read at the last of these.
+        labels: 0 or 1 for each example, such as false and true.
+        tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
+        valid_share: share of each class that is held out; at least one example of it, and at most all but two.
+        batch_size: examples a batch.
+        seed: of the split; no other random numbers are drawn.
+        l2: weight of ½‖w‖² beside the summed log loss, on standardised features; the intercept is free.
+        kind: the kind of site; by default attention, or what there is.
+        progress: show a bar.
+
+    Raises:
+        HeadEditError: there are no examples, labels are not one 0 or 1 each, a class has fewer than 4 examples, an
+            example is of another form, empty, or longer than the model's context, the edits have no such kind, a
+            head's output is not finite, or an option is out of its range.
+    """
+    _check_option("valid_share", valid_share, 0 < valid_share < 1, "a number between 0 and 1")
+    _check_option("l2", l2, l2 > 0, "a number above 0")
+    _check_option("batch_size", batch_size, batch_size >= 1, "1 or more")
+    grid = edits.gates(kind).additive
+    kind = edits.module.kinds()[0] if kind is None else kind
+    rows = [token_ids(example, tokenizer, f"Example {i + 1}") for i, example in enumerate(examples)]
+    truth = _classes(labels, len(rows))
+    train, valid = _split(truth, valid_share, seed)
+    places = [(site, first) for site, _, first in edits.module.columns(kind)]
+    outputs = last_outputs(edits, [site for site, _ in places], rows, batch_size=batch_size, progress=progress)
+    accuracy, sigma = torch.full_like(grid, nan), torch.full_like(grid, nan)
+    direction = torch.full((*grid.shape, max(site.head_dim for site, _ in places)), nan)
+    for (site, first), output in zip(places, outputs, strict=True):
+        z = output.double().transpose(0, 1)  # [heads, examples, head_dim]
+        columns = slice(first, first + site.heads)
+        unit, spread = _mass_mean_shift(z[:, train], truth[train])
+        accuracy[site.layer, columns] = held_out_accuracy(z, truth, train, valid, l2).float()
+        direction[site.layer, columns, : site.head_dim] = unit.float()
+        sigma[site.layer, columns] = spread.float()
+    share = truth[valid].double().mean().item()
+    return HeadEvidence(
+        kind=kind,
+        accuracy=accuracy,
+        direction=direction,
+        sigma=sigma,
+        baseline=max(share, 1 - share),
+        train=len(train),
+        valid=len(valid),
+    )
+
+
+def _check_option(name: str, value: float, fits: bool, expected: str) -> None:
+    if not fits:
+        raise HeadEditError(f"{name}: found {value}, expected {expected}.")
+
+
+def _classes(labels: Sequence[int] | Tensor, examples: int) -> Tensor:
+    if not examples:
+        raise HeadEditError("There is nothing to probe with: the set of examples is empty.")
+    values = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+    if len(values) != examples:
+        raise HeadEditError(f"labels: found {len(values)} for {examples} examples; give one for each.")
+    wrong = next((i for i, value in enumerate(values) if value not in (0, 1)), None)
+    if wrong is not None:
+        raise HeadEditError(f"labels: found {values[wrong]!r} for example {wrong + 1}, expected 0 or 1.")
+    truth = torch.tensor([int(value) for value in values])
+    for label in (0, 1):
+        if (count := values.count(label)) < _FEWEST:
+            raise HeadEditError(f"labels: found {count} examples of class {label}, at least {_FEWEST} are needed.")
+    return truth
+
+
+def _split(truth: Tensor, valid_share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to fit on and held out, in ascending order, by the same share of each class."""
+    generator = torch.Generator().manual_seed(seed)
+    held = torch.zeros(len(truth), dtype=torch.bool)
+    for label in (0, 1):
+        members = (truth == label).nonzero().flatten()
+        count = min(max(1, round(valid_share * len(members))), len(members) - 2)
+        held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return (~held).nonzero().flatten(), held.nonzero().flatten()
+
+
+def _mass_mean_shift(z: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """θ, [heads, width], and σ, [heads], of outputs [heads, examples, width]."""
+    shift = z[:, truth == 1].mean(1) - z[:, truth == 0].mean(1)
+    unit = normalize(shift, dim=-1, eps=torch.finfo(shift.dtype).tiny)  # 0 stays 0
+    return unit, (z @ unit[..., None]).squeeze(-1).std(1, correction=0)

@@ -1,0 +1,246 @@
+"""What edits say: the tokens that the offset of each head promotes and suppresses, and what a scale does to its head.
+
+``weights`` reads an offset through the direct path to the unembedding, without data (the logit lens: nostalgebraist
+2020; for directions in a head's output: Dar et al., ACL 2023, arXiv 2209.02535). ``measured`` switches on the edit of
+one head alone and takes the mean change of the logits over the tokens that predict a response: offset and scale, direct
+and through later layers, with every norm as it is.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headedit.edits import HeadEdits
+from headedit.errors import HeadEditError
+from headedit.hf.modes import evaluating
+from headedit.interpret.evidence.attribution import attribute
+from headedit.interpret.evidence.direct_path import direct_path, unembedding_of
+from headedit.interpret.evidence.heads import Choice, Head, edited_heads, switched_off
+from headedit.interpret.examples import IGNORED, Row, batches, labelled_rows
+
+_FEWEST = 0.9  # of the unembedding's rows: vocabularies are padded by a few per cent
+
+Words = list[tuple[str, float]]
+"""Tokens with the change of their logits, the strongest first."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """The tokens that a change of the logits is most about.
+
+    Fields:
+        promotes: tokens whose logit rises most above the mean over the vocabulary, with that rise.
+        suppresses: tokens whose logit falls most below it.
+    """
+
+    promotes: Words
+    suppresses: Words
+
+
+@dataclass(frozen=True)
+class ScaleChange:
+    """What a tuned scale does to the output of its own head, z → s ⊙ z.
+
+    Fields:
+        low, mean, high: of s over the coordinates of the head.
+        flipped: share of the coordinates whose sign it turns.
+        norm: ‖s − 1‖₂, by which LoFiT ranks heads.
+        share: ‖(s − 1) ⊙ z‖ over ‖z‖, each a root mean square over tokens; None without data.
+    """
+
+    low: float
+    mean: float
+    high: float
+    flipped: float
+    norm: float
+    share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadWords:
+    """What the edit of one head says.
+
+    Fields:
+        head: the head.
+        weights: of its offset by the direct path, in logits up to a positive factor; None without an open offset, or
+            where there is an obstacle.
+        measured: of the whole edit on data, in logits; None without data.
+        scale: what its scale does; None without an open scale.
+        obstacle: why ``weights`` cannot be read.
+    """
+
+    head: Head
+    weights: Said | None = field(repr=False)
+    measured: Said | None = field(repr=False)
+    scale: ScaleChange | None
+    obstacle: str | None
+
+
+def tokens(
+    edits: HeadEdits,
+    tokenizer: Any,
+    data: Iterable[Any] | None = None,
+    *,
+    heads: Choice = "open",
+    top: int = 10,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> list[HeadWords]:
+    """What the edits of the selected heads say.
+
+    Args:
+        edits: the handle; not changed.
+        tokenizer: the model's tokenizer.
+        data: (prompt, response) pairs, records with such fields, or rows with ``input_ids`` and ``labels``, to measure
+            on; it costs a forward pass for each head.
+        heads: ``open``, ``all``, or (layer, head) of those wanted.
+        top: number of tokens either way.
+        batch_size: examples a batch.
+        progress: show a bar.
+
+    Raises:
+        HeadEditError: the edits are detached or merged, no head is open or there is no such head, the model has no
+            unembedding, the tokenizer is not the model's, or an example cannot be used; without data, also where no
+            head can be read from the weights.
+    """
+    if top < 1:
+        raise HeadEditError(f"top: found {top}, expected 1 or more.")
+    chosen = edited_heads(edits, heads)
+    said, obstacles = by_weights(edits, chosen, tokenizer, top)
+    known = _known(edits, tokenizer)
+    measured: Sequence[Said | None] = [None] * len(chosen)
+    shares: dict[tuple[str, int], Tensor] = {}
+    if data is not None:
+        rows = labelled_rows(data, tokenizer, edits.model)
+        changes = _measure(edits, chosen, rows, batch_size, progress)
+        measured = [_said(change[:known], tokenizer, top) for change in changes]
+        found = attribute(edits, rows, batch_size=batch_size, progress=progress)
+        shares = {(head.site.path, head.index): rms for head, rms in zip(found.heads, found.rms, strict=True)}
+    elif all(obstacle is not None for obstacle in obstacles):
+        raise HeadEditError(
+            f"What these edits say cannot be read from the weights: {chosen[0].site.path}: {obstacles[0]}. Give "
+            "data=..., to have it measured."
+        )
+    return [
+        HeadWords(
+            head=head,
+            weights=said[i],
+            measured=measured[i],
+            scale=scale_change(head, shares.get((head.site.path, head.index))),
+            obstacle=obstacles[i],
+        )
+        for i, head in enumerate(chosen)
+    ]
+
+
+def scale_change(head: Head, rms: Tensor | None = None) -> ScaleChange | None:
+    """What the scale of a head does to its output; None without an open scale.
+
+    Args:
+        head: the head.
+        rms: root mean square of each coordinate of its output, [head_dim]; None where it is not known.
+    """
+    change = head.acting("scale")
+    if change is None or not bool(head.edit.is_open("scale")[head.index]):
+        return None
+    change = change.float().cpu()
+    factor = 1 + change
+    return ScaleChange(
+        low=factor.min().item(),
+        mean=factor.mean().item(),
+        high=factor.max().item(),
+        flipped=(factor < 0).float().mean().item(),
+        norm=change.norm().item(),
+        share=None if rms is None else ((change * rms).norm() / rms.norm()).item(),
+    )
+
+
+def by_weights(
+    edits: HeadEdits, chosen: Sequence[Head], tokenizer: Any, top: int
+) -> tuple[list[Said | None], list[str | None]]:
+    """By head, what its offset says by the direct path, and what is in the way of reading it; see ``HeadWords``.
+
+    Raises:
+        HeadEditError: the model has no unembedding, or the tokenizer is not the model's.
+    """
+    known = _known(edits, tokenizer)
+    path = direct_path(edits, list({head.site.path: head.site for head in chosen}.values()))
+    said: list[Said | None] = []
+    with edits.disable_adapter(), evaluating(edits.model):
+        for head in chosen:
+            offset = head.acting("offset")
+            there = offset is not None and bool(head.edit.is_open("offset")[head.index])
+            if offset is None or not there or head.site.path in path.obstacles:
+                said.append(None)
+                continue
+            change = offset.new_zeros(head.site.heads, head.site.head_dim)
+            change[head.index] = offset
+            said.append(_said(path.logits(head.site, change.view(1, -1))[0, :known].cpu(), tokenizer, top))
+    return said, [path.obstacles.get(head.site.path) for head in chosen]
+
+
+@torch.no_grad()
+def _measure(edits: HeadEdits, chosen: Sequence[Head], rows: Sequence[Row], batch_size: int, progress: bool) -> Tensor:
+    """Mean change of the logits with one head's edit alone, over tokens that predict a label, [heads, vocabulary]."""
+    model, everything = edits.model, edited_heads(edits)
+    changes: Tensor | None = None
+    counted = 0
+    with evaluating(model):
+        for _, inputs, labels in batches(
+            model, rows, batch_size, what="measuring tokens", progress=progress, passes=1 + len(chosen)
+        ):
+            where = labels[:, 1:] != IGNORED
+            with edits.disable_adapter():
+                base = _summed(model(**inputs).logits, where)
+            found = []
+            for head in chosen:
+                others = [h for h in everything if (h.site.path, h.index) != (head.site.path, head.index)]
+                with switched_off(others):
+                    found.append(_summed(model(**inputs).logits, where) - base)
+            changes = torch.stack(found) if changes is None else changes + torch.stack(found)
+            counted += int(where.sum())
+    assert changes is not None
+    return changes / counted
+
+
+def _summed(logits: Tensor, where: Tensor) -> Tensor:
+    """Sum of the logits at some tokens, [vocabulary], float64 on the CPU."""
+    return logits[:, :-1][where.to(logits.device)].double().sum(0).cpu()
+
+
+def _said(change: Tensor, tokenizer: Any, top: int) -> Said:
+    change = change - change.mean()
+    top = min(top, len(change))
+    best, worst = change.topk(top), (-change).topk(top)
+    return Said(
+        [(token_text(tokenizer, int(i)), float(v)) for v, i in zip(*best, strict=True)],
+        [(token_text(tokenizer, int(i)), -float(v)) for v, i in zip(*worst, strict=True)],
+    )
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """A token as text, with the space that it may begin with; as the vocabulary has it where it is no whole text."""
+    raw = str(tokenizer.convert_ids_to_tokens(token))
+    text: str = tokenizer.decode([token])
+    if not text or "\ufffd" in text:
+        return raw
+    return f" {text}" if raw[0] in "▁Ġ" and text[0] != " " else text
+
+
+def _known(edits: HeadEdits, tokenizer: Any) -> int:
+    """The number of tokens that the tokenizer knows."""
+    weight = getattr(unembedding_of(edits.model), "weight", None)
+    rows = int(getattr(unembedding_of(edits.model), "out_features", 0) or (0 if weight is None else weight.shape[0]))
+    try:
+        known = len(tokenizer)
+    except TypeError:
+        raise HeadEditError(f"tokenizer: found {type(tokenizer).__name__}, expected the model's tokenizer.") from None
+    if rows and not _FEWEST * rows <= known <= rows:
+        raise HeadEditError(
+            f"The tokenizer knows {known} tokens, but the model's unembedding has {rows}. Give the model's own "
+            "tokenizer, such as AutoTokenizer.from_pretrained with the name of the model."
+        )
+    return known

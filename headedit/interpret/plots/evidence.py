@@ -1,0 +1,78 @@
+"""The evidence heatmap: layers down, heads across, how well a probe on each head tells the classes apart."""
+
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+
+from headedit.errors import HeadEditError
+from headedit.interpret.evidence.iti import HeadEvidence
+from headedit.interpret.head_map import Edits, HeadMap
+from headedit.interpret.plots.heatmap import add_bar, draw, finish, frame, mark_layers, mark_missing
+
+_POINTS = 72  # an inch
+
+
+def evidence(found: HeadEvidence, edits: Edits | None = None, title: str | None = None) -> Figure:
+    """A heatmap of the accuracy of each head's probe on the held-out examples.
+
+    Args:
+        found: what ``headedit.interpret.evidence.iti.iti`` returned.
+        edits: outlines the heads that are open in these edits: an offset or a scale with an open gate.
+        title: by default the best accuracy, and that of always naming the more frequent class.
+
+    Returns:
+        A figure with one panel, layers × heads. Colour runs from the accuracy of the more frequent class, below which a
+        head says nothing, to 1. Grey hatched cells: no such head, or a layer without edited heads.
+
+    Raises:
+        HeadEditError: ``edits`` has not the heads that the evidence is of.
+    """
+    grid = numpy.asarray(found.accuracy)
+    source = None if edits is None else HeadMap.of(edits)
+    opened = None if source is None else _open_heads(source, found)
+    layers, heads = grid.shape
+    figure, axes = frame(1, 1, layers, heads)
+    axis = axes[0, 0]
+    image = draw(axis, grid, norm=Normalize(found.baseline, 1))
+    axis.set_xlabel("head")
+    axis.set_ylabel("layer")
+    below = bool((grid < found.baseline).any())
+    bar = add_bar(image, [axis], "probe accuracy on\nheld-out examples", extend="min" if below else "neither")
+    ticks = [found.baseline, *(tenths / 10 for tenths in range(11) if tenths / 10 > found.baseline + 0.03)]
+    bar.set_ticks(ticks, labels=[f"{tick:.2f}" for tick in ticks])
+    handles = []
+    if opened is not None:
+        figure.canvas.draw()  # lays the cells out
+        handles += _outline(axis, opened)
+    if source is not None:
+        handles += mark_layers(axis, source.layer_kinds)
+    handles += mark_missing([grid])
+    best = f"best {numpy.nanmax(grid):.2f}, majority class {found.baseline:.2f}"
+    finish(figure, handles, f"Probes on {found.kind} heads: {best}" if title is None else title)
+    return figure
+
+
+def _open_heads(source: HeadMap, found: HeadEvidence) -> NDArray[numpy.bool_]:
+    opened, expected = source.open_heads(source.shown_kinds(found.kind)[0]).numpy(), found.accuracy.shape
+    if opened.shape != expected:
+        raise HeadEditError(
+            f"These edits have {opened.shape[0]} layers of {opened.shape[1]} {found.kind} heads, but the evidence is "
+            f"of {expected[0]} of {expected[1]}. Give the edits of that model."
+        )
+    return opened
+
+
+def _outline(axis: Axes, opened: NDArray[numpy.bool_]) -> list[Patch]:
+    """A black line in a white one, which shows on every colour of the map, inside each open head's cell."""
+    layers, heads = opened.shape
+    size = axis.get_window_extent().transformed(axis.figure.dpi_scale_trans.inverted())
+    line = min(1.5, 0.09 * _POINTS * min(size.width / heads, size.height / layers))
+    style = {"fill": False, "edgecolor": "black", "linewidth": line}
+    effect = [withStroke(linewidth=3 * line, foreground="white")]
+    for layer, head in numpy.argwhere(opened):
+        axis.add_patch(Rectangle((head - 0.4, layer - 0.4), 0.8, 0.8, path_effects=effect, zorder=3, **style))
+    return [Patch(**style, path_effects=effect, label=f"open head ({int(opened.sum())})")]

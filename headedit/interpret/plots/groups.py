@@ -1,0 +1,73 @@
+"""Heads by key-value head: how many of the query heads that share a key and a value are edited."""
+
+import numpy
+import torch
+from matplotlib.figure import Figure
+
+from headedit.errors import HeadEditError
+from headedit.interpret.head_map import Edits, HeadMap
+from headedit.interpret.plots.heatmap import Grid, add_bar, draw, finish, frame, mark_layers, mark_missing, size_of
+
+_ROOM = 0.15  # inches that a cell needs for its number
+
+
+def groups(edits: Edits, *, key_value_heads: int | None = None, title: str | None = None) -> Figure:
+    """A map of the groups of attention heads that share a key-value head.
+
+    Args:
+        edits: the handle, attached or detached, its parameters, or a folder of saved edits.
+        key_value_heads: their number in a layer; by default as the model's config says.
+        title: by default how many groups have an edited head.
+
+    Returns:
+        A figure with one panel, layers × key-value heads. Colour is the share of the group's heads with an open gate,
+        and the number in a cell, where there is room, their number. Grey hatched cells: no such group, or a layer
+        without edited attention heads.
+
+    Raises:
+        HeadEditError: the number is not known or does not divide the heads, there are no attention heads, or the folder
+            holds no edits.
+    """
+    source = HeadMap.of(edits)
+    source.shown_kinds("attention")
+    counts, sizes = _count(source, key_value_heads)
+    figure, axes = frame(1, 1, *counts.shape)
+    axis = axes[0, 0]
+    image = draw(axis, counts / sizes)
+    width, height = size_of(axis)
+    if min(width / counts.shape[1], height / counts.shape[0]) >= _ROOM:
+        for layer, group in numpy.argwhere(~numpy.isnan(counts)):
+            share = counts[layer, group] / sizes[layer, group]
+            colour = "black" if share > 0.6 else "white"
+            axis.text(group, layer, f"{counts[layer, group]:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    each = sorted({int(size) for size in sizes[~numpy.isnan(sizes)]})
+    axis.set_xlabel(f"key-value head  (shared by {' or '.join(map(str, each))} head{'s' if each != [1] else ''})")
+    axis.set_ylabel("layer")
+    add_bar(image, [axis], "share of its heads\nwith an open gate")
+    found = f"{int((counts > 0).sum())} of {int((~numpy.isnan(counts)).sum())} key-value heads have an edited head"
+    handles = mark_layers(axis, source.layer_kinds) + mark_missing([counts])
+    finish(figure, handles, found if title is None else title)
+    return figure
+
+
+def _count(source: HeadMap, key_value_heads: int | None) -> tuple[Grid, Grid]:
+    """Open heads and all heads of every group, each [layers, groups], NaN where there is none."""
+    opened, there = source.open_heads("attention"), source.has_head("attention")
+    numbers = {}
+    for layer, heads in enumerate(there.sum(1).tolist()):
+        number = source.key_value_heads.get(layer) if key_value_heads is None else key_value_heads
+        if not heads:
+            continue
+        if number is None:
+            raise HeadEditError(
+                f"How many key-value heads layer {layer} has is not known; give their number, key_value_heads=..."
+            )
+        if number < 1 or heads % number:
+            raise HeadEditError(f"key_value_heads: found {number}, which does not divide the {heads} heads of a layer.")
+        numbers[layer] = number
+    counts = torch.full((len(there), max(numbers.values())), torch.nan)
+    sizes = counts.clone()
+    for layer, number in numbers.items():
+        row = opened[layer][there[layer]].view(number, -1)
+        counts[layer, :number], sizes[layer, :number] = row.sum(1).float(), row.shape[1]
+    return counts.numpy(), sizes.numpy()

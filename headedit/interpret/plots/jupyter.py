@@ -1,0 +1,100 @@
+"""How a handle shows itself in a notebook: a summary in HTML, whole in itself, without scripts or style sheets."""
+
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from headedit.edits import HeadEdits
+from headedit.interpret.head_map import HeadMap
+from headedit.interpret.plots.effects import effect_sizes
+from headedit.interpret.plots.heatmap import Grid
+from headedit.interpret.plots.svg import gate_maps
+
+_MOST_HEADS = 8
+_TABLE = "border-collapse:collapse;border:none;margin:2px 0;font-size:inherit;color:inherit"
+_CELL = "padding:1px 10px 1px 0;text-align:{align};border:none"
+
+
+def html(edits: HeadEdits) -> str:
+    """The model, spec and counts of open gates, the gates as a picture, and the heads with the largest effect.
+
+    The colours of text and lines are those of the page, so that it reads in a light and in a dark notebook alike. Where
+    a viewer drops the picture, an SVG, the tables remain.
+
+    Args:
+        edits: the handle, attached or detached.
+    """
+    source = HeadMap.of(edits)
+    parts = [
+        f"<div style='font-weight:bold;margin-bottom:4px'>{escape(_title(edits))}</div>",
+        _table([], _facts(edits)),
+        gate_maps(source),
+    ]
+    kinds = source.module.kinds()
+    top = {kind: rows for kind in kinds if (rows := _top_heads(source, kind))}
+    for kind, rows in top.items():
+        heads = "Heads" if len(kinds) == 1 else f"{kind} heads"
+        parts.append(f"<div style='margin-top:6px'>{escape(heads)} with the largest effect</div>")
+        parts.append(_table(["layer", "head", "offset gate", "‖g·a‖", "scale gate", "rms(g·m)"], rows))
+    if not top:
+        parts.append("<div style='margin-top:6px'>No head is changed: every vector that acts is 0.</div>")
+    return f"<div style='font-size:13px;line-height:1.4;max-width:760px'>{''.join(parts)}</div>"
+
+
+def _title(edits: HeadEdits) -> str:
+    name = str(getattr(edits.model.config, "_name_or_path", "") or "")
+    name = Path(name).name if Path(name).is_absolute() else name
+    state = "" if edits.attached else ", detached"
+    return f"HeadEdits on {type(edits.model).__name__}{f' ({name})' if name else ''}{state}"
+
+
+def _facts(edits: HeadEdits) -> list[tuple[str, ...]]:
+    counts = edits.count_open()
+    sites = edits.sites
+    shapes = sorted({(site.kind, site.heads, site.head_dim) for site in sites})
+    heads = "; ".join(f"{count} {kind} heads of width {width}" for kind, count, width in shapes[:4])
+    names = {"any": "edited heads", "offset": "open offset gates", "scale": "open scale gates"}
+    edited = len({site.layer for site in sites})
+    adapter = f"{edits.active_adapter}, active of {', '.join(edits.adapters)}"
+    return [
+        ("spec", Path(edits.spec.source).name),
+        *([("adapter", adapter)] if len(edits.adapters) > 1 else []),
+        *([("strength", f"{edits.strength:g}")] if edits.strength != 1 else []),
+        ("layers", f"{edited} of {max(site.layers for site in sites)}, {heads}{'; …' if len(shapes) > 4 else ''}"),
+        *((label, f"{counts[key][0]:,} of {counts[key][1]:,}") for key, label in names.items() if counts[key][1]),
+        ("numbers that act", f"{edits.count_acting_parameters():,}"),
+    ]
+
+
+def _top_heads(source: HeadMap, kind: str) -> list[tuple[str, ...]]:
+    """Rows of the table: the heads whose offset or scale is the largest, as a share of the largest there is."""
+    sizes = effect_sizes(source, kind)
+    gates = [numpy.asarray(grid) for grid in source.module.gates(kind)]
+    shares = numpy.stack([_share(grid) for grid in sizes]).max(0)
+    order = numpy.argsort(-shares, axis=None, kind="stable")[:_MOST_HEADS]
+    places = [divmod(int(i), shares.shape[1]) for i in order if shares.flat[i] > 0]
+    columns = (gates[0], sizes[0], gates[1], sizes[1])
+    return [(str(layer), str(head), *(_number(grid[layer, head]) for grid in columns)) for layer, head in places]
+
+
+def _share(grid: Grid) -> Any:
+    sizes = numpy.nan_to_num(grid)
+    return sizes / (sizes.max() or 1.0)
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3g}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    align = "right" if header else "left"
+    cell = _CELL.format(align=align)
+    head = "".join(f"<th style='{cell};font-weight:normal;opacity:.7'>{escape(text)}</th>" for text in header)
+    lines = ["".join(f"<td style='{cell}'>{escape(text)}</td>" for text in row) for row in rows]
+    body = "".join(f"<tr style='background:none'>{line}</tr>" for line in lines)
+    top = f"<thead style='border:none'><tr>{head}</tr></thead>" if header else ""
+    return f"<table style='{_TABLE}'>{top}<tbody>{body}</tbody></table>"

@@ -1,0 +1,134 @@
+"""Stability over seeds: which heads runs with other seeds chose, how far they agree, and how their figures spread."""
+
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+import matplotlib.pyplot as plt
+import numpy
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap, to_hex
+from matplotlib.figure import Figure
+
+from headedit.errors import HeadEditError
+from headedit.interpret.head_map import HeadMap
+from headedit.interpret.plots.heatmap import COLOURS, add_bar, draw, mark_missing
+from headedit.interpret.plots.history import OFFSET, SCALE
+
+_RUN_FILE = "run.json"
+
+
+class HasRecord(Protocol):
+    """Anything with the record and the folder of a run, such as the run that ``fit`` returns."""
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """Plain data about the run."""
+
+    @property
+    def output_dir(self) -> Path:
+        """Where it lies, with the other seeds' runs in ``seed-1``, ``seed-2`` ..."""
+
+
+def stability(run: "HasRecord | str | PathLike[str]", *, kind: str | None = None, title: str | None = None) -> Figure:
+    """How far the runs of ``fit(..., seeds=3)`` agree.
+
+    Args:
+        run: what ``fit`` returned, or its folder, which holds the edits of every seed.
+        kind: the kind of site in the map; by default attention, or what there is.
+        title: by default the number of seeds.
+
+    Returns:
+        A figure: a map, layers × heads, of how many seeds chose a head; the Jaccard index of the chosen heads, the mean
+        over pairs of seeds, beside that of random sets of the same sizes; the number of heads a seed chose; and, where
+        it was measured, the validation loss and the metric of every seed with their mean.
+
+    Raises:
+        HeadEditError: there is no such run, it has a single seed, or the edits of a seed are not there.
+    """
+    folder, found = _read(run)
+    seeds = found["seeds"]
+    sources = [HeadMap.of(folder if i == 0 else folder / f"seed-{seed}") for i, seed in enumerate(seeds)]
+    kind = sources[0].shown_kinds(kind)[0]
+    chosen = numpy.stack([source.open_heads(kind).numpy() for source in sources]).sum(0)
+    grid = numpy.where(sources[0].has_head(kind).numpy(), chosen.astype(float), numpy.nan)
+    spreads = [
+        (name, found[key])
+        for key, name in (("validation_loss", "validation loss\nnats a token"), ("metric", "metric"))
+        if found.get(key)
+    ]
+    height = max(1.6, min(6.5, 0.32 * grid.shape[0]))
+    figure = plt.figure(figsize=(8.0, height + 3.6), layout="constrained")
+    rows = figure.add_gridspec(2, 2 + len(spreads), height_ratios=(height + 0.8, 2.2))
+    _map(figure, figure.add_subplot(rows[0, :]), grid, len(seeds))
+    _agreement(figure.add_subplot(rows[1, 0]), found)
+    _by_seed(
+        figure.add_subplot(rows[1, 1]),
+        seeds,
+        found["heads"],
+        f"mean {sum(found['heads']) / len(seeds):.4g}",
+        "heads chosen",
+        from_zero=True,
+    )
+    for column, (name, spread) in enumerate(spreads, start=2):
+        axis = figure.add_subplot(rows[1, column])
+        _by_seed(
+            axis, seeds, spread["values"], f"mean {spread['mean']:.4g} ± {spread['std']:.1g}", name, from_zero=False
+        )
+    figure.suptitle(f"{len(seeds)} seeds: do they choose the same heads?" if title is None else title, fontsize=12)
+    return figure
+
+
+def _read(run: "HasRecord | str | PathLike[str]") -> tuple[Path, dict[str, Any]]:
+    if isinstance(run, str | PathLike):
+        folder = Path(run)
+        try:
+            record = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise HeadEditError(f"{folder / _RUN_FILE}: cannot be read ({error}).") from None
+    else:
+        folder, record = run.output_dir, run.record
+    found = record.get("stability") if isinstance(record, Mapping) else None
+    if found is None:
+        raise HeadEditError(f"{folder}: this run has a single seed; fit with seeds=3 to see how stable the heads are.")
+    return folder, found
+
+
+def _map(figure: Figure, axis: Axes, grid: Any, seeds: int) -> None:
+    colours = ListedColormap([to_hex(colormaps[COLOURS](i / seeds)) for i in range(seeds + 1)])
+    norm = BoundaryNorm([i - 0.5 for i in range(seeds + 2)], seeds + 1)
+    image = draw(axis, grid, colours=colours, norm=norm)
+    axis.set_xlabel("head")
+    axis.set_ylabel("layer")
+    there, every = int((grid > 0).sum()), int((grid == seeds).sum())
+    axis.set_title(f"Heads chosen by any seed: {there},  by every seed: {every}", fontsize=10)
+    add_bar(image, [axis], "seeds that chose the head", ticks=range(seeds + 1))
+    handles = mark_missing([grid])
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=9)
+
+
+def _agreement(axis: Axes, found: Mapping[str, Any]) -> None:
+    values = [found["jaccard"], found["chance"]]
+    bars = axis.bar(["seeds", "chance"], values, color=[OFFSET, "#aaaaaa"], width=0.6)
+    axis.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=9)
+    axis.set_ylim(0, 1.12)
+    axis.set_yticks([0, 0.5, 1])
+    axis.set_ylabel("Jaccard index")
+    axis.set_title("agreement", fontsize=9)
+
+
+def _by_seed(axis: Axes, seeds: list[int], values: list[float], title: str, label: str, *, from_zero: bool) -> None:
+    axis.plot(range(len(seeds)), values, color=OFFSET, marker="o", linestyle="")
+    axis.axhline(sum(values) / len(values), color=SCALE, linestyle="--", linewidth=1.2)
+    axis.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
+    axis.set_xlim(-0.5, len(seeds) - 0.5)
+    axis.margins(y=0.25)
+    if from_zero:
+        axis.set_ylim(0, 1.15 * max(1, *values))
+    axis.set_xlabel("seed")
+    axis.set_ylabel(label)
+    axis.set_title(title, fontsize=9)

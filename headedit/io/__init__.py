@@ -1,0 +1,1 @@
+"""Files, YAML, strict settings, tables and optional libraries."""

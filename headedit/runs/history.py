@@ -1,0 +1,72 @@
+"""The history of a run: a JSON line for every logged step. Training writes it, the plots read it."""
+
+import json
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from headedit.errors import HeadEditError
+from headedit.io.files import write_atomically
+
+HISTORY_FILE = "history.jsonl"
+
+
+class History:
+    """Rows in the order they were logged, mirrored to a file as they come.
+
+    A training row has step, epoch, loss (plain, on the response tokens), penalty, learning rates, the λ,
+    open gates, and the value of every gate, a list a site; a validation row has step, epoch and eval_loss; the
+    row of the edits that were kept in the end has step and kept.
+    """
+
+    def __init__(self, path: Path | None, rows: Iterable[dict[str, Any]] = ()) -> None:
+        self.path = path
+        self.rows = list(rows)
+
+    def restart(self, step: int) -> None:
+        """Keeps the rows of steps up to this one, as a fresh or resumed run begins with, and writes the file anew."""
+        self.rows = [row for row in self.rows if row["step"] <= step and "kept" not in row]
+        if self.path is not None:
+            write_atomically(self.path, "".join(map(_line, self.rows)).encode())
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Adds a row, and writes it through to the file."""
+        self.rows.append(row)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(row))
+
+    def column(self, key: str) -> tuple[list[float], list[Any]]:
+        """Steps and values of the rows that have a key."""
+        rows = [row for row in self.rows if key in row]
+        return [row["step"] for row in rows], [row[key] for row in rows]
+
+    @staticmethod
+    def read(path: "str | PathLike[str]") -> "History":
+        """The history in a file, or in the folder of a run.
+
+        Raises:
+            HeadEditError: there is none, or it is damaged.
+        """
+        file = Path(path)
+        file = file / HISTORY_FILE if file.is_dir() else file
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise HeadEditError(f"{file}: there is no history of a run here ({error}).") from None
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                if number == len(lines):
+                    break  # the run was killed while it wrote this row
+                raise HeadEditError(f"{file}, line {number}: not valid JSON ({error}).") from None
+            if not isinstance(rows[-1], dict) or "step" not in rows[-1]:
+                raise HeadEditError(f"{file}, line {number}: expected an object with a step.")
+        return History(file, rows)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"

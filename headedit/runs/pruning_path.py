@@ -1,0 +1,155 @@
+"""The pruning path: the edits at every number of gates, with the validation loss there.
+
+Training writes it, plots read it.
+"""
+
+import json
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from headedit.edits import HeadEdits
+from headedit.edits.gate_set import Gate, fix, heads_of
+from headedit.errors import HeadEditError
+from headedit.io.files import write_atomically
+
+PATH_FILE = "path.json"
+VECTOR_FILE = "path.safetensors"
+
+Vectors = dict[str, Tensor]
+"""By ``site.vector``: what acts, g ⊙ vector, on the heads whose gate is open, in their order, [heads, head_dim]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """The edits with some number of gates.
+
+    Fields:
+        order: the open gates, the most important first.
+        vectors: what acts on their heads.
+        loss: mean validation loss in nats a token; None where there was no validation.
+        standard_error: of the mean difference from the best level, over the validation examples; None as above.
+    """
+
+    order: list[Gate]
+    vectors: Vectors = field(repr=False)
+    loss: float | None = None
+    standard_error: float | None = None
+
+    @property
+    def gates(self) -> int:
+        """Number of open gates."""
+        return len(self.order)
+
+    @property
+    def heads(self) -> int:
+        """Number of heads that they stand on."""
+        return len(heads_of(self.order))
+
+
+@dataclass(frozen=True)
+class PruningPath:
+    """What a search found.
+
+    Fields:
+        levels: the one with most gates first.
+        chosen: number of gates that the recipe kept.
+    """
+
+    levels: list[Level]
+    chosen: int
+
+    def first(self, *, gates: int | None = None, heads: int | None = None) -> list[Gate]:
+        """The most important gates: so many of them, or as many as stand on so many heads.
+
+        Raises:
+            HeadEditError: there are not so many, or fewer than one is asked for.
+        """
+        sizes = [level.gates if heads is None else level.heads for level in self.levels]
+        wanted = gates if heads is None else heads
+        if wanted is None or not 1 <= wanted <= max(sizes):
+            what = "gates" if heads is None else "heads"
+            raise HeadEditError(
+                f"{what}: found {wanted}, expected 1 to {max(sizes)}, the number of {what} of these edits."
+            )
+        order = next(
+            level.order for level, size in zip(reversed(self.levels), reversed(sizes), strict=True) if size >= wanted
+        )
+        if heads is None:
+            return order[:wanted]
+        kept: list[Gate] = []
+        for gate in order:
+            if len(heads_of([*kept, gate])) > wanted:
+                break
+            kept.append(gate)
+        return kept
+
+    def level_of(self, gates: int) -> Level:
+        """The smallest level with at least so many gates."""
+        return min((level for level in self.levels if level.gates >= gates), key=lambda level: level.gates)
+
+    def put(self, edits: HeadEdits, gates: list[Gate]) -> None:
+        """Opens these gates for good, with the vectors of the smallest level that has them, and closes the others."""
+        level = next(level for level in reversed(self.levels) if set(gates) <= set(level.order))
+        put(edits, level)
+        fix(edits.module, gates)
+
+    def save(self, folder: Path) -> None:
+        """Writes ``path.json`` and ``path.safetensors``."""
+        data = {
+            "chosen": self.chosen,
+            "levels": [
+                {"loss": level.loss, "standard_error": level.standard_error, "order": [list(g) for g in level.order]}
+                for level in self.levels
+            ],
+        }
+        tensors = {f"{level.gates}/{name}": rows for level in self.levels for name, rows in level.vectors.items()}
+        write_atomically(folder / VECTOR_FILE, safetensors.torch.save(tensors))
+        write_atomically(folder / PATH_FILE, (json.dumps(data) + "\n").encode())
+
+    @staticmethod
+    def read(directory: "str | PathLike[str]") -> "PruningPath":
+        """The path that was saved in the folder of a run.
+
+        Raises:
+            HeadEditError: there is none, or a file is damaged.
+        """
+        folder = Path(directory)
+        if not (folder / PATH_FILE).is_file():
+            raise HeadEditError(f"{folder}: holds no {PATH_FILE}; the recipe 'localise' writes one where it prunes.")
+        try:
+            data = json.loads((folder / PATH_FILE).read_text(encoding="utf-8"))
+            tensors = safetensors.torch.load((folder / VECTOR_FILE).read_bytes())
+            vectors: dict[int, Vectors] = {}
+            for name, rows in tensors.items():
+                gates, _, key = name.partition("/")
+                vectors.setdefault(int(gates), {})[key] = rows
+            levels = [
+                Level(**{**row, "order": [Gate(*g) for g in row["order"]], "vectors": vectors[len(row["order"])]})
+                for row in data["levels"]
+            ]
+            return PruningPath(levels, data["chosen"])
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            raise HeadEditError(f"{folder}: the pruning path is damaged ({error}).") from None
+
+
+@torch.no_grad()
+def put(edits: HeadEdits, level: Level) -> None:
+    """Opens the gates of a level for good, with its vectors, and closes the others."""
+    for name, rows in level.vectors.items():
+        site, _, vector = name.rpartition(".")
+        target = getattr(edits.module.sites[int(site)], vector)
+        target[heads_under(edits, level.order, int(site), vector)] = rows.to(target)
+    fix(edits.module, level.order)
+
+
+def heads_under(edits: HeadEdits, alive: list[Gate], site: int, vector: str) -> list[int]:
+    """The heads of a site, in order, whose gate on a vector is among these."""
+    edit = edits.module.sites[site]
+    owner = next(name for name in edit.gated_vectors() if vector in edit.under(name))  # type: ignore[operator]
+    return sorted(gate.head for gate in alive if gate.site == site and gate.vector == owner)

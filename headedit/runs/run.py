@@ -1,0 +1,130 @@
+"""A finished run: its edits, history and settings, as ``fit`` returns them and as they lie on disk."""
+
+import json
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from headedit.edits import HeadEdits
+from headedit.errors import HeadEditError
+from headedit.io.files import write_atomically
+from headedit.runs.history import History
+from headedit.runs.pruning_path import Level, PruningPath
+from headedit.runs.stability import Stability
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left behind.
+
+    Fields:
+        output_dir: the folder, which holds the edits, ``history.jsonl`` and ``run.json``.
+        history: the logged steps.
+        record: recipe, settings, seed, sizes of the sets, steps, seconds, best validation loss, open gates.
+        edits: the handle of the trained edits; None for a run read from disk.
+    """
+
+    output_dir: Path
+    history: History
+    record: dict[str, Any]
+    edits: HeadEdits | None = None
+
+    @property
+    def stability(self) -> Stability | None:
+        """How far the seeds agree; None for a single one."""
+        found = self.record.get("stability")
+        return None if found is None else Stability.from_dict(found)
+
+    @property
+    def controls(self) -> dict[str, dict[str, Any]] | None:
+        """Gates, validation loss and metric of the chosen heads and of every control; None without them."""
+        found: dict[str, dict[str, Any]] | None = self.record.get("controls")
+        return found
+
+    @property
+    def path(self) -> PruningPath:
+        """The pruning path of the recipe ``localise``.
+
+        Raises:
+            HeadEditError: the run has none.
+        """
+        return PruningPath.read(self.output_dir)
+
+    def at(self, *, heads: int | None = None, gates: int | None = None, edits: HeadEdits | None = None) -> Level:
+        """Puts the edits with some other number of heads, or of gates, on the model: those of the pruning path there.
+
+        They are as the search left them at that number, without a refit; ``fit(..., heads=12)`` refits. What the
+        run itself chose is in ``output_dir``.
+
+        Args:
+            heads: number of heads to edit.
+            gates: number of gates to leave open, in place of ``heads``.
+            edits: the handle; by default the run's own.
+
+        Returns:
+            The smallest level of the path that has these gates, with its validation loss.
+
+        Raises:
+            HeadEditError: the run has no pruning path, the number is not possible, or there is no handle.
+        """
+        handle = self.edits if edits is None else edits
+        if handle is None:
+            raise HeadEditError("This run was read from disk; give the handle of edits on its model, edits=...")
+        if (heads is None) == (gates is None):
+            raise HeadEditError("at: give heads=... or gates=..., one of the two.")
+        path = self.path
+        chosen = path.first(heads=heads, gates=gates)
+        path.put(handle, chosen)
+        return path.level_of(len(chosen))
+
+    def open_rows(self) -> list[tuple[str, str]]:
+        """What is open of how many, as (what, value) for a table."""
+        labels = {"any": "edited heads", "offset": "open offset gates", "scale": "open scale gates"}
+        counts = self.record["open"]
+        return [(label, f"{counts[key]['open']} of {counts[key]['of']}") for key, label in labels.items()]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The run in short, as (what, value) for a table."""
+        record = self.record
+        best = record["best_eval_loss"]
+        rows = [
+            ("examples", f"{record['train_examples']} to learn from, {record['valid_examples']} to choose by"),
+            ("steps", str(record["steps"])),
+            ("validation loss", "not measured" if best is None else f"{best:.4f} nats a token"),
+            *self.open_rows(),
+            ("time", f"{record['seconds']:.0f} s"),
+        ]
+        for name, found in (self.controls or {}).items():
+            loss = found["validation_loss"]
+            rows.append((f"control: {name}", f"{loss:.4f} nats a token with {found['gates']} gates"))
+        stability = self.stability
+        if stability is not None:
+            agree = f"Jaccard {stability.jaccard:.2f} over {len(stability.seeds)} seeds, chance {stability.chance:.2f}"
+            rows.append(("agreement of the heads", agree))
+            spread = stability.validation_loss
+            if spread is not None:
+                rows.append(("validation loss by seed", f"{spread.mean:.4f} ± {spread.std:.4f} nats a token"))
+        return rows
+
+    def save(self) -> None:
+        """Writes ``run.json``."""
+        text = json.dumps(self.record, indent=2) + "\n"
+        write_atomically(self.output_dir / RUN_FILE, text.encode())
+
+    @staticmethod
+    def read(directory: "str | PathLike[str]") -> "Run":
+        """The run in a folder, without its edits, which need the model: ``headedit.load(model, folder)``.
+
+        Raises:
+            HeadEditError: the folder holds no run.
+        """
+        folder = Path(directory)
+        history = History.read(folder)
+        try:
+            record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise HeadEditError(f"{folder / RUN_FILE}: cannot be read ({error}).") from None
+        return Run(folder, history, record)

@@ -1,0 +1,91 @@
+"""What a Trainer of edits saves and goes on from: the edits and the optimiser, and never the base model."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerState
+from transformers.trainer_utils import TrainOutput
+
+from headedit.edits import HeadEdits
+from headedit.edits.files.storage import load_tensors
+from headedit.runs.history import History
+from headedit.specs import MODULE_NAME
+from headedit.training.loop import checkpoints
+from headedit.training.loop.interrupts import StopWhenAsked
+from headedit.training.loop.sharding import as_one, average_gradients, leave_whole
+
+_Base: Any = object  # in use a Trainer stands behind it, and gives the methods it calls
+
+
+class SavesEdits(_Base):  # type: ignore[misc]
+    """The methods of ``HeadEditMixin`` that write checkpoints and go on from them.
+
+    Fields:
+        edits: the handle.
+        history: rows of the run; ``first_step`` steps were taken before this Trainer's own.
+    """
+
+    edits: HeadEdits
+    history: History
+    first_step: int
+    _eval_losses: list[float]
+    _plain_loss: Tensor | None
+    _plain_since: int
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            self.edits.save_pretrained(self.args.output_dir if output_dir is None else output_dir, card=False)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with checkpoints.reported(folder), as_one(self):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                loss = None if self._plain_loss is None else self._plain_loss.item()
+                plain = {"loss": loss, "since": self._plain_since, "ended": self._has_ended()}
+                checkpoints.mark(folder, self.callback_handler.callbacks, plain)
+
+    def _has_ended(self) -> bool:
+        """Whether training was ended before its last step, by a callback and not by a signal."""
+        signals = [c for c in self.callback_handler.callbacks if isinstance(c, StopWhenAsked)]
+        early = self.control.should_training_stop and self.state.global_step < self.state.max_steps
+        return early and not any(callback.asked for callback in signals)
+
+    def _end_at(self, checkpoint: str) -> TrainOutput:
+        """What training comes to that was ended at a checkpoint already."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        return TrainOutput(self.state.global_step, math.nan, {})
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with as_one(self):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        leave_whole(self.accelerator, self.edits.model.get_submodule(MODULE_NAME))
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            average_gradients(self.accelerator, self.edits.module.parameters())
+        return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_tensors(self.edits, resume_from_checkpoint)
+        state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+        self._eval_losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
+        if self.history.path is not None and self.history.path.is_file():
+            self.history.rows = History.read(self.history.path).rows
+        self.history.restart(self.first_step + state.global_step)
+        marked = checkpoints.restore(Path(resume_from_checkpoint), self.callback_handler.callbacks)
+        self._plain_since = marked.get("since", state.global_step)
+        loss = marked.get("loss")
+        self._plain_loss = None if loss is None else torch.tensor(loss, device=self.args.device)
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        load_tensors(self.edits, self.state.best_model_checkpoint)

@@ -1,0 +1,7 @@
+"""What a training run will take of a device's memory, told before any weight is loaded."""
+
+from headedit.training.memory_plan.advice import Change, advise
+from headedit.training.memory_plan.planner import Plan, Planner, estimate
+from headedit.training.memory_plan.setup import Setup
+
+__all__ = ["Change", "Plan", "Planner", "Setup", "advise", "estimate"]

@@ -1,0 +1,114 @@
+"""What to change so that a run fits, cheapest first, with what each change comes to."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from headedit.errors import HeadEditError
+from headedit.training.memory_plan.planner import Plan, Planner
+from headedit.training.memory_plan.setup import Setup
+
+_DEVICES = (2, 4, 8)
+_SHORTEST = 128
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of how a run trains.
+
+    Fields:
+        what: the change, in the words of the run's settings.
+        plan: what the run then takes.
+    """
+
+    what: str
+    plan: Plan
+
+
+def advise(planner: Planner, plan: Plan, memory: int) -> list[Change]:
+    """Changes of a run that does not safely fit: each by itself, and, if none is enough, one on top of the other.
+
+    Args:
+        planner: of the model.
+        plan: of the run.
+        memory: bytes of a device.
+
+    Returns:
+        Those that take less, by what they cost the run: time first, then precision, devices, and the data itself. If
+        none that leaves devices and data alone is enough, a last one joins as many as are needed, or all.
+    """
+    if plan.verdict(memory) == "fits":
+        return []
+    cheap, dear = (_found(changes, planner, plan, memory) for changes in (_OF_THE_RUN, _OF_WHAT_IT_HAS))
+    if any(change.plan.verdict(memory) == "fits" for change in cheap):
+        return [*cheap, *dear]
+    joined = plan
+    words: list[str] = []
+    for change in (*_OF_THE_RUN, *_OF_WHAT_IT_HAS):
+        found = None if joined.verdict(memory) == "fits" else change(planner, joined, memory)
+        if found is not None:
+            joined, words = found.plan, [*words, found.what]
+    return [*cheap, *dear, *([Change(" + ".join(words), joined)] if len(words) > 1 else [])]
+
+
+def _found(changes: "Sequence[_Try]", planner: Planner, plan: Plan, memory: int) -> list[Change]:
+    return [found for change in changes if (found := change(planner, plan, memory)) is not None]
+
+
+def _checkpointing(planner: Planner, plan: Plan, memory: int) -> Change | None:
+    return _first(planner, plan, memory, [("gradient checkpointing", replace(plan.setup, checkpointing=True))])
+
+
+def _flash(planner: Planner, plan: Plan, memory: int) -> Change | None:
+    if plan.setup.device == "cpu":
+        return None
+    return _first(planner, plan, memory, [("FlashAttention", replace(plan.setup, attention="flash"))])
+
+
+def _smaller_batch(planner: Planner, plan: Plan, memory: int) -> Change | None:
+    whole = plan.setup.batch_size
+    options = [
+        (f"batch size {n} with {-(-whole // n)} times the accumulation", replace(plan.setup, batch_size=n))
+        for n in _halves(whole, 1)
+    ]
+    return _first(planner, plan, memory, options)
+
+
+def _four_bits(planner: Planner, plan: Plan, memory: int) -> Change | None:
+    return _first(planner, plan, memory, [("4-bit weights", replace(plan.setup, quantization="4bit"))])
+
+
+def _more_devices(planner: Planner, plan: Plan, memory: int) -> Change | None:
+    numbers = [n for n in _DEVICES if n > plan.setup.devices]
+    how = "device_map: auto" if plan.setup.split == "device_map" else "FSDP"
+    return _first(planner, plan, memory, [(f"{n} devices ({how})", replace(plan.setup, devices=n)) for n in numbers])
+
+
+def _shorter(planner: Planner, plan: Plan, memory: int) -> Change | None:
+    lengths = _halves(plan.setup.tokens, _SHORTEST)
+    return _first(planner, plan, memory, [(f"max_length {n}", replace(plan.setup, tokens=n)) for n in lengths])
+
+
+def _halves(number: int, least: int) -> Iterator[int]:
+    while number // 2 >= least:
+        number //= 2
+        yield number
+
+
+def _first(planner: Planner, plan: Plan, memory: int, options: list[tuple[str, Setup]]) -> Change | None:
+    """The first option that fits, or the last that takes less than before."""
+    best = None
+    for what, setup in options:
+        try:
+            found = planner.plan(setup)
+        except HeadEditError:  # the model has no such option
+            continue
+        if found.total < (plan if best is None else best.plan).total:
+            best = Change(what, found)
+        if found.verdict(memory) == "fits":
+            break
+    return best
+
+
+_Try = Callable[[Planner, Plan, int], Change | None]
+_OF_THE_RUN: tuple[_Try, ...] = (_flash, _smaller_batch, _checkpointing, _four_bits)
+_OF_WHAT_IT_HAS: tuple[_Try, ...] = (_more_devices, _shorter)

@@ -1,0 +1,95 @@
+"""Layers that are alike: a model with fewer of them tells what one more takes."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from headedit.edits import EditConfig
+from headedit.training.memory_plan.skeleton import Skeleton
+
+_ROUNDS = 3  # of the period that are kept: nothing in front of the first has a gradient, and it may be let go late
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Layers ``start`` to the end repeat with a period; ``layers`` in all."""
+
+    start: int
+    period: int
+    layers: int
+
+    @property
+    def rest(self) -> int:
+        """Layers at the end that are no whole period."""
+        return (self.layers - self.start) % self.period
+
+    @property
+    def short(self) -> int:
+        """How many layers a short model needs, so that a whole number of periods is missing."""
+        return self.start + self.rest + _ROUNDS * self.period
+
+    @property
+    def usual(self) -> int:
+        """The first of the layers of the short model that stand for those that are missing."""
+        return self.start + (_ROUNDS - 1) * self.period
+
+    @property
+    def missing(self) -> int:
+        """How many periods the short model lacks."""
+        return (self.layers - self.short) // self.period
+
+
+def find_pattern(skeleton: Skeleton, config: Any) -> Pattern | None:
+    """The pattern of a model's layers that leaves most of them out; None where it would leave none out."""
+    kinds = layer_kinds(skeleton, config)
+    best = None
+    for period in range(1, len(kinds) // (_ROUNDS + 2) + 1):
+        start = len(kinds) - period
+        while start > 0 and kinds[start - 1] == kinds[start - 1 + period]:
+            start -= 1
+        found = Pattern(start, period, len(kinds))
+        if found.missing > 1 and (best is None or found.short < best.short):
+            best = found
+    return best
+
+
+def layer_kinds(skeleton: Skeleton, config: Any) -> list[object]:
+    """What each layer is made of: equal for layers that are alike."""
+    edited = {site.module for site in skeleton.edits.sites}
+    lists = _by_layer(config.get_text_config(), len(skeleton.layers))
+    return [_kind(layer, edited, [v[i] for v in lists.values()]) for i, layer in enumerate(skeleton.layers)]
+
+
+def _kind(layer: nn.Module, edited: set[nn.Module], of_config: list[object]) -> object:
+    parts = []
+    for name, module in layer.named_modules():
+        tensors = [(n, tuple(p.shape), p.dtype) for n, p in module.named_parameters(recurse=False)]
+        values = {k: v for k, v in vars(module).items() if isinstance(v, str | bool | float) or _is_size(k, v)}
+        parts.append((name, type(module), module in edited, tensors, values))
+    return parts, of_config
+
+
+def _is_size(name: str, value: object) -> bool:
+    return isinstance(value, int) and name not in ("layer_idx", "layer_id", "layer_number", "layer_index")
+
+
+def _by_layer(config: Any, layers: int) -> dict[str, Sequence[Any]]:
+    return {k: v for k, v in vars(config).items() if isinstance(v, list | tuple) and len(v) == layers}
+
+
+def shortened(config: Any, layers: int) -> Any:
+    """The config of the same model with the first so many layers."""
+    short = copy.deepcopy(config)
+    text = short.get_text_config()
+    for name, values in _by_layer(text, text.num_hidden_layers).items():
+        setattr(text, name, values[:layers])
+    text.num_hidden_layers = layers
+    return short
+
+
+def edits_of_first(edits: EditConfig, skeleton: Skeleton, layers: int) -> EditConfig:
+    """The edits that the first so many layers have."""
+    return replace(edits, layers=sorted({site.layer for site in skeleton.edits.sites if site.layer < layers}))

@@ -1,0 +1,169 @@
+"""The plan of a run: what it takes of each device, by what takes it."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from headedit.edits import EditConfig
+from headedit.specs import Spec
+from headedit.training.memory_plan.memory import PROCESS
+from headedit.training.memory_plan.pattern import edits_of_first, find_pattern, layer_kinds, shortened
+from headedit.training.memory_plan.setup import Setup
+from headedit.training.memory_plan.shares import Share, shares
+from headedit.training.memory_plan.skeleton import Skeleton, size
+from headedit.training.memory_plan.step import Step, trace_step
+
+UNCERTAINTY = 0.15
+"""How far, as a share, what a step takes may be from what is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run takes, in bytes.
+
+    Fields:
+        setup: how it trains.
+        weights: of the base model, scales of quantized ones included.
+        dtypes: of ``weights``, by dtype.
+        buffers: of the base model, such as the frequencies of position embeddings.
+        parameters: how many the edits have.
+        edits: their parameters, float32.
+        gradients: of the edits.
+        optimizer: AdamW's two moments of each parameter of the edits.
+        kept: what a forward pass keeps for the backward pass.
+        working: what a step holds beside that at its peak: the logits and their gradient, a layer run anew, …
+        process: what the process itself takes of a device: the context and libraries.
+        shares: of each device.
+    """
+
+    setup: Setup
+    weights: int
+    dtypes: dict[str, int]
+    buffers: int
+    parameters: int
+    edits: int
+    gradients: int
+    optimizer: int
+    kept: int
+    working: int
+    process: int
+    shares: tuple[Share, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes on the device that needs most."""
+        return max(share.total for share in self.shares)
+
+    @property
+    def careful(self) -> int:
+        """The same, with what a step takes as much greater as the estimate may be wrong."""
+        return max(round(share.total + UNCERTAINTY * (share.kept + share.working)) for share in self.shares)
+
+    def verdict(self, memory: int) -> str:
+        """``fits``, ``tight`` where the estimate could be wrong by more than is left, or ``does not fit``."""
+        if self.total > memory:
+            return "does not fit"
+        return "tight" if self.careful > memory else "fits"
+
+    def rows(self) -> list[tuple[str, int]]:
+        """What takes memory, and how many bytes in all, on all devices together."""
+        return [
+            *((f"weights, {dtype}", number) for dtype, number in self.dtypes.items()),
+            ("buffers", self.buffers),
+            ("edits", self.edits),
+            ("gradients of the edits", self.gradients),
+            ("optimizer (AdamW, float32)", self.optimizer),
+            ("kept for the backward pass", self.kept),
+            ("working memory of a step, logits and loss included", self.working),
+        ]
+
+
+class Planner:
+    """Plans runs of one model.
+
+    Args:
+        config: of a causal LM of transformers; no weights are needed.
+        edits: the shape of the edits.
+        spec: where the heads are; by default found by the model type.
+        whole: run every layer, also where they are alike.
+    """
+
+    def __init__(
+        self, config: Any, edits: EditConfig | None = None, *, spec: "Spec | str | None" = None, whole: bool = False
+    ) -> None:
+        self._config, self._spec, self._whole = config, spec, whole
+        self._edits = EditConfig() if edits is None else edits
+        self._skeletons: dict[tuple[object, ...], Skeleton] = {}
+        self._steps: dict[Setup, Step] = {}
+
+    def plan(self, setup: Setup) -> Plan:
+        """What a run takes.
+
+        Raises:
+            HeadEditError: the model cannot be built, has no spec, or cannot be run without weights.
+        """
+        skeleton = self._skeleton(setup)
+        alone = replace(setup, devices=1, split="device_map")
+        step = self._steps[alone] = self._steps.get(alone) or self._step(skeleton, alone)
+        dtypes: dict[str, int] = {}
+        for tensor in skeleton.weights():
+            name = str(tensor.dtype).removeprefix("torch.")
+            dtypes[name] = dtypes.get(name, 0) + size([tensor])
+        edits = size(skeleton.trained())
+        return Plan(
+            setup=setup,
+            weights=sum(dtypes.values()),
+            dtypes=dict(sorted(dtypes.items(), key=lambda item: -item[1])),
+            buffers=size(skeleton.model.buffers()),
+            parameters=sum(p.numel() for p in skeleton.trained()),
+            edits=edits,
+            gradients=edits,
+            optimizer=2 * edits,
+            kept=step.kept,
+            working=step.most - step.kept,
+            process=PROCESS[setup.device],
+            shares=shares(skeleton, step, setup),
+        )
+
+    def _skeleton(self, setup: Setup) -> Skeleton:
+        key = (setup.dtype, setup.quantization, setup.attention)
+        if key not in self._skeletons:
+            self._skeletons[key] = Skeleton(self._config, setup, self._edits, self._spec)
+        return self._skeletons[key]
+
+    def _step(self, skeleton: Skeleton, setup: Setup) -> Step:
+        pattern = None if self._whole else find_pattern(skeleton, self._config)
+        if pattern is None:
+            return trace_step(skeleton, setup)
+        shorts = [self._first(skeleton, setup, pattern.short + more) for more in (0, pattern.period)]
+        if not all(self._begins_as(short, skeleton) for short in shorts):
+            return trace_step(skeleton, setup)
+        short, longer = (trace_step(s, setup) for s in shorts)
+        return short.extended(longer, pattern.missing, pattern.usual)
+
+    def _first(self, skeleton: Skeleton, setup: Setup, layers: int) -> Skeleton:
+        edits = edits_of_first(self._edits, skeleton, layers)
+        return Skeleton(shortened(self._config, layers), setup, edits, self._spec)
+
+    def _begins_as(self, short: Skeleton, skeleton: Skeleton) -> bool:
+        """Whether the layers of a short model are the first of the whole one."""
+        kinds = layer_kinds(short, short.model.config)
+        return kinds == layer_kinds(skeleton, self._config)[: len(kinds)]
+
+
+def estimate(config: Any, setup: Setup, *, edits: EditConfig | None = None, spec: "Spec | str | None" = None) -> Plan:
+    """What a run takes of memory, before any weight is loaded.
+
+    Weights, edits and optimiser are counted. What a step takes is found by running it on the meta device, with the
+    storage of every tensor counted while it lives; where layers are alike, in two short models, of which the
+    difference tells what the others take.
+
+    Args:
+        config: of a causal LM of transformers.
+        setup: how it trains.
+        edits: the shape of the edits; by default that of ``attach``.
+        spec: where the heads are; by default found by the model type.
+
+    Raises:
+        HeadEditError: the model cannot be built, has no spec, or cannot be run without weights.
+    """
+    return Planner(config, edits, spec=spec).plan(setup)

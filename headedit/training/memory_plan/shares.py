@@ -1,0 +1,75 @@
+"""What each of several devices takes."""
+
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+from headedit.errors import HeadEditError
+from headedit.training.memory_plan.memory import PROCESS
+from headedit.training.memory_plan.setup import Setup
+from headedit.training.memory_plan.skeleton import Skeleton, size
+from headedit.training.memory_plan.step import Step
+
+_GATHERED = 2  # layers that FSDP holds whole: the one that runs, and the next, which is fetched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one device takes, in bytes.
+
+    Fields:
+        base: weights and buffers of the base model.
+        trained: edits, their gradients and the optimiser.
+        kept, working: as in ``Plan``.
+        process: as there.
+    """
+
+    base: int
+    trained: int
+    kept: int
+    working: int
+    process: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.base + self.trained + self.kept + self.working + self.process
+
+
+def shares(skeleton: Skeleton, step: Step, setup: Setup) -> tuple[Share, ...]:
+    """The share of each device: whole layers, or with FSDP a part of every weight and of no activation.
+
+    Raises:
+        HeadEditError: devices could not share the layers, which are not in one list.
+    """
+    base, trained = size(skeleton.base()), 4 * size(skeleton.trained())
+    kept, working, process = step.kept, step.most - step.kept, PROCESS[setup.device]
+    if setup.devices == 1:
+        return (Share(base=base, trained=trained, kept=kept, working=working, process=process),)
+    if not skeleton.layers:
+        raise HeadEditError(f"The layers of {type(skeleton.model).__name__} are not one list that devices could share.")
+    layers = [size([*layer.parameters(), *layer.buffers()]) for layer in skeleton.layers]
+    if setup.split == "fsdp":
+        outside = base - sum(layers)
+        gathered = min(base, -(-base // setup.devices) + outside + _GATHERED * max(layers))
+        one = Share(base=gathered, trained=trained, kept=kept, working=working, process=process)
+        return (one,) * setup.devices
+    embeddings: Any = skeleton.model.get_input_embeddings()  # type: ignore[operator]
+    return _by_layers(layers, base, trained, step, size(embeddings.parameters()), setup)
+
+
+def _by_layers(layers: list[int], base: int, trained: int, step: Step, first: int, setup: Setup) -> tuple[Share, ...]:
+    """Layers in their order, so that the weights are spread evenly; embeddings first, the head last."""
+    ends = list(accumulate(layers, initial=first))
+    middles = [(before + after) / 2 for before, after in pairwise(ends)]
+    places = [min(int(setup.devices * middle / base), setup.devices - 1) for middle in middles]
+    found = []
+    for device in range(setup.devices):
+        last = device == setup.devices - 1
+        here = [i for i, place in enumerate(places) if place == device]
+        kept = sum(step.layers[i] for i in here) + (step.head if last else 0)
+        working = max(step.inside, step.most - step.kept) if last else step.inside
+        weights = sum(layers[i] for i in here) + (first if device == 0 else 0) + (base - ends[-1] if last else 0)
+        part = trained * len(here) // len(layers)
+        found.append(Share(base=weights, trained=part, kept=kept, working=working, process=PROCESS[setup.device]))
+    return tuple(found)

@@ -1,0 +1,81 @@
+"""A model without weights: its modules with edits on them, on the meta device, as a run would have them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headedit.edits import EditConfig, HeadEdits, attach
+from headedit.errors import HeadEditError
+from headedit.specs import Spec
+from headedit.training.memory_plan.packed import pack
+from headedit.training.memory_plan.setup import DTYPES, Setup
+
+_IMPLEMENTATIONS = {"eager": "eager", "sdpa": "sdpa", "flash": "sdpa"}  # FlashAttention: as sdpa without a mask
+
+
+class Skeleton:
+    """The model of a config, frozen and in training mode, with edits.
+
+    Args:
+        config: of a causal LM of transformers.
+        setup: dtype, quantization and attention are taken from it.
+        edits: the shape of the edits.
+        spec: where the heads are; by default found by the model type.
+
+    Fields:
+        model, edits: on the meta device.
+        layers: the modules of the text decoder's layers; empty where they are not one list.
+
+    Raises:
+        HeadEditError: transformers cannot build the model, or edits cannot be attached to it.
+    """
+
+    def __init__(self, config: Any, setup: Setup, edits: EditConfig, spec: "Spec | str | None") -> None:
+        self.model = _build(config, setup)
+        self.edits: HeadEdits = attach(self.model, spec, edits)
+        self.edits.module.to("meta")
+        if setup.quantization is not None:
+            pack(self.model, setup.quantization)
+        self.layers = _layers(self.model, config.get_text_config().num_hidden_layers)
+
+    def weights(self) -> list[nn.Parameter]:
+        """The parameters of the base model, each once."""
+        ours = {id(p) for p in self.trained()}
+        return [p for p in self.model.parameters() if id(p) not in ours]
+
+    def base(self) -> list[Tensor]:
+        """The weights and buffers of the base model, each once."""
+        return [*self.weights(), *self.model.buffers()]
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters of the edits."""
+        return list(self.edits.module.parameters())
+
+
+def _build(config: Any, setup: Setup) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": DTYPES[setup.dtype]}
+    if setup.attention is not None:
+        options["attn_implementation"] = _IMPLEMENTATIONS[setup.attention]
+    try:
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(config, **options)
+    except Exception as error:  # whatever a config or model class raises
+        raise HeadEditError(
+            f"transformers cannot build a causal LM from this {type(config).__name__} "
+            f"({type(error).__name__}: {error})."
+        ) from None
+    return model.train().requires_grad_(False)
+
+
+def _layers(model: nn.Module, number: int) -> list[nn.Module]:
+    lists = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == number)
+    return list(next(lists, ()))
+
+
+def size(tensors: Iterable[Tensor]) -> int:
+    """Bytes of some tensors."""
+    return sum(t.numel() * t.element_size() for t in tensors)

@@ -1,7 +1,0 @@
-"""What a training run will take of a device's memory, told before any weight is loaded."""
-
-from headedit.training.plan.advice import Change, advise
-from headedit.training.plan.planner import Plan, Planner, estimate
-from headedit.training.plan.setup import Setup
-
-__all__ = ["Change", "Plan", "Planner", "Setup", "advise", "estimate"]

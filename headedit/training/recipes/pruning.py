@@ -1,0 +1,156 @@
+"""Gradual pruning of gates while the edits are trained, from all of them to one."""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from headedit.edits import HeadEdits
+from headedit.edits.gate_set import Gate, all_gates, close
+from headedit.training.loop.state import State
+from headedit.training.recipes.model_selection import Recorder
+
+Scores = dict[tuple[int, str], Tensor]
+"""By site and vector: the score of each gate, [heads]."""
+
+SHRINK = 0.9
+"""Share of the gates that a level keeps of the one before, above the small ones, which go one by one."""
+
+
+def sizes(gates: int, smallest: int) -> list[int]:
+    """Numbers of gates on the way down: 0.9 of the one before each time, and at least one fewer."""
+    found = [gates]
+    while found[-1] > smallest:
+        found.append(max(smallest, min(found[-1] - 1, int(SHRINK * found[-1]))))
+    return found
+
+
+class Pruning(TrainerCallback):  # type: ignore[misc]
+    """Closes gates for good, the least important first, level by level in a window of the run.
+
+    The levels are spread evenly over the window. Importance is what a gate's vectors contribute to the loss, to first
+    order: s = ⟨v, ∂L/∂v⟩², a running mean over the steps of the search; or, for a recipe without a search, log α.
+
+    Args:
+        edits: the edits that are trained.
+        smallest: number of gates of the last level.
+        window: where the first gates go and where the last level is reached, as shares of the run.
+        memory: how much of the running mean a step keeps.
+        by: ``loss`` or ``gate``.
+        gates: those to begin with, the others being closed; by default all.
+        recorder: takes down every level at its end, before the next is begun.
+    """
+
+    def __init__(
+        self,
+        edits: HeadEdits,
+        *,
+        smallest: int,
+        window: tuple[float, float],
+        memory: float,
+        by: str = "loss",
+        gates: Collection[Gate] | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.edits, self.window, self.memory, self.by, self.recorder = edits, window, memory, by, recorder
+        self.alive = all_gates(edits.module) if gates is None else sorted(gates)
+        self.levels = sizes(len(self.alive), min(smallest, len(self.alive)))
+        self.dropped: list[Gate] = []
+        self._level = 0
+        self._scores: Scores = {}
+
+    def order(self) -> list[Gate]:
+        """Every gate that it began with, the most important first: the first k are the gates of the level of k."""
+        return [*self._ranked(), *reversed(self.dropped)]
+
+    def state_dict(self) -> State:
+        """Which gates are gone, the scores of the others, and what was recorded."""
+        recorded = State({}, {}) if self.recorder is None else self.recorder.state_dict()
+        plain = {
+            "alive": [list(gate) for gate in self.alive],
+            "dropped": [list(gate) for gate in self.dropped],
+            "level": self._level,
+            "recorded": recorded.plain,
+        }
+        scores = {f"score/{site}/{vector}": score for (site, vector), score in self._scores.items()}
+        return State(plain, scores | {f"recorded/{name}": tensor for name, tensor in recorded.tensors.items()})
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from there."""
+        self.alive, self.dropped = ([Gate(*row) for row in state.plain[key]] for key in ("alive", "dropped"))
+        self._level = state.plain["level"]
+        device = next(self.edits.module.parameters()).device
+        self._scores, recorded = {}, {}
+        for key, tensor in state.tensors.items():
+            kind, _, name = key.partition("/")
+            if kind == "score":
+                site, _, vector = name.partition("/")
+                self._scores[int(site), vector] = tensor.to(device)
+            else:
+                recorded[name] = tensor
+        if self.recorder is not None:
+            self.recorder.load_state_dict(State(state.plain["recorded"], recorded))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Takes the step's gradients into the scores."""
+        if self.by == "gate":
+            return
+        with torch.no_grad():
+            for i, edit in enumerate(self.edits.module):
+                for owner in edit.gated_vectors():
+                    vectors = [getattr(edit, name) for name in edit.under(owner)]
+                    effects = [(v * v.grad).sum(-1) for v in vectors if v.grad is not None]
+                    if effects:
+                        score = torch.stack(effects).sum(0).square()
+                        before = self._scores.get((i, owner))
+                        self._scores[i, owner] = (
+                            score if before is None else self.memory * before + (1 - self.memory) * score
+                        )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Goes down to the level that the step is due for."""
+        first, last = self.window
+        share = (state.global_step / max(1, state.max_steps) - first) / (last - first)
+        due = int(min(1.0, max(0.0, share)) * (len(self.levels) - 1))
+        while self._level < due:
+            self._finish_level()
+            self._level += 1
+            ranked = self._ranked()
+            keep, drop = ranked[: self.levels[self._level]], ranked[self.levels[self._level] :]
+            self.dropped += reversed(drop)
+            self.alive = sorted(keep)
+            close(self.edits.module, drop)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ends the last level."""
+        self._finish_level()
+
+    def _finish_level(self) -> None:
+        if self.recorder is not None:
+            self.recorder.reached(self.alive)
+
+    def _ranked(self) -> list[Gate]:
+        values = {key: score.tolist() for key, score in self._read().items()}
+
+        def importance(gate: Gate) -> float:
+            by_head: list[float] | None = values.get((gate.site, gate.vector))
+            return 0.0 if by_head is None else by_head[gate.head]
+
+        return sorted(self.alive, key=importance, reverse=True)
+
+    def _read(self) -> Scores:
+        if self.by == "loss":
+            return self._scores
+        found: Scores = {}
+        for i, edit in enumerate(self.edits.module):
+            for owner in edit.gated_vectors():
+                gate = edit.log_alpha(owner)
+                assert gate is not None
+                found[i, owner] = gate.detach()
+        return found

@@ -1,0 +1,1 @@
+"""Sparse tuning: a share of the layers in each step."""

@@ -1,0 +1,1 @@
+"""Sweeps: one configuration with lists, and a run for every combination."""

@@ -1,0 +1,234 @@
+"""Runs a sweep: what is finished is passed over, what was stopped goes on, and the figures are put together."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from headedit.edits import HeadEdits, load
+from headedit.errors import HeadEditError
+from headedit.runs.run import RUN_FILE, Run
+from headedit.runs.stability import Spread
+from headedit.training.config import RUN_YAML, ModelConfig, RunConfig, read_run
+from headedit.training.recipes.journal import FOLDER
+from headedit.training.recipes.session import CHECKPOINTS
+from headedit.training.sweep.config import PlannedRun
+from headedit.training.train import train
+
+State = Literal["new", "stopped", "finished"]
+Measure = Callable[[PlannedRun, Callable[[], HeadEdits]], dict[str, float]]
+"""Gives further figures of a run; its second argument puts the run's edits on the model, if they are needed."""
+
+_FIGURES = {
+    "validation loss": "best_eval_loss",
+    "test loss": "test_loss",
+    "base test loss": "test_loss_base",
+    "seconds": "seconds",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRow:
+    """What came of one run.
+
+    Fields:
+        task: its name.
+        fields: the values of the fields that the sweep lists.
+        seed: its seed.
+        folder: where it is.
+        figures: by name: losses in nats a token, the number of edited heads, and what it was measured on.
+        error: why it failed; None if it did not.
+    """
+
+    task: str
+    fields: dict[str, Any]
+    seed: int
+    folder: str
+    figures: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepGroup:
+    """The runs of one task and one set of fields, over their seeds; or the tasks with one set of fields.
+
+    Fields:
+        task: the name; ``mean`` for the mean of the tasks.
+        over: what the mean and spread are over, ``seeds`` or ``tasks``.
+        fields: the values of the fields that the sweep lists.
+        runs: number of runs that succeeded.
+        failed: number of those that did not.
+        figures: mean and spread of each figure.
+    """
+
+    task: str
+    over: Literal["seeds", "tasks"]
+    fields: dict[str, Any]
+    runs: int
+    failed: int
+    figures: dict[str, Spread]
+
+
+def run_sweep(
+    planned: Sequence[PlannedRun],
+    *,
+    measure: Measure | None = None,
+    say: Callable[[str], None] = print,
+    progress: bool = True,
+) -> Iterator[list[SweepRow]]:
+    """Runs what is not finished, and gives the rows so far after every run.
+
+    The base model is loaded once for all runs that share it. A run that fails with a message of headedit is taken down
+    as failed, and the others go on; called again, the sweep tries it again.
+
+    Args:
+        planned: see ``plan_sweep``.
+        measure: further figures of every run.
+        say: is told what is done with each run.
+        progress: show bars.
+
+    Raises:
+        HeadEditError: a folder holds a run with another config.
+    """
+    states = [state_of(run.config) for run in planned]
+    base = _Base()
+    rows: list[SweepRow] = []
+    for number, (run, state) in enumerate(zip(planned, states, strict=True), start=1):
+        doing = {"new": "trains", "stopped": "goes on", "finished": "is there"}[state]
+        say(f"[{number}/{len(planned)}] {run.name}: {doing}")
+        place: dict[str, Any] = {"task": run.task, "fields": run.fields, "seed": run.seed, "folder": str(run.folder)}
+        try:
+            rows.append(SweepRow(**place, figures=_figures(run, state, base, measure, progress)))
+        except HeadEditError as error:
+            base.drop()
+            say(f"{run.name}: failed: {error}")
+            rows.append(SweepRow(**place, error=str(error)))
+        yield list(rows)
+
+
+def state_of(config: RunConfig) -> State:
+    """Whether a run is finished, was stopped, or is still to begin.
+
+    Raises:
+        HeadEditError: its folder holds a run with another config; the message says what differs.
+    """
+    assert config.output is not None
+    folder = Path(config.output)
+    if not (folder / RUN_YAML).is_file():
+        return "new"
+    before, now = read_run(folder / RUN_YAML).absolute().to_dict(), config.absolute().to_dict()
+    differing = sorted(_differing(before, now))
+    if differing:
+        raise HeadEditError(
+            f"{folder}: holds a run that differs in {', '.join(differing)}. Take another output folder, or remove this."
+        )
+    file = folder / RUN_FILE
+    if not file.is_file() or (folder / CHECKPOINTS / FOLDER).is_dir():
+        return "stopped"
+    measured = config.data.test is None or "test_loss" in Run.read(folder).record
+    return "finished" if measured else "stopped"
+
+
+def grouped(rows: Sequence[SweepRow]) -> list[SweepGroup]:
+    """Mean and spread over the seeds, and of several tasks with the same figures the mean."""
+    groups: dict[tuple[str, str], list[SweepRow]] = {}
+    for row in rows:
+        groups.setdefault((row.task, json.dumps(row.fields)), []).append(row)
+    found = [_group(members[0].task, members) for members in groups.values()]
+    by_fields: dict[str, list[SweepGroup]] = {}
+    for group in found:
+        by_fields.setdefault(json.dumps(group.fields), []).append(group)
+    return found + [_mean(members) for members in by_fields.values() if len(members) > 1]
+
+
+def sweep_record(rows: Sequence[SweepRow]) -> dict[str, Any]:
+    """Rows and groups as plain data for JSON."""
+    return {"runs": [asdict(row) for row in rows], "groups": [asdict(group) for group in grouped(rows)]}
+
+
+def figure_names(rows: Sequence[SweepRow]) -> list[str]:
+    """The figures that any row has, in their order."""
+    return list(dict.fromkeys(name for row in rows for name in row.figures))
+
+
+class _Base:
+    """The base model that was loaded last."""
+
+    def __init__(self) -> None:
+        self._config: ModelConfig | None = None
+        self._model: nn.Module | None = None
+
+    def model(self, config: ModelConfig) -> nn.Module:
+        """The model of a config, without edits."""
+        if self._model is None or config != self._config:
+            self.drop()
+            self._config, self._model = config, config.load()
+        return self._model
+
+    def drop(self) -> None:
+        """Forgets it."""
+        self._config = self._model = None
+
+
+def _figures(
+    planned: PlannedRun, state: State, base: _Base, measure: Measure | None, progress: bool
+) -> dict[str, float]:
+    config = planned.config
+    edits: list[HeadEdits] = []
+    if state != "finished":
+        run = train(config, resume=state == "stopped", base=base.model(config.model), progress=progress)
+        assert run.edits is not None
+        edits.append(run.edits)
+
+    def handle() -> HeadEdits:
+        if not edits:
+            edits.append(load(base.model(config.model), planned.folder, spec=config.spec))
+        return edits[0]
+
+    record = Run.read(planned.folder).record
+    figures = {name: float(record[key]) for name, key in _FIGURES.items() if record.get(key) is not None}
+    figures["edited heads"] = float(record["open"]["any"]["open"])
+    if measure is not None:
+        figures |= measure(planned, handle)
+    for attached in edits:
+        attached.detach()
+    return figures
+
+
+def _group(task: str, members: Sequence[SweepRow]) -> SweepGroup:
+    done = [row for row in members if row.error is None]
+    figures = {
+        name: Spread.of([row.figures[name] for row in done if name in row.figures]) for name in figure_names(done)
+    }
+    return SweepGroup(
+        task=task,
+        over="seeds",
+        fields=members[0].fields,
+        runs=len(done),
+        failed=len(members) - len(done),
+        figures=figures,
+    )
+
+
+def _mean(groups: Sequence[SweepGroup]) -> SweepGroup:
+    """The mean of the tasks' means, of every figure that all of them have."""
+    names = [name for name in groups[0].figures if all(name in group.figures for group in groups)]
+    return SweepGroup(
+        task="mean",
+        over="tasks",
+        fields=groups[0].fields,
+        runs=sum(group.runs for group in groups),
+        failed=sum(group.failed for group in groups),
+        figures={name: Spread.of([group.figures[name].mean for group in groups]) for name in names},
+    )
+
+
+def _differing(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            yield from _differing(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif before != now:
+        yield path
