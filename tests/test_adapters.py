@@ -217,8 +217,8 @@ def test_the_dial(llama, ids):
     edits.strength = 0.5
     half = logits(llama, ids)
     for edit in edits.module:
-        edit.offset.data *= 0.5
-        edit.scale.data *= 0.5
+        edit.vectors["offset"].data *= 0.5
+        edit.vectors["scale"].data *= 0.5
     edits.strength = 1
     assert torch.equal(logits(llama, ids), half)
     assert not torch.allclose(half, full, atol=1e-3)
@@ -255,8 +255,8 @@ def test_sums_are_sums_of_what_acts(llama, ids):
     edits.add_adapter("mix", edits["default"] + 0.5 * edits["b"])
     for mixed, a, b in zip(edits["mix"], edits["default"], edits["b"], strict=True):
         for vector in ("offset", "scale"):
-            value = a.acting()[vector] + 0.5 * b.acting()[vector]
-            assert torch.equal(mixed.acting()[vector], value)
+            value = a.effective()[vector] + 0.5 * b.effective()[vector]
+            assert torch.equal(mixed.effective()[vector], value)
             assert torch.equal(mixed.is_open(vector), (value != 0).any(1))
     edits.set_adapter("mix")
     mix = logits(llama, ids)

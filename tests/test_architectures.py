@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 import transformers
+from headedit.edits.together import Together
 from image_text import IMAGE_TEXT
 from tiny import randomise
 from transformers import CONFIG_MAPPING
@@ -14,7 +15,6 @@ from zoo import WITH_HEADS, WITHOUT_HEADS, ZOO, zoo_ids, zoo_model
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.edits.together import Together
 from headedit.io.strict import build
 from headedit.specs import Spec, packaged_specs
 from headedit.specs.probe import prove_sites

@@ -52,7 +52,7 @@ class Reference:
                 heads = z.view(*z.shape[:-1], site.heads, site.head_dim)
                 for head in range(site.heads):
                     if edited and skip != (site.path, head):
-                        acting = {name: vector[head] for name, vector in edit.acting().items()}
+                        acting = {name: vector[head] for name, vector in edit.effective().items()}
                         heads[..., head, :] = heads[..., head, :] * (1 + acting["scale"]) + acting["offset"]
                     if put is not None and put[:2] == (site.path, head):
                         heads[..., head, :] = put[2]
@@ -264,7 +264,7 @@ def test_contributions_are_those_of_tokens_by_hand(edited):
     given = [reference.run(row, edited=True)[1] for row in rows]
     for i, head in enumerate(found.heads):
         after = torch.cat([g[head.site.path][0, :, head.index] for g in given])
-        acting = {name: vector[head.index] for name, vector in head.edit.acting().items()}
+        acting = {name: vector[head.index] for name, vector in head.edit.effective().items()}
         before = torch.where(acting["scale"] == -1, torch.nan, (after - acting["offset"]) / (1 + acting["scale"]))
         added = (after - before).square().sum(1).mean().sqrt()
         own = before.square().sum(1).mean().sqrt()

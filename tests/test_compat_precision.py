@@ -193,7 +193,7 @@ def test_edits_follow_the_activation_to_another_dtype_and_device(llama, ids):
     assert torch.allclose(logits(llama, ids), wanted, atol=1e-5)
     z = torch.randn(1, 2, 64)
     edits.module.to("meta")
-    assert edits.module.sites[0](z.to("meta")).device.type == "meta"
+    assert edits.module.site_edits[0](z.to("meta")).device.type == "meta"
 
 
 def test_compiled_models_compute_the_same(llama, ids):

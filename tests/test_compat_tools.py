@@ -49,7 +49,7 @@ def test_hooks_of_accelerate_see_edited_heads(llama, ids, order):
     with edits.disable_adapter():
         assert torch.equal(logits(llama, ids), logits(tiny_model("llama"), ids))
     acted, rested = hook.inputs
-    assert torch.equal(acted, edits.module.sites[0](rested))
+    assert torch.equal(acted, edits.module.site_edits[0](rested))
     remove_hook_from_module(projection)
     assert torch.equal(logits(llama, ids), logits(wanted, ids))
     edits.detach()

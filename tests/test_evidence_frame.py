@@ -61,7 +61,7 @@ def test_a_row_for_every_head_and_its_edit(frame, edits):
     assert [place for place, there in zip(places(frame), frame["open"], strict=True) if there] == OPEN
     gates = edits.gates()
     for (layer, head), row in zip(places(frame), frame.to_dict("records"), strict=True):
-        acting = {name: vector[head] for name, vector in edits.module.sites[layer].acting().items()}
+        acting = {name: vector[head] for name, vector in edits.module.site_edits[layer].effective().items()}
         assert row["gate_offset"] == gates.additive[layer, head]
         assert row["gate_scale"] == gates.multiplicative[layer, head]
         assert row["gate"] == max(row["gate_offset"], row["gate_scale"])

@@ -95,7 +95,7 @@ def test_a_captured_graph_sees_parameters_that_change():
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             out = edit(z)
-        edit.scale.mul_(2)
+        edit.vectors["scale"].mul_(2)
         graph.replay()
         assert torch.equal(out, copy.deepcopy(edit)(z))
 

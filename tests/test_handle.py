@@ -30,12 +30,12 @@ def test_ablating_is_exact_in_training_and_eval_and_replaces_what_was_there(llam
     edits.set_head(0, 2, scale=0.0)
     for mode in (True, False):
         edits.module.train(mode)
-        z = edits.module.sites[0](torch.randn(1, 3, 64)).view(1, 3, 4, 16)
+        z = edits.module.site_edits[0](torch.randn(1, 3, 64)).view(1, 3, 4, 16)
         assert (z[:, :, 2] == 0).all()
         assert (z[:, :, 1] != 0).any()
     edits.set_head(0, 2)
     z = torch.randn(1, 3, 64)
-    assert torch.equal(edits.module.sites[0](z).view(1, 3, 4, 16)[:, :, 2], z.view(1, 3, 4, 16)[:, :, 2])
+    assert torch.equal(edits.module.site_edits[0](z).view(1, 3, 4, 16)[:, :, 2], z.view(1, 3, 4, 16)[:, :, 2])
 
 
 def test_hand_set_gates_are_open_only_for_the_part_that_acts(llama):

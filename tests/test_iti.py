@@ -279,7 +279,7 @@ def test_several_sites_a_layer_and_heads_of_several_widths(llama, tmp_path):
     for site, first in zip(edits.sites, (0, 4), strict=True):
         columns = slice(first, first + site.heads)
         expected = 2.0 * found.sigma[1, columns, None] * found.direction[1, columns, : site.head_dim]
-        offset = next(edit.offset for where, edit in edits.module.pairs() if where is site)
+        offset = next(edit.vectors["offset"] for where, edit in edits.module.pairs() if where is site)
         assert torch.allclose(offset, expected)
 
 

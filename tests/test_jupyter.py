@@ -60,7 +60,7 @@ def test_the_summary_says_model_spec_counts_and_heads(edits):
 
 def test_the_picture_holds_the_gates(edits):
     with torch.no_grad():
-        edits.module.sites[1].offset_gate[2] = -2.2  # open by 0.02
+        edits.module.site_edits[1].gates["offset_gate"][2] = -2.2  # open by 0.02
     (svg,) = parsed(edits).iter("svg")
     offset, scale = (
         {path.get("data-gate"): drawn(path) for path in panel.iter("path") if path.get("data-gate")}

@@ -1,7 +1,9 @@
 """Merging: the weights hold the edit, a plain checkpoint gives the hooked logits, and all of it can be undone."""
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -18,11 +20,11 @@ from zoo import ZOO, zoo_ids, zoo_model
 import headedit
 from headedit import EditConfig, HeadEditError
 from headedit.cli import merge as merge_command
-from headedit.edits.merge import fold as folding
-from headedit.edits.merge.export import rehome
+from headedit.edits.merge.export import export_as
 from headedit.edits.merge.fold import fold
-from headedit.edits.merge.merge import is_merged, merge, merge_and_unload, mergeable, suspended, unmerge
+from headedit.edits.merge.merge import merge, mergeable, unmerge
 from headedit.edits.merge.peft import to_peft
+from headedit.edits.merge.projection import merged_tensors
 
 NO_BIAS = {"mixtral", "qwen2_moe", "phi3"}
 WINDOWED = {"mistral", "ministral"}
@@ -75,7 +77,7 @@ def test_a_plain_checkpoint_gives_the_logits_of_the_hooked_model(model_type, ids
     edits = edited(model)
     wanted = logits(model, ids)
     assert off(base, wanted) > 1e-3
-    plain = merge_and_unload(edits)
+    plain = edits.merge_and_unload()
     assert (plain is model) == (model_type != "qwen2")
     assert not edits.attached
     assert not any(m._forward_pre_hooks for m in plain.modules())
@@ -83,12 +85,12 @@ def test_a_plain_checkpoint_gives_the_logits_of_the_hooked_model(model_type, ids
     assert off(wanted, logits(reload(plain, tmp_path), ids)) < 1e-5
 
 
-def test_it_loads_where_headedit_cannot_be_imported(ids, tmp_path):
+def test_a_merged_checkpoint_loads_where_headedit_cannot_be_imported(ids, tmp_path):
     wanted = {}
     for model_type in ("llama", "gpt2", "qwen2"):
         edits = edited(tiny_model(model_type))
         wanted[model_type] = logits(edits.model, ids)
-        merge_and_unload(edits).save_pretrained(tmp_path / model_type)
+        edits.merge_and_unload().save_pretrained(tmp_path / model_type)
     torch.save(ids, tmp_path / "ids.pt")
     code = (
         "import sys; sys.modules['headedit'] = None\n"
@@ -116,7 +118,7 @@ def test_every_kind_of_architecture_merges_or_says_why_not(model_type, kind, tmp
     can, how = mergeable(model, edits.sites, edits.spec)
     assert can == (kind == "merged")
     if kind != "merged":
-        with pytest.raises(HeadEditError, match=r"(An offset cannot|cannot) be merged.*Keep the edits beside"):
+        with pytest.raises(HeadEditError, match=r"(An offset cannot|cannot) be merged.*Keep the edits next to"):
             merge(edits)
         assert how.startswith("only a scale") == (kind == "scale only")
         assert_same_state(model, before)
@@ -126,11 +128,11 @@ def test_every_kind_of_architecture_merges_or_says_why_not(model_type, kind, tmp
         wanted = seeded(model, ids)
     if kind == "refused":
         with pytest.raises(HeadEditError, match="cannot be merged"):
-            merge_and_unload(edits)
+            edits.merge_and_unload()
         assert edits.attached
         assert_same_state(edits.detach(), base)
         return
-    plain = merge_and_unload(edits)
+    plain = edits.merge_and_unload()
     assert off(wanted, seeded(plain, ids)) < 1e-5
     plain.save_pretrained(tmp_path)
     assert off(wanted, seeded(type(plain).from_pretrained(tmp_path).eval(), ids)) < 1e-5
@@ -143,20 +145,20 @@ def seeded(model, ids):
 
 
 @pytest.mark.parametrize("config", [{"gates": "shared"}, {"eval_gate": "expectation"}, {"layers": [1]}, {"mode": 1}])
-def test_what_is_merged_is_the_edit_of_eval_mode(llama, ids, config):
+def test_the_merged_edit_is_that_of_eval_mode(llama, ids, config):
     training = config.pop("mode", None) is not None
     edits = edited(llama, **config)
     wanted = logits(llama, ids)
     llama.train(training)
     merge(edits)
-    assert llama.training == edits.module.sites[0].training == training
+    assert llama.training == edits.module.site_edits[0].training == training
     assert off(wanted, logits(llama.eval(), ids)) < 1e-5
 
 
-def test_mlp_and_attention_merge_together_each_by_its_own_switch(llama, ids, tmp_path):
+def test_mlp_and_attention_merge_together_each_by_its_own_flag(llama, ids, tmp_path):
     edits = edited(llama, sites=["attention", "mlp"], mlp_groups=4)
     wanted = logits(llama, ids)
-    plain = merge_and_unload(edits)
+    plain = edits.merge_and_unload()
     assert plain.config.attention_bias
     assert plain.config.mlp_bias
     assert off(wanted, logits(reload(plain, tmp_path), ids)) < 1e-5
@@ -182,7 +184,7 @@ def test_a_scale_alone_needs_no_bias_anywhere(ids):
         config, names = model.config.to_dict(), list(model.state_dict())
         edits = edited(model, vectors="scale")
         wanted = logits(model, ids)
-        plain = merge_and_unload(edits)
+        plain = edits.merge_and_unload()
         assert plain is model
         assert list(plain.state_dict()) == names
         assert plain.config.to_dict() == config
@@ -193,7 +195,7 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(llama, ids):
     llama.to(torch.bfloat16)
     edits = edited(llama, vectors="scale")
     wanted, site = logits(llama, ids), llama.model.layers[0].self_attn.o_proj
-    weight, scale = site.weight.detach().clone(), edits.module.sites[0].eval().scale_and_offset()[0]
+    weight, scale = site.weight.detach().clone(), edits.module.site_edits[0].eval().scale_and_offset()[0]
     merge(edits)
     assert torch.equal(site.weight, (weight.float() * scale).to(torch.bfloat16))
     assert off(wanted, logits(llama, ids)) < 4 * torch.finfo(torch.bfloat16).eps
@@ -213,7 +215,7 @@ def test_unmerging_is_bit_exact(model_type, ids):
     parameters = dict(model.named_parameters())
     for _ in range(2):
         merge(edits)
-        assert is_merged(edits)
+        assert edits.merged_adapters == ["default"]
         assert off(wanted, logits(model, ids)) < 1e-5
         unmerge(edits)
         assert_same_state(model, before)
@@ -222,30 +224,115 @@ def test_unmerging_is_bit_exact(model_type, ids):
     assert all(parameters[name] is p for name, p in model.named_parameters())
 
 
-def test_the_base_model_can_be_had_while_merged(llama, ids):
+def test_disable_adapter_gives_the_base_model_while_merged(llama, ids):
     base, before = logits(llama, ids), llama.config.to_dict()
     edits = edited(llama)
     merge(edits)
     merged = logits(llama, ids)
-    with suspended(edits) as model, edits.disable_adapter():
+    with edits.disable_adapter() as model, edits.disable_adapter():
         assert torch.equal(logits(model, ids), base)
         assert model.config.to_dict() == before
     assert torch.equal(logits(llama, ids), merged)
     assert off(base, merged) > 1e-3
-    unmerge(edits)
-    with suspended(edits):
-        assert off(base, logits(llama, ids)) > 1e-3
+    with edits.disable_adapter():
+        with edits.disable_adapter():
+            pass
+        assert torch.equal(logits(llama, ids), base)  # the inner context is left, the outer one is not
+        unmerge(edits)
+        assert torch.equal(logits(llama, ids), base)
+    assert off(merged, logits(llama, ids)) < 1e-5
+    assert edits.merged is None
+
+
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda edits: pickle.loads(pickle.dumps(edits)), copy.copy])
+def test_a_copy_of_a_merged_handle_knows_that_it_is_merged(twin_of, llama, ids):
+    base = logits(llama, ids)
+    edits = edited(llama)
+    wanted = logits(llama, ids)
+    merge(edits)
+    merged, shallow = logits(llama, ids), twin_of is copy.copy
+    twin = twin_of(edits)
+    assert (twin is edits) == (twin.model is llama) == shallow  # a model has one handle
+    assert headedit.handle(twin.model) is twin
+    assert twin.merged_adapters == ["default"]
+    assert torch.equal(logits(twin.model, ids), merged)
+    with twin.disable_adapter():
+        assert torch.equal(logits(twin.model, ids), base)
+        assert torch.equal(logits(llama, ids), base if shallow else merged)
+    with pytest.raises(HeadEditError, match="merged already"):
+        twin.merge_adapter()
+    unmerge(twin)
+    assert torch.equal(logits(twin.model, ids), wanted)
+    assert edits.merged_adapters == ([] if shallow else ["default"])
+    assert off(wanted, logits(twin.merge_and_unload(), ids)) < 1e-5
+    assert off(wanted, logits(llama, ids)) < 1e-5
+
+
+def three_adapters(model):
+    edits = edited(model)
+    for seed, name in enumerate("bc", start=1):
+        edits.add_adapter(name)
+        edits.set_adapter(name)
+        randomise(edits, seed)
+    edits.set_adapter("default")
+    return edits
+
+
+@pytest.mark.parametrize("names", [["b"], ["b", "c"], ["default"], ("c",), None])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_adapters_are_merged_by_name_and_several_as_their_sum(names, model_type, ids):
+    model = tiny_model(model_type)
+    edits = three_adapters(model)
+    active = logits(model, ids)
+    edits.add_adapter(
+        "sum", sum((edits[name] for name in (names or ["default"])[1:]), edits[(names or ["default"])[0]] * 1)
+    )
+    edits.set_adapter("sum")
+    wanted = logits(model, ids)
+    edits.set_adapter("default")
+    if model_type == "llama":
+        edits.merge_adapter(names)
+        assert edits.merged_adapters == list(names or ["default"])
+        assert off(wanted, logits(model, ids)) < 1e-5
+        edits.unmerge_adapter()
+        assert torch.equal(logits(model, ids), active)
+    assert off(wanted, logits(edits.merge_and_unload(adapter_names=names, progressbar=True), ids)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(["x"], "no adapter 'x'"), ([], "expected a list"), ("b", "expected a list")]
+)
+def test_names_that_cannot_be_merged_are_refused(names, message, llama):
+    edits = three_adapters(llama)
+    with pytest.raises(HeadEditError, match=message):
+        edits.merge_adapter(names)
+    edits.merge_adapter(["b"])
+    with pytest.raises(HeadEditError, match=r"b is merged already; call unmerge_adapter\(\) to merge others"):
+        edits.merge_and_unload(adapter_names=["c"])
+    assert edits.attached
+
+
+def test_merging_disabled_edits_is_refused(llama, ids):
+    base = logits(llama, ids)
+    edits = edited(llama)
+    wanted = logits(llama, ids)
+    with edits.disable_adapter():
+        for call in (edits.merge_adapter, edits.merge_and_unload):
+            with pytest.raises(HeadEditError, match=r"These edits are disabled.*leave disable_adapter\(\)"):
+                call()
+        assert torch.equal(logits(llama, ids), base)
+    assert torch.equal(logits(llama, ids), wanted)
 
 
 def test_new_biases_are_trainable_when_the_weights_were(llama):
-    merge_and_unload(edited(llama))
+    edited(llama).merge_and_unload()
     assert all(p.requires_grad for p in llama.parameters())
     frozen = tiny_model("llama").requires_grad_(False)
-    merge_and_unload(edited(frozen))
+    edited(frozen).merge_and_unload()
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
-def test_what_is_merged_or_not_is_told(llama):
+def test_merging_twice_and_unmerging_nothing_are_refused(llama):
     edits = edited(llama)
     with pytest.raises(HeadEditError, match="not merged, so there is nothing"):
         unmerge(edits)
@@ -257,21 +344,21 @@ def test_what_is_merged_or_not_is_told(llama):
     unmerge(edits)
     edits.detach()
     with pytest.raises(HeadEditError, match="detached, so there is nothing to merge"):
-        merge_and_unload(edits)
+        edits.merge_and_unload()
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
-def test_a_safe_merge_leaves_everything_where_it_finds_nan(model_type, ids):
+def test_a_safe_merge_that_finds_nan_changes_nothing(model_type, ids):
     model = tiny_model(model_type)
     edits = edited(model)
     with torch.no_grad():
-        edits.module.sites[1].offset_gate.fill_(10)
-        edits.module.sites[1].offset[2, 3] = torch.nan
+        edits.module.site_edits[1].gates["offset_gate"].fill_(10)
+        edits.module.site_edits[1].vectors["offset"][2, 3] = torch.nan
     before, config = state(model), model.config.to_dict()
     with pytest.raises(HeadEditError, match=r"layers\.1\.self_attn\.o_proj: merged.*NaN or infinity; nothing"):
-        merge_and_unload(edits, safe_merge=True)
+        edits.merge_and_unload(safe_merge=True)
     assert edits.attached
-    assert not is_merged(edits)
+    assert edits.merged is None
     after = model.state_dict()
     assert all(torch.equal(after[name].nan_to_num(), tensor.nan_to_num()) for name, tensor in before.items())
     assert model.config.to_dict() == config
@@ -322,14 +409,14 @@ def test_weights_that_cannot_take_an_edit_are_refused_by_name(llama, change, mes
     edits = edited(change(llama))
     with pytest.raises(HeadEditError, match=message):
         merge(edits)
-    assert not is_merged(edits)
+    assert edits.merged is None
     assert not llama.config.attention_bias
     can, why = mergeable(llama, edits.sites, edits.spec)
     assert not can
     assert "o_proj" in why
 
 
-def test_peft_elsewhere_in_the_model_hinders_an_offset_only(llama, ids):
+def test_lora_elsewhere_in_the_model_prevents_only_an_offset_from_merging(llama, ids):
     import peft
 
     peft.get_peft_model(llama, peft.LoraConfig(target_modules=["q_proj"]))
@@ -353,7 +440,7 @@ def test_peft_put_on_after_the_edits_is_refused_too(llama):
 @pytest.mark.parametrize(
     ("model_type", "how"),
     [
-        ("gpt2", "yes, into the bias that is there"),
+        ("gpt2", "yes, into the bias that the projection has"),
         ("llama", "yes, by attention_bias=True"),
         ("qwen2", "yes, as llama"),
         ("mistral", r"only a scale: its sliding window of 16 tokens acts in texts up to 64"),
@@ -389,7 +476,7 @@ def test_rehoming_gives_the_same_model_as_a_llama(model_type, changes, tmp_path)
     ids = torch.randint(128, (2, 60), generator=torch.Generator().manual_seed(3))
     edits = edited(model)
     wanted, before = logits(model, ids), state(model)
-    plain = rehome(edits)
+    plain = export_as(edits)
     assert type(plain) is LlamaForCausalLM
     assert off(wanted, logits(plain, ids)) < 1e-5
     fresh = reload(plain, tmp_path)
@@ -399,10 +486,10 @@ def test_rehoming_gives_the_same_model_as_a_llama(model_type, changes, tmp_path)
     assert torch.equal(logits(model, ids), wanted)
 
 
-def test_rehoming_takes_mlp_sites_along(ids):
+def test_exporting_as_another_type_includes_mlp_sites(ids):
     edits = edited(tiny_model("qwen2"), sites=["attention", "mlp"])
     wanted = logits(edits.model, ids)
-    plain = merge_and_unload(edits)
+    plain = edits.merge_and_unload()
     assert plain.config.mlp_bias
     assert off(wanted, logits(plain, ids)) < 1e-5
 
@@ -422,35 +509,35 @@ def test_rehoming_takes_mlp_sites_along(ids):
             {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
             r"window of 8 tokens acts",
         ),
-        ("llama", {}, r"llama\.yaml: merge: names no type to re-home a LlamaForCausalLM to"),
+        ("llama", {}, r"llama\.yaml: merge: names no type to export a LlamaForCausalLM as"),
     ],
 )
-def test_rehoming_is_refused_where_it_would_not_be_exact(model_type, changes, message, ids):
+def test_exporting_as_another_type_is_refused_where_it_would_not_be_exact(model_type, changes, message, ids):
     model = tiny_model(model_type, **changes)
     edits = edited(model)
     wanted = logits(model, ids)
     with pytest.raises(HeadEditError, match=message):
-        rehome(edits)
+        export_as(edits)
     assert edits.attached
     assert torch.equal(logits(model, ids), wanted)
 
 
-def test_rehoming_measures_what_it_made(monkeypatch):
+def test_exporting_as_another_type_compares_the_logits(monkeypatch):
     from transformers import Qwen2Config
 
     edits = edited(tiny_model("qwen2"))
     whole = Qwen2Config.to_dict
     monkeypatch.setattr(Qwen2Config, "to_dict", lambda self: {**whole(self), "rms_norm_eps": 0.5})
-    with pytest.raises(HeadEditError, match=r"Re-homed to LlamaForCausalLM, the logits are off by .*: not exported"):
-        rehome(edits)
+    with pytest.raises(HeadEditError, match=r"Exported as LlamaForCausalLM, the logits are off by .*: not exported"):
+        export_as(edits)
 
 
-def test_a_merge_in_place_points_to_rehoming():
+def test_the_refusal_of_a_merge_in_place_names_merge_and_unload():
     with pytest.raises(HeadEditError, match=r"Qwen2ForCausalLM can have no bias.*merge_and_unload\(\) gives"):
         merge(edited(tiny_model("qwen2")))
 
 
-def test_grouped_heads_with_a_bias():
+def test_grouped_heads_with_a_bias_merge():
     """No type of transformers has one; each group of inputs has its own rows of the weight and of the bias."""
     weight, bias, z = torch.randn(6, 4), torch.randn(6), torch.randn(5, 12)  # 3 groups of 4 inputs and 2 outputs
 
@@ -458,14 +545,14 @@ def test_grouped_heads_with_a_bias():
         return torch.einsum("bgi,goi->bgo", z.view(-1, 3, 4), weight.view(3, 2, 4)).flatten(1) + bias
 
     scale, offset = torch.randn(12), torch.randn(12)
-    merged = folding._new_tensors(weight, bias, scale, offset, conv=False)
+    merged = merged_tensors(weight, bias, scale, offset, conv=False)
     assert torch.allclose(grouped(*merged, z), grouped(weight, bias, z * scale + offset), atol=1e-5)
 
 
 def test_folding_writes_nothing(llama, ids):
     edits = edited(llama)
     before = state(llama)
-    assert len(fold(edits)) == 2
+    assert len(fold(edits, edits.module)) == 2
     assert_same_state(llama, before)
 
 
@@ -581,7 +668,7 @@ def test_a_half_written_checkpoint_never_remains(folders, monkeypatch, fault):
     expected = HeadEditError if isinstance(fault, OSError) else KeyboardInterrupt
     note = merge_command.describe(edits, "base", "edits")
     with pytest.raises(expected, match="No space left" if isinstance(fault, OSError) else None):
-        merge_command.write_checkpoint(merge_and_unload(edits), None, note, tmp_path / "new" / "deep" / "out")
+        merge_command.write_checkpoint(edits.merge_and_unload(), None, note, tmp_path / "new" / "deep" / "out")
     assert written == [["config.json"]]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "edits"]
 
@@ -606,7 +693,7 @@ class Doubled(nn.Linear):
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        (Squared, r"o_proj cannot be merged: its class Squared is no linear map of the heads"),
+        (Squared, r"o_proj cannot be merged: its class Squared is not a linear map of the heads"),
         (Deaf, r"An offset cannot be merged into LlamaForCausalLM"),
         (Doubled, None),
     ],

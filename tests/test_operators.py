@@ -14,7 +14,7 @@ from headedit.bench.cost.methods import Prepared, edited, limit
 from headedit.bench.cost.operators import count_operators
 from headedit.bench.cost.shapes import Shape, build, random_ids
 from headedit.bench.cost.workloads import forward, loss_and_gradients, training_step
-from headedit.edits.gate_set import Gate, fix
+from headedit.edits.gate_set import GateIndex, freeze_gates
 from headedit.edits.gates import HardConcrete
 
 SMALL = {"hidden": 64, "heads": 4, "batch": 2, "tokens": 16}
@@ -32,7 +32,7 @@ def with_config(config):
 
 def counted(contender, layers, work):
     run = work(contender(Shape(layers=layers, **SMALL)), IDS)
-    run()  # so that what is kept is there
+    run()
     return count_operators(run, large=2 * 16 * 64)
 
 
@@ -63,15 +63,41 @@ def test_operators_that_a_site_adds(config, in_training, over_the_batch):
     assert more.synchronising == 0
 
 
-def test_a_hardened_site_without_an_open_head_adds_nothing():
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [({}, 8), ({"gates": "shared"}, 8), ({"gates": "none"}, 2), ({"eval_gate": "expectation"}, 12)],
+    ids=["default", "shared gates", "no gates", "expectation"],
+)
+def test_a_pass_in_eval_mode_takes_one_operator_per_site_and_a_few_for_all_of_them(config, most):
+    def more(layers):
+        model = build(Shape(layers=layers, **SMALL))
+        edits, run = headedit.attach(model, config=EditConfig(**config)), forward(Prepared(model), IDS)
+        with edits.disable_adapter():
+            bare = count_operators(run)
+        return count_operators(run) - bare
+
+    few, many = more(2), more(7)
+    assert ((many - few).kernels, (many - few).views) == ({"addcmul": 5}, {})
+    assert few.kernels.total() - 2 <= most <= 12
+    assert few.synchronising == 0
+
+
+def test_a_hardened_site_without_an_open_head_adds_no_operator():
     edits = headedit.attach(build(Shape(layers=3, **SMALL)))
-    fix(edits.module, [Gate(1, "scale", 2)])
+    freeze_gates(edits.module, [GateIndex(1, "scale", 2)])
     edits.harden()
     plain = Prepared(build(Shape(layers=3, **SMALL)))
     run, reference = forward(Prepared(edits.model), IDS), forward(plain, IDS)
     run(), reference()
     more = count_operators(run) - count_operators(reference)
-    assert (dict(more.kernels), dict(more.views)) == ({"addcmul": 1}, {})
+    freeze_gates(edits.module, [GateIndex(0, "scale", 0), GateIndex(1, "scale", 2), GateIndex(2, "offset", 1)])
+    all_open = count_operators(run) - count_operators(reference)
+    assert more.kernels["addcmul"] == 1
+    assert (all_open - more).kernels == {"addcmul": 2}
+    freeze_gates(edits.module, [])
+    edits.harden()
+    nothing = count_operators(run) - count_operators(reference)
+    assert (nothing.kernels.total(), nothing.views.total()) == (0, 0)
 
 
 def test_the_penalty_adds_as_many_operators_for_any_number_of_layers():

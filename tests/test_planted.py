@@ -14,7 +14,7 @@ from headedit.bench.recovery import localisation
 from headedit.bench.recovery.methods import ORACLE, Problem, contender
 from headedit.bench.recovery.planted import f1, plant, token_accuracy, write
 from headedit.cli import bench
-from headedit.edits.gate_set import Gate
+from headedit.edits.gate_set import GateIndex
 
 SHAPES = ("llama", "qwen3", "gpt2")
 QUICK = {"epochs": 1, "min_steps": 1}
@@ -61,7 +61,7 @@ def test_the_planted_vectors_reproduce_every_label_and_the_unedited_model_few(pl
     row = planted.test[0]
     predicted = model(input_ids=torch.tensor([row["input_ids"]])).logits.argmax(-1)[0].tolist()
     assert row["labels"] == [-100, *predicted[:-1]]
-    assert edits.count_acting_parameters() == 6 * 16
+    assert edits.count_effective_parameters() == 6 * 16
 
 
 def test_each_planted_vector_matters(planted):
@@ -166,7 +166,7 @@ def test_the_oracle_edits_the_planted_heads_alone_and_beats_the_unedited_model()
     assert outcome.found is None
     assert not outcome.model.training
     opened = {
-        Gate(site, vector, head)
+        GateIndex(site, vector, head)
         for site, edit in enumerate(outcome.model.headedit.default)
         for vector in edit.vectors
         for head, is_open in enumerate(edit.is_open(vector).tolist())

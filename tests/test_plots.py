@@ -6,7 +6,7 @@ from tiny import randomise, tiny_model
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.edits.gate_set import Gate
+from headedit.edits.gate_set import GateIndex
 from headedit.runs.history import History
 from headedit.runs.pruning_path import Level, PruningPath
 
@@ -122,7 +122,7 @@ def test_a_history_without_steps(tmp_path):
 
 def levels():
     losses = {4: 0.5, 3: 0.4, 2: 0.45, 1: 2.0}
-    order = [Gate(0, "offset", 1), Gate(0, "scale", 1), Gate(1, "offset", 0), Gate(1, "scale", 3)]
+    order = [GateIndex(0, "offset", 1), GateIndex(0, "scale", 1), GateIndex(1, "offset", 0), GateIndex(1, "scale", 3)]
     found = [Level(order=order[:k], vectors={}, loss=loss, standard_error=0.01) for k, loss in losses.items()]
     return PruningPath(found, 3)
 
@@ -141,7 +141,7 @@ def test_the_path_shows_loss_gates_heads_and_what_was_kept():
 
 
 def test_a_path_without_validation_cannot_be_drawn(tmp_path):
-    bare = PruningPath([Level(order=[Gate(0, "offset", 0)], vectors={})], 1)
+    bare = PruningPath([Level(order=[GateIndex(0, "offset", 0)], vectors={})], 1)
     with pytest.raises(HeadEditError, match="has no validation losses"):
         headedit.plot.path(bare)
     with pytest.raises(HeadEditError, match=r"holds no path\.json"):

@@ -79,7 +79,7 @@ def test_the_sizes_are_norms_of_what_acts(llama):
     offset, scale, *bars = headedit.plot.effects(edits).axes
     gates = edits.gates()
     vectors = {
-        name: torch.stack([getattr(edit, name).detach() for edit in edits.module]) for name in ("offset", "scale")
+        name: torch.stack([edit.vectors[name].detach() for edit in edits.module]) for name in ("offset", "scale")
     }
     expected = gates.additive * vectors["offset"].norm(dim=-1)
     assert numpy.allclose(image(offset), expected)

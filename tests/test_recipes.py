@@ -12,7 +12,7 @@ import headedit
 from headedit import EditConfig, HeadEditError, Run
 from headedit.data.batches import PadRight
 from headedit.data.losses import example_losses
-from headedit.edits.gate_set import Gate, all_gates, fix, heads_of, open_gates
+from headedit.edits.gate_set import GateIndex, all_gates, freeze_gates, heads_of, open_gates
 from headedit.runs.pruning_path import PruningPath
 from headedit.runs.stability import agreement, expected_jaccard, jaccard
 from headedit.training.recipes import RECIPES, make_recipe
@@ -21,7 +21,7 @@ from headedit.training.recipes.model_selection import Search, choose, levels_of
 from headedit.training.recipes.pruning import Pruning, sizes
 from headedit.training.recipes.session import Session
 
-PLANTED = [(Gate(0, "offset", 2), 1.0), (Gate(1, "scale", 1), 2.0)]
+PLANTED = [(GateIndex(0, "offset", 2), 1.0), (GateIndex(1, "scale", 1), 2.0)]
 QUICK = {"epochs": 6, "min_steps": 40, "progress": False}
 SHORT = {"search_epochs": 6, **QUICK}
 
@@ -35,8 +35,10 @@ def problem(examples=48):
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for gate, size in PLANTED:
-            getattr(edits.module.sites[gate.site], gate.vector)[gate.head] = size * torch.randn(16, generator=generator)
-    fix(edits.module, [gate for gate, _ in PLANTED])
+            edits.module.site_edits[gate.site].vectors[gate.vector][gate.head] = size * torch.randn(
+                16, generator=generator
+            )
+    freeze_gates(edits.module, [gate for gate, _ in PLANTED])
     ids = torch.randint(3, 128, (examples, 24), generator=generator)
     answers = logits(model, ids).argmax(-1)
     edits.detach()
@@ -171,19 +173,19 @@ def test_pruning_keeps_what_contributes_to_the_loss(llama):
     edits = headedit.attach(llama)
     pruning = Pruning(edits, smallest=1, window=(0.0, 1.0), memory=0.9)
     for edit in edits.module:
-        for vector in (edit.offset, edit.scale):
+        for vector in (edit.vectors["offset"], edit.vectors["scale"]):
             vector.grad = torch.ones_like(vector)
     with torch.no_grad():
-        edits.module.sites[0].offset[1] = 1.0
-        edits.module.sites[1].scale[2, :2] = torch.tensor([30.0, -30.0])
-        edits.module.sites[1].scale[3] = 0.01
+        edits.module.site_edits[0].vectors["offset"][1] = 1.0
+        edits.module.site_edits[1].vectors["scale"][2, :2] = torch.tensor([30.0, -30.0])
+        edits.module.site_edits[1].vectors["scale"][3] = 0.01
     arguments = (None, SimpleNamespace(global_step=5, max_steps=5), None)
     pruning.on_pre_optimizer_step(*arguments)
-    assert pruning.order()[:2] == [Gate(0, "offset", 1), Gate(1, "scale", 3)]
+    assert pruning.order()[:2] == [GateIndex(0, "offset", 1), GateIndex(1, "scale", 3)]
     pruning.on_step_end(*arguments)
-    assert open_gates(edits.module) == pruning.alive == [Gate(0, "offset", 1)]
+    assert open_gates(edits.module) == pruning.alive == [GateIndex(0, "offset", 1)]
     assert sorted(pruning.order()) == all_gates(edits.module)
-    assert pruning.order()[:2] == [Gate(0, "offset", 1), Gate(1, "scale", 3)]
+    assert pruning.order()[:2] == [GateIndex(0, "offset", 1), GateIndex(1, "scale", 3)]
 
 
 def test_sizes_shrink_by_a_tenth_and_then_one_by_one():
@@ -204,7 +206,7 @@ def test_the_choice_is_the_smallest_that_is_as_good_as_the_best():
 
 
 def test_levels_tell_their_loss_and_standard_error():
-    order = [Gate(0, "offset", 0), Gate(0, "scale", 0), Gate(1, "scale", 0)]
+    order = [GateIndex(0, "offset", 0), GateIndex(0, "scale", 0), GateIndex(1, "scale", 0)]
     losses = {3: torch.tensor([1.0, 1.0]), 1: torch.tensor([2.0, 4.0])}
     levels = levels_of({k: order[:k] for k in (1, 2, 3)}, {1: {}, 2: {}, 3: {}}, losses)
     assert [(level.gates, level.heads, level.loss) for level in levels] == [(3, 2, 1.0), (2, 1, None), (1, 1, 3.0)]
@@ -212,7 +214,7 @@ def test_levels_tell_their_loss_and_standard_error():
 
 
 def test_of_two_searches_the_better_levels_stand():
-    a, b, c = Gate(0, "offset", 0), Gate(0, "offset", 1), Gate(0, "offset", 2)
+    a, b, c = GateIndex(0, "offset", 0), GateIndex(0, "offset", 1), GateIndex(0, "offset", 2)
     one = Search({3: [a, b, c], 2: [a, b], 1: [a]}, {3: {}, 2: {}, 1: {}}, loss_of({3: 1.0, 2: 2.0, 1: 3.0}))
     two = Search({2: [b, c], 1: [b]}, {2: {}, 1: {}}, loss_of({2: 1.5, 1: 3.5}))
     both = one.better(two)
@@ -228,16 +230,18 @@ def test_slopes_are_the_gradient_along_each_gates_vectors(tmp_path):
     """Against a gradient taken by hand, in units of what the site is given; a closed gate has its slope too."""
     model, rows = problem(16)
     edits = headedit.attach(model)
-    fix(edits.module, [PLANTED[0][0]])
+    freeze_gates(edits.module, [PLANTED[0][0]])
     session = Session(edits, rows, None, tmp_path, 0, 0, False)
     slopes = session.slopes(rows)
     batch = PadRight(0)(rows)
     by_hand = headedit.attach(edits.detach(), config=EditConfig(gates="none"))
     model(**batch).loss.backward()
-    edit = by_hand.module.sites[1]
-    assert slopes[Gate(1, "scale", 3)] == pytest.approx(edit.scale.grad[3].norm().item(), rel=1e-3)
-    unit = slopes[Gate(1, "offset", 0)] / edit.offset.grad[0].norm().item()
-    assert slopes[Gate(1, "offset", 2)] == pytest.approx(unit * edit.offset.grad[2].norm().item(), rel=1e-3)
+    edit = by_hand.module.site_edits[1]
+    assert slopes[GateIndex(1, "scale", 3)] == pytest.approx(edit.vectors["scale"].grad[3].norm().item(), rel=1e-3)
+    unit = slopes[GateIndex(1, "offset", 0)] / edit.vectors["offset"].grad[0].norm().item()
+    assert slopes[GateIndex(1, "offset", 2)] == pytest.approx(
+        unit * edit.vectors["offset"].grad[2].norm().item(), rel=1e-3
+    )
     assert math.log2(unit) == pytest.approx(round(math.log2(unit)), abs=1e-3)
     assert len(slopes) == 16
 
@@ -249,7 +253,7 @@ def test_lofit_edits_offsets_of_the_heads_with_the_largest_scales(tmp_path):
     opened = open_gates(edits.module)
     assert len(opened) == 2
     assert {gate.vector for gate in opened} == {"offset"}
-    assert all(edit.scale.abs().sum() == 0 for edit in edits.module)
+    assert all(edit.vectors["scale"].abs().sum() == 0 for edit in edits.module)
     stages = [row["stage"] for row in run.history.rows if "stage" in row]
     assert list(dict.fromkeys(stages)) == ["select", "edit"]
     steps = [row["step"] for row in run.history.rows]
@@ -266,10 +270,10 @@ def test_lofit_needs_both_vectors(llama, tmp_path):
 def test_refit_trains_the_open_gates_and_ungated_all(tmp_path):
     model, rows = problem(16)
     edits = headedit.attach(model)
-    fix(edits.module, [PLANTED[0][0]])
+    freeze_gates(edits.module, [PLANTED[0][0]])
     headedit.fit(edits, rows, recipe="refit", output_dir=tmp_path / "a", **QUICK)
     assert open_gates(edits.module) == [PLANTED[0][0]]
-    assert edits.module.sites[0].offset[2].abs().sum() > 0
+    assert edits.module.site_edits[0].vectors["offset"][2].abs().sum() > 0
     assert sum(int((p.abs().sum(-1) > 0).sum()) for p in edits.vector_parameters()) == 1
     headedit.fit(edits, rows, recipe="ungated", output_dir=tmp_path / "b", **QUICK)
     assert len(open_gates(edits.module)) == 16
@@ -282,7 +286,7 @@ def test_sparse_tuning_trains_one_layer_a_step(tmp_path, recipe):
     edits = headedit.attach(model)
     options = {"recipe": recipe, "output_dir": tmp_path, "epochs": 1, "min_steps": 1, "progress": False}
     headedit.fit(edits, rows, batch_size=16, **options)
-    moved = [bool(edit.offset.abs().sum() > 0) for edit in edits.module]
+    moved = [bool(edit.vectors["offset"].abs().sum() > 0) for edit in edits.module]
     assert sorted(moved) == [False, True]
     assert len(open_gates(edits.module)) == 16
     assert all(parameter.requires_grad for parameter in edits.vector_parameters())
@@ -331,7 +335,10 @@ def test_offset_rates_are_in_units_of_the_activations(tmp_path):
         edits = headedit.attach(model)
         headedit.fit(edits, rows, recipe="ungated", output_dir=tmp_path, epochs=1, min_steps=1, progress=False)
         moved.append(
-            (edits.module.sites[0].offset.abs().mean().item(), edits.module.sites[0].scale.abs().mean().item())
+            (
+                edits.module.site_edits[0].vectors["offset"].abs().mean().item(),
+                edits.module.site_edits[0].vectors["scale"].abs().mean().item(),
+            )
         )
     assert moved[1][0] == pytest.approx(4 * moved[0][0], rel=0.02)
     assert moved[1][1] == pytest.approx(moved[0][1], rel=0.02)

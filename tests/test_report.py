@@ -16,7 +16,7 @@ import headedit
 from headedit import EditConfig, HeadEditError
 from headedit.cli.main import main
 from headedit.demo import MODEL_FOLDER, tasks
-from headedit.edits.gate_set import Gate
+from headedit.edits.gate_set import GateIndex
 from headedit.hf.loading import load_model, load_tokenizer
 from headedit.interpret import evidence
 from headedit.interpret.report import Table, report
@@ -206,7 +206,7 @@ def test_path_seeds_config_and_data_are_told_where_they_are(edits, tmp_path):
     spread = {"mean": 0.5, "std": 0.1, "values": [0.4, 0.6]}
     stability = {"seeds": [0, 1], "heads": [5, 5], "jaccard": 1.0, "chance": 0.08, "validation_loss": spread}
     folder = write_run(edits, tmp_path, stability={**stability, "metric": None})
-    gates = [Gate(0, "offset", 2), Gate(1, "scale", 5)]
+    gates = [GateIndex(0, "offset", 2), GateIndex(1, "scale", 5)]
     PruningPath([Level(order=gates[:n], vectors={"0.offset": torch.ones(1, 16)}, loss=1 / n) for n in (2, 1)], 2).save(
         folder
     )

@@ -144,7 +144,7 @@ def test_what_cannot_be_routed(llama):
             pass
     with (
         edits.route(["b", None, None]),
-        pytest.raises(HeadEditError, match=r"given 3 rows, but the batch has 4, which is no multiple"),
+        pytest.raises(HeadEditError, match=r"given 3 rows, but the batch has 4, which is not a multiple"),
     ):
         logits(llama, batch())
     llama.train()

@@ -34,11 +34,11 @@ def site_edit(**config) -> SiteEdit:
 def by_hand(edit: SiteEdit, z: torch.Tensor) -> torch.Tensor:
     """The formula with a loop over heads: z' = (1 + g_m·m) ⊙ z + g_a·a."""
     out = z.clone().float()
-    gates = edit.gates()
+    gates = edit.gate_values()
     for h in range(HEADS):
         part = slice(h * WIDTH, (h + 1) * WIDTH)
-        scale = gates["scale"][h] * edit.scale[h] if edit.scale is not None else torch.zeros(WIDTH)
-        offset = gates["offset"][h] * edit.offset[h] if edit.offset is not None else torch.zeros(WIDTH)
+        scale = gates["scale"][h] * edit.vectors["scale"][h] if "scale" in edit.vectors else torch.zeros(WIDTH)
+        offset = gates["offset"][h] * edit.vectors["offset"][h] if "offset" in edit.vectors else torch.zeros(WIDTH)
         out[..., part] = torch.addcmul(offset, z[..., part].float(), 1 + scale)
     return out.to(z.dtype)
 
@@ -53,8 +53,8 @@ def test_every_variant_is_the_formula(vectors, gates, eval_gate):
     assert not torch.equal(edit(z), z)
     there = {"both": {"offset", "scale"}}.get(vectors, {vectors})
     count = {"separate": len(there), "shared": 1, "none": 0}[gates]
-    assert len(edit.log_alphas(None)) == count
-    assert {n for n, _ in edit.named_parameters() if not n.endswith("_gate")} == there
+    assert len(edit.gate_logits(None)) == count
+    assert set(edit.vectors) == there
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -66,9 +66,9 @@ def test_low_precision_is_computed_in_float32_and_rounded_once(dtype):
         assert torch.equal(edit(z), by_hand(edit, z))
     small = torch.full((1, 1, HEADS * WIDTH), 100.0, dtype=torch.bfloat16)
     with torch.no_grad():
-        edit.scale.fill_(3e-3)  # 1 + 3e-3 is 1 in bfloat16, and must not vanish before it is multiplied
-        edit.offset.zero_()
-        edit.scale_gate.fill_(9.0)
+        edit.vectors["scale"].fill_(3e-3)  # 1 + 3e-3 is 1 in bfloat16, and must not vanish before it is multiplied
+        edit.vectors["offset"].zero_()
+        edit.gates["scale_gate"].fill_(9.0)
     assert (edit(small) > small).all()
 
 
@@ -92,7 +92,7 @@ def test_an_input_of_another_width_is_named():
 def test_training_draws_one_sample_a_forward_for_the_whole_batch():
     edit = site_edit().train()
     with torch.no_grad():
-        edit.offset_gate.zero_()
+        edit.gates["offset_gate"].zero_()
     zeros = torch.zeros(3, 4, HEADS * WIDTH)
     torch.manual_seed(0)
     first, second = edit(zeros), edit(zeros)
@@ -103,9 +103,9 @@ def test_training_draws_one_sample_a_forward_for_the_whole_batch():
 def test_a_shared_gate_is_one_sample_for_both_vectors():
     edit = site_edit(gates="shared").train()
     with torch.no_grad():
-        edit.offset.fill_(1.0)
-        edit.scale.fill_(1.0)
-        edit.offset_gate.zero_()
+        edit.vectors["offset"].fill_(1.0)
+        edit.vectors["scale"].fill_(1.0)
+        edit.gates["offset_gate"].zero_()
     z = torch.stack([torch.zeros(HEADS * WIDTH), torch.ones(HEADS * WIDTH)])
     seen = set()
     for _ in range(5):

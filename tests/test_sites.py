@@ -109,7 +109,7 @@ def test_a_projection_that_takes_groups_by_themselves():
     grouped = torch.randn(2, 5, 2, 32)
     edits = headedit.attach(model, spec=attention(head_dim=16, groups=2))
     edits.set_head(0, 1, scale=0.0)
-    seen = edits.module.sites[0](grouped).view(2, 5, 4, 16)
+    seen = edits.module.site_edits[0](grouped).view(2, 5, 4, 16)
     assert (seen[:, :, 1] == 0).all()
     assert torch.equal(seen[:, :, [0, 2, 3]], grouped.view(2, 5, 4, 16)[:, :, [0, 2, 3]])
 

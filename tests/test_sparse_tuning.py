@@ -197,12 +197,12 @@ def test_layers_are_those_of_the_modules_not_of_the_names():
     """A trainable parameter shared by two layers is no layer's, and a frozen layer is none to choose."""
     model, _ = deep()
     edits = model.headedit.default.sites
-    edits[1].offset = edits[2].offset
+    edits[1].vectors["offset"] = edits[2].vectors["offset"]
     for parameter in edits[3].parameters():
         parameter.requires_grad_(False)
     layers = find_layers(model)
     assert [(layer.layer, len(layer.parameters)) for layer in layers] == [(0, 4), (1, 3), (2, 3)]
-    assert all(p is not edits[1].offset for layer in layers for p in layer.parameters)
+    assert all(p is not edits[1].vectors["offset"] for layer in layers for p in layer.parameters)
 
 
 @pytest.mark.parametrize("importance", [True, False])
@@ -228,7 +228,9 @@ def test_the_callback_draws_by_its_scores_and_rst_does_not(tmp_path, importance)
     for step in range(times):
         made.state.global_step = step
         sparse.on_step_begin(made.args, made.state, made.control, model=model)
-        assert {layer for layer in range(4) if edits.module.sites[layer].scale.requires_grad} == set(sparse.chosen)
+        assert {layer for layer in range(4) if edits.module.site_edits[layer].vectors["scale"].requires_grad} == set(
+            sparse.chosen
+        )
         sparse.on_step_end(made.args, made.state, made.control)
     wanted = wanted / wanted.sum()
     error = (sparse.times_trained / times - wanted).abs() / (wanted * (1 - wanted) / times).sqrt()
@@ -341,7 +343,10 @@ def scaled_to_one(model, layers, factor):
 def scaled_vectors(model, layers, factor):
     for layer in layers:
         edit = model.headedit.default.sites[layer]
-        edit.offset.data, edit.scale.data = edit.offset.data * factor, edit.scale.data * factor
+        edit.vectors["offset"].data, edit.vectors["scale"].data = (
+            edit.vectors["offset"].data * factor,
+            edit.vectors["scale"].data * factor,
+        )
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
@@ -438,7 +443,7 @@ def test_a_checkpoint_of_other_layers(tmp_path):
     model, edits = deep()
     trainer(model, edits, tmp_path, SparseTuning(), **options).train()
     model, edits = deep()
-    for parameter in edits.module.sites[0].parameters():
+    for parameter in edits.module.site_edits[0].parameters():
         parameter.requires_grad_(False)
     resumed = trainer(model, edits, tmp_path, SparseTuning(), **options)
     with pytest.raises(HeadEditError, match="scores of 4 layers, but 3 layers of this model are trainable"):

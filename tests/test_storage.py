@@ -327,7 +327,7 @@ def test_a_hardened_file_holds_open_heads_alone(llama, tmp_path):
     assert tensors[f"{name}.scale"].tolist() == [[-0.5] * 16]
     assert json.loads((tmp_path / CONFIG_FILE).read_text())["format_version"] == 2
     loaded = headedit.load(tiny_model("llama"), tmp_path)
-    assert loaded.module.sites[0].offset_gate.tolist() == [-SATURATED, -SATURATED, SATURATED, SATURATED]
+    assert loaded.module.site_edits[0].gates["offset_gate"].tolist() == [-SATURATED, -SATURATED, SATURATED, SATURATED]
     assert loaded.gate_parameters() == []
     assert [edit.idle for edit in loaded.module] == [False, True]
 
@@ -372,7 +372,7 @@ def test_edits_put_back_over_idle_ones_act(llama, ids, saved):
 
 def test_parameters_of_several_dtypes_cannot_be_saved_hardened(llama, tmp_path):
     edits = headedit.attach(llama)
-    edits.module.sites[0].bfloat16()
+    edits.module.site_edits[0].bfloat16()
     with pytest.raises(HeadEditError, match="several dtypes"):
         edits.save_pretrained(tmp_path, hardened=True)
     edits.harden()
@@ -436,7 +436,7 @@ def test_the_card_says_what_the_edits_are(llama, tmp_path):
     assert "layer  0\n    0  ·o··\n    1  s··#\n```" in body
     for row in ("edited heads | 3 of 8", "open offset gates | 2 of 8", "exact match | 0.98", r"a \| b c | 3"):
         assert f"| {row} |" in body
-    for row in ("recipe | localise", "seed | 3", "validation loss | 0.2500 nats a token"):
+    for row in ("recipe | localise", "seed | 3", "validation loss | 0.2500 nats per token"):
         assert f"| {row} |" in body
     assert 'headedit.load(model, "this-folder")' in body
     code = body.split("```python\n")[1].split("```")[0]

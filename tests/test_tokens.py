@@ -85,7 +85,7 @@ def test_an_offset_goes_through_the_weights_of_its_architecture(model_type, dtyp
         d = d * weight_of(model, behind).float()
     d = d - d.mean() if centred else d
     expected = model.get_output_embeddings().weight.detach().float() @ (d * weight_of(model, before).float())
-    acting = edits.module.sites[1].acting()["offset"].view(1, -1)
+    acting = edits.module.site_edits[1].effective()["offset"].view(1, -1)
     found = direct_path(edits, [site]).logits(site, acting)[0]
     exact = dtype == torch.float32
     assert cosine_similarity(found, expected, dim=0) > (0.999999 if exact else 0.999)
@@ -118,7 +118,7 @@ def test_an_offset_made_for_a_token_promotes_it(llama):
     first, second = tokens(edits, Letters(), top=1, progress=False)
     assert first.weights.promotes[0][0] == "t77"
     assert second.weights.suppresses[0][0] == "t99"
-    assert first.measured is first.scale is None
+    assert first.measured is first.vectors["scale"] is None
 
 
 def test_measured_is_the_mean_change_with_one_edit_alone(llama):
@@ -126,7 +126,7 @@ def test_measured_is_the_mean_change_with_one_edit_alone(llama):
     randomise(edits)
     chosen = [(0, 1), (1, 0)]
     found = tokens(edits, Letters(), ROWS, heads=chosen, top=128, batch_size=1, progress=False)
-    acting = {site.layer: edit.acting() for site, edit in edits.module.pairs()}
+    acting = {site.layer: edit.effective() for site, edit in edits.module.pairs()}
     edits.detach()
     for words, (layer, head) in zip(found, chosen, strict=True):
         model = tiny_model("llama")
@@ -134,10 +134,10 @@ def test_measured_is_the_mean_change_with_one_edit_alone(llama):
         base = torch.cat(
             [logits(model, torch.tensor([r["input_ids"]]))[0, w] for r, w in zip(ROWS, where, strict=True)]
         )
-        alone = headedit.attach(model).module.sites[layer]
+        alone = headedit.attach(model).module.site_edits[layer]
         with torch.no_grad():
             for vector in ("offset", "scale"):
-                getattr(alone, vector)[head] = acting[layer][vector][head]
+                alone.vectors[vector][head] = acting[layer][vector][head]
                 getattr(alone, f"{vector}_gate").fill_(1e4)
         after = torch.cat(
             [logits(model, torch.tensor([r["input_ids"]]))[0, w] for r, w in zip(ROWS, where, strict=True)]
@@ -163,7 +163,7 @@ def test_what_a_scale_does_to_its_head(llama):
     assert change.norm == pytest.approx(1.5 * 16**0.5)
     assert change.share == pytest.approx(1.5, rel=1e-5)
     with torch.no_grad():
-        edits.module.sites[0].scale[2, 8:] = 0.0
+        edits.module.site_edits[0].vectors["scale"][2, 8:] = 0.0
     (change,) = (words.scale for words in tokens(edits, Letters(), heads=[(0, 2)], progress=False))
     assert (change.low, change.mean, change.high, change.flipped, change.share) == (-0.5, 0.25, 1.0, 0.5, None)
 

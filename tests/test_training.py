@@ -149,7 +149,7 @@ def test_accumulated_small_batches_are_one_large_batch(tmp_path):
         options |= {"logging_strategy": "epoch", "learning_rate": 0.0}
         made = trainer(edits, tmp_path / str(size), objective=objective, gate_learning_rate=1.0, **options)
         made.train()
-        moved.append(edits.module.sites[0].offset_gate[0].item())
+        moved.append(edits.module.site_edits[0].gates["offset_gate"][0].item())
         losses.append(made.history.column("loss")[1][0])
     logit = torch.zeros(1, requires_grad=True)
     HardConcrete().open_probability(logit).backward()
@@ -174,7 +174,9 @@ def test_a_lambda_means_the_same_for_a_model_of_twice_the_layers():
         edits = headedit.attach(tiny_model("llama", num_hidden_layers=layers))
         penalty = Objective(lambda_offset=0.3, lambda_scale=0.1, schedule="constant").penalty(edits, Moment(0, 1))
         penalty.backward()
-        pulls.append((edits.module.sites[0].offset_gate.grad, edits.module.sites[0].scale_gate.grad))
+        pulls.append(
+            (edits.module.site_edits[0].gates["offset_gate"].grad, edits.module.site_edits[0].gates["scale_gate"].grad)
+        )
     assert torch.equal(pulls[0][0], pulls[1][0])
     assert torch.equal(pulls[0][1], pulls[1][1])
     assert torch.allclose(pulls[0][0], 3 * pulls[0][1])

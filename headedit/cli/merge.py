@@ -29,7 +29,6 @@ def merge(
     Example: `headedit merge ./my-model out ./my-model-merged`
     """
     from headedit.edits import load
-    from headedit.edits.merge.merge import merge_and_unload
     from headedit.hf.loading import load_model
 
     if dtype not in get_args(_DTYPES):
@@ -38,7 +37,7 @@ def merge(
     base: Any = load_model(model, dtype=cast(_DTYPES, dtype), device=device)
     handle = load(base, edits, spec=spec)
     note = describe(handle, model, edits)
-    merged: Any = merge_and_unload(handle, safe_merge=safe)
+    merged: Any = handle.merge_and_unload(safe_merge=safe)
     if merged is not base:
         note["rehomed_to"] = type(merged).__name__
     write_checkpoint(merged, _processor(model), note, output)

@@ -88,7 +88,7 @@ def run_demo(
     plots.gates(edits, title=title).savefig(files[0], dpi=150)
     plots.path(run).savefig(files[1], dpi=150)
     plots.history(run).savefig(files[2], dpi=150)
-    parameters = edits.count_acting_parameters()
+    parameters = edits.count_effective_parameters()
     demo = Demo(task, report, run, parameters, time.perf_counter() - started, files)
     files[3].write_text(_markdown(demo), encoding="utf-8")
     return demo

@@ -1,13 +1,14 @@
-"""The parameters of the edits on one model, a ``SiteEdit`` a site, and what their gates say."""
+"""One adapter: a ``SiteEdit`` for every site, what their gates say, and sums of adapters."""
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from headedit.edits.algebra import Arithmetic
 from headedit.edits.config import EditConfig
+from headedit.edits.gates import SATURATED
 from headedit.edits.site_edit import VECTORS, SiteEdit
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite, Spec, find_sites
@@ -19,29 +20,81 @@ _STRONGEST = 1e6  # so that nothing overflows
 class Gates(NamedTuple):
     """Deterministic gate values, each [layers, heads], NaN where a layer has no such head."""
 
-    additive: Tensor
-    multiplicative: Tensor
+    offset: Tensor
+    scale: Tensor
+
+    @property
+    def additive(self) -> Tensor:
+        """The gates of the offsets, by the paper's name."""
+        return self.offset
+
+    @property
+    def multiplicative(self) -> Tensor:
+        """The gates of the scales, by the paper's name."""
+        return self.scale
+
+
+class Arithmetic:
+    """The operators of edits, such as ``a + 0.5 * b``; each gives a new adapter, which ``add_adapter`` puts on a model.
+
+    The effective values are added, strength · gate · vector, head by head: the factors' excess over 1, g_m·m, and the
+    offsets, g_a·a. A head that has either has open gates in the result; all other gates are closed for good.
+    """
+
+    def _adapter(self) -> "Adapter":
+        raise NotImplementedError
+
+    def __add__(self, other: "Arithmetic") -> "Adapter":
+        """The sum of two edits.
+
+        Raises:
+            HeadEditError: they are edits of other sites.
+        """
+        return weighted_sum([(1.0, self), (1.0, other)]) if isinstance(other, Arithmetic) else NotImplemented
+
+    def __sub__(self, other: "Arithmetic") -> "Adapter":
+        """The difference of two edits.
+
+        Raises:
+            HeadEditError: they are edits of other sites.
+        """
+        return weighted_sum([(1.0, self), (-1.0, other)]) if isinstance(other, Arithmetic) else NotImplemented
+
+    def __mul__(self, factor: float) -> "Adapter":
+        """A multiple of an edit."""
+        return weighted_sum([(float(factor), self)]) if isinstance(factor, int | float) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Adapter":
+        """The edit that undoes another one to first order: -g_m·m and -g_a·a."""
+        return weighted_sum([(-1.0, self)])
 
 
 class Adapter(nn.Module, Arithmetic):
-    """The edits of one name: a ``SiteEdit`` for each of ``where``, in that order.
+    """The edits of one name: iterating gives a ``SiteEdit`` for each of ``sites``, in that order.
 
-    They can be added and multiplied: ``a + 0.5 * b``; see ``Arithmetic``.
+    Adapters can be added and multiplied: ``a + 0.5 * b``; see ``Arithmetic``.
+
+    Fields:
+        sites: where the edits are.
+        config: the shape of the edits.
+        site_edits: their parameters.
     """
 
-    def __init__(self, where: list[HeadSite], config: EditConfig) -> None:
+    def __init__(self, sites: list[HeadSite], config: EditConfig) -> None:
         super().__init__()
-        self.where, self.config = where, config
+        self.sites, self.config = sites, config
         self._strength = 1.0
-        self._asleep: list[str] | None = None
-        self.sites = nn.ModuleList(SiteEdit(site, config, _device_of(site.module)) for site in where)
+        self._frozen: list[str] | None = None
+        self.site_edits = nn.ModuleList(SiteEdit(site, config, _device_of(site.module)) for site in sites)
 
     def __iter__(self) -> Iterator[SiteEdit]:
-        for site in self.sites:
-            assert isinstance(site, SiteEdit)
-            yield site
+        for edit in self.site_edits:
+            assert isinstance(edit, SiteEdit)
+            yield edit
 
-    def _edits(self) -> "Adapter":
+    def _adapter(self) -> "Adapter":
         return self
 
     @property
@@ -59,30 +112,30 @@ class Adapter(nn.Module, Arithmetic):
             edit.set_strength(self._strength)
 
     def trainable(self) -> list[str]:
-        """The names of the parameters that are trained when these edits are the active ones."""
-        awake = [name for name, p in self.named_parameters() if p.requires_grad]
-        return awake if self._asleep is None else self._asleep
+        """The names of the parameters that are trained when this adapter is the active one."""
+        requiring = [name for name, p in self.named_parameters() if p.requires_grad]
+        return requiring if self._frozen is None else self._frozen
 
-    def rest(self) -> None:
-        """Freezes what is trainable, until ``wake``."""
-        if self._asleep is None:
-            self._asleep = self.trainable()
+    def freeze(self) -> None:
+        """Freezes the trainable parameters, until ``unfreeze``."""
+        if self._frozen is None:
+            self._frozen = self.trainable()
             self.requires_grad_(False)
 
-    def wake(self) -> None:
-        """Makes trainable again what ``rest`` froze."""
-        for name in self._asleep or []:
+    def unfreeze(self) -> None:
+        """Makes trainable again what ``freeze`` froze."""
+        for name in self._frozen or []:
             self.get_parameter(name).requires_grad_(True)
-        self._asleep = None
+        self._frozen = None
 
     def kinds(self) -> list[str]:
         """The kinds of site that are edited: attention first, if it is among them."""
-        there = {site.kind for site in self.where}
-        return [kind for kind in SITE_KINDS if kind in there]
+        present = {site.kind for site in self.sites}
+        return [kind for kind in SITE_KINDS if kind in present]
 
     def pairs(self) -> Iterator[tuple[HeadSite, SiteEdit]]:
         """Every site with its edit."""
-        return zip(self.where, self, strict=True)
+        return zip(self.sites, self, strict=True)
 
     @torch.no_grad()
     def gates(self, kind: str | None = None) -> Gates:
@@ -105,11 +158,11 @@ class Adapter(nn.Module, Arithmetic):
                 yield site, edit, first
 
     def _grid(self, vector: str, kind: str) -> Tensor:
-        placed = list(self.columns(kind))
-        layers = max(site.layers for site, _, _ in placed)
-        grid = torch.full((layers, max(first + site.heads for site, _, first in placed)), torch.nan)
-        for site, edit, first in placed:
-            gate = edit.gates().get(vector)
+        columns = list(self.columns(kind))
+        layers = max(site.layers for site, _, _ in columns)
+        grid = torch.full((layers, max(first + site.heads for site, _, first in columns)), torch.nan)
+        for site, edit, first in columns:
+            gate = edit.gate_values().get(vector)
             if gate is not None:
                 grid[site.layer, first : first + site.heads] = gate.float().cpu()
         return grid
@@ -125,15 +178,19 @@ class Adapter(nn.Module, Arithmetic):
         counts["any"] = _count([torch.stack(list(site.values())).any(0) for site in open_by_site])
         return counts
 
+    def count_effective_parameters(self) -> int:
+        """The number of values in vectors whose gate is open: what is left of the edits when they are hardened."""
+        return sum(int(edit.is_open(vector).sum()) * edit.head_dim for edit in self for vector in edit.vectors)
+
     def penalty(self, vector: Literal["offset", "scale"] | None, *, share: bool) -> Tensor:
         """Expected number or share of open gates; see ``HeadEdits.penalty``."""
         logits: dict[torch.device, list[Tensor]] = {}
         for edit in self:
-            for log_alpha in edit.log_alphas(vector):
+            for log_alpha in edit.gate_logits(vector):
                 logits.setdefault(log_alpha.device, []).append(log_alpha)
         if not logits:
             return torch.zeros((), device=next(self.parameters()).device)
-        gates = [next(iter(self)).distribution.open_probability(torch.cat(there)) for there in logits.values()]
+        gates = [next(iter(self)).distribution.open_probability(torch.cat(group)) for group in logits.values()]
         total = sum((gate.sum().to(gates[0].device) for gate in gates[1:]), gates[0].sum())
         return total / sum(gate.numel() for gate in gates) if share else total
 
@@ -150,13 +207,59 @@ def edited_sites(
         names: only the sites of these names, in place of the config's layers.
 
     Raises:
-        HeadEditError: the spec does not fit the model, or the config asks for what is not there.
+        HeadEditError: the spec does not fit the model, or the config names layers or sites that the model lacks.
     """
     sites = find_sites(model, spec, config.sites, mlp_groups=config.mlp_groups)
     if names is not None:
         return [site for site in sites if site.name in names]
     layers = set(config.select_layers(sorted({site.layer for site in sites})))
     return [site for site in sites if site.layer in layers]
+
+
+@torch.no_grad()
+def weighted_sum(terms: list[tuple[float, Arithmetic]]) -> Adapter:
+    """The adapter whose effective values are Σ factor · effective values of the terms.
+
+    Raises:
+        HeadEditError: the terms are edits of other sites.
+    """
+    adapters = [(factor, term._adapter()) for factor, term in terms]
+    first = adapters[0][1]
+    for _, adapter in adapters[1:]:
+        _check_same_sites(first.sites, adapter.sites)
+    vectors = {adapter.config.vectors for _, adapter in adapters}
+    config = replace(
+        first.config, vectors=vectors.pop() if len(vectors) == 1 else "both", gates="separate", init_std=0.0
+    )
+    result = Adapter(first.sites, config)
+    for edit, *edits in zip(result, *(adapter for _, adapter in adapters), strict=True):
+        effective = [(factor, term.effective()) for (factor, _), term in zip(adapters, edits, strict=True)]
+        for name, vector in edit.vectors.items():
+            for factor, values in effective:
+                if name in values:
+                    vector.data = vector.data + factor * values[name].to(vector.device)
+            gate = edit.gate(name)
+            assert gate is not None
+            gate.data = torch.where((vector != 0).any(1), SATURATED, -SATURATED).to(vector.dtype)
+            gate.requires_grad_(False)
+    return result
+
+
+def site_shapes(sites: list[HeadSite]) -> dict[str, str]:
+    """The shape of every site by its name, in words."""
+    return {site.name: f"{site.heads} heads of {site.head_dim}" for site in sites}
+
+
+def _check_same_sites(ours: list[HeadSite], theirs: list[HeadSite]) -> None:
+    a, b = site_shapes(ours), site_shapes(theirs)
+    differing = [name for name in {**a, **b} if a.get(name) != b.get(name)]
+    if differing:
+        name = differing[0]
+        raise HeadEditError(
+            f"These edits cannot be added: {len(differing)} of their sites differ, such as {name}: "
+            f"{a.get(name, 'no site')} against {b.get(name, 'no site')}. Add edits of the same layers, sites and model "
+            "shape."
+        )
 
 
 def _count(opened: list[Tensor]) -> tuple[int, int]:

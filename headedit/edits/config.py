@@ -20,7 +20,7 @@ class EditConfig:
         mlp_groups: into how many groups of equal width the input of an MLP's down projection is split; each is
             edited as a head is.
         vectors: ``both``, or only ``offset`` or ``scale`` (the paper's ablations).
-        gates: ``separate`` for a gate on each vector of a head, ``shared`` for one gate a head, ``none``
+        gates: ``separate`` for a gate on each vector of a head, ``shared`` for one gate per head, ``none``
             for vectors without gates.
         eval_gate: the value of a gate in eval mode: ``clip``, the rectified deterministic gate of Louizos
             et al. (2018), which reaches exactly 0 and 1; or ``expectation``, E[g], which JoLA names.
@@ -81,7 +81,7 @@ class EditConfig:
 
     @staticmethod
     def from_dict(data: object, where: str) -> "EditConfig":
-        """A config from plain data, as it stands in ``headedit_config.json``."""
+        """A config from plain data, as in ``headedit_config.json``."""
         return strict.build(EditConfig, data, where)
 
 

@@ -1,4 +1,4 @@
-"""Which gates are open for good: gates named one by one, fixed open or closed, and hardened edits."""
+"""Sets of gates: gates named one by one, opened or closed for good, and hardened edits."""
 
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
@@ -10,8 +10,8 @@ from headedit.edits.gates import SATURATED
 from headedit.edits.site_edit import SiteEdit
 
 
-class Gate(NamedTuple):
-    """One gate: the index of its site in ``edits.sites``, the vector it stands on, the head in the site.
+class GateIndex(NamedTuple):
+    """One gate: the index of its site in ``edits.sites``, the vector that owns it, the head in the site.
 
     A gate that a head's two vectors share is named by the first of them.
     """
@@ -21,73 +21,69 @@ class Gate(NamedTuple):
     head: int
 
 
-def all_gates(module: Adapter) -> list[Gate]:
+def all_gates(adapter: Adapter) -> list[GateIndex]:
     """Every gate, by site, vector and head; empty where the vectors have none."""
     return [
-        Gate(i, vector, head)
-        for i, edit in enumerate(module)
+        GateIndex(i, vector, head)
+        for i, edit in enumerate(adapter)
         for vector in edit.gated_vectors()
         for head in range(edit.heads)
     ]
 
 
-def open_gates(module: Adapter) -> list[Gate]:
+def open_gates(adapter: Adapter) -> list[GateIndex]:
     """The gates that are open: the rectified deterministic gate of Louizos et al. is above 0."""
-    opened = {(i, vector): edit.is_open(vector).tolist() for i, edit in enumerate(module) for vector in edit.vectors}
-    return [gate for gate in all_gates(module) if opened[gate.site, gate.vector][gate.head]]
+    opened = {(i, vector): edit.is_open(vector).tolist() for i, edit in enumerate(adapter) for vector in edit.vectors}
+    return [gate for gate in all_gates(adapter) if opened[gate.site, gate.vector][gate.head]]
 
 
-def heads_of(gates: Iterable[Gate]) -> set[tuple[int, int]]:
-    """The heads, as (site, head), that some gates stand on."""
+def heads_of(gates: Iterable[GateIndex]) -> set[tuple[int, int]]:
+    """The heads, as (site, head), that some gates belong to."""
     return {(gate.site, gate.head) for gate in gates}
 
 
 @torch.no_grad()
-def close(module: Adapter, gates: Collection[Gate]) -> None:
-    """Closes gates for good, in training and eval, and sets the vectors under them to zero."""
-    for edit, vector, heads in _by_vector(module, gates):
-        _set(edit, vector, heads, -SATURATED)
-        for name in edit.under(vector):
-            getattr(edit, name)[heads] = 0.0
+def close(adapter: Adapter, gates: Collection[GateIndex]) -> None:
+    """Closes gates for good, in training and eval mode, and sets the vectors that they act on to zero."""
+    for edit, owner, heads in _by_owner(adapter, gates):
+        _set(edit, owner, heads, -SATURATED)
+        for vector in edit.vectors_of(owner):
+            edit.vectors[vector][heads] = 0.0
 
 
 @torch.no_grad()
-def fix(module: Adapter, opened: Collection[Gate]) -> None:
-    """Opens some gates for good and closes all others, in training and eval: what is left to learn are vectors."""
+def freeze_gates(adapter: Adapter, opened: Collection[GateIndex]) -> None:
+    """Opens some gates for good and closes all others, in training and eval mode, so that only vectors are learned."""
     chosen = set(opened)
-    close(module, [gate for gate in all_gates(module) if gate not in chosen])
-    for edit, vector, heads in _by_vector(module, chosen):
-        _set(edit, vector, heads, SATURATED)
+    close(adapter, [gate for gate in all_gates(adapter) if gate not in chosen])
+    for edit, owner, heads in _by_owner(adapter, chosen):
+        _set(edit, owner, heads, SATURATED)
 
 
 @torch.no_grad()
-def harden(module: Adapter) -> None:
-    """Takes the gates' values into the vectors and fixes the gates; see ``HeadEdits.harden``."""
-    opened = open_gates(module)
-    for edit in module:
-        for vector, acting in edit.acting().items():
-            getattr(edit, vector).copy_(acting)
-    module.strength = 1.0
-    fix(module, opened)
-    for edit in module:
-        gated = edit.gated_vectors()
-        edit.idle = bool(gated) and not any(edit.is_open(vector).any() for vector in edit.vectors)
-        for vector in gated:
-            gate = edit.log_alpha(vector)
-            assert gate is not None
-            gate.requires_grad_(False)
+def harden(adapter: Adapter) -> None:
+    """Moves the gates' values into the vectors and freezes the gates; see ``HeadEdits.harden``."""
+    opened = open_gates(adapter)
+    for edit in adapter:
+        for vector, value in edit.effective().items():
+            edit.vectors[vector].copy_(value)
+    adapter.strength = 1.0
+    freeze_gates(adapter, opened)
+    for edit in adapter:
+        edit.gates.requires_grad_(False)
+        edit.idle = bool(len(edit.gates)) and not any(edit.is_open(vector).any() for vector in edit.vectors)
 
 
-def _set(edit: SiteEdit, vector: str, heads: list[int], value: float) -> None:
-    gate = edit.log_alpha(vector)
+def _set(edit: SiteEdit, owner: str, heads: list[int], value: float) -> None:
+    gate = edit.gate(owner)
     assert gate is not None
     gate[heads] = value
     edit.idle = False
 
 
-def _by_vector(module: Adapter, gates: Collection[Gate]) -> list[tuple[SiteEdit, str, list[int]]]:
+def _by_owner(adapter: Adapter, gates: Collection[GateIndex]) -> list[tuple[SiteEdit, str, list[int]]]:
     grouped: dict[tuple[int, str], list[int]] = {}
     for gate in gates:
         grouped.setdefault((gate.site, gate.vector), []).append(gate.head)
-    edits = list(module)
+    edits = list(adapter)
     return [(edits[site], vector, heads) for (site, vector), heads in grouped.items()]

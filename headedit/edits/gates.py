@@ -37,11 +37,11 @@ class HardConcrete:
     high: float = 1.1
 
     def sample(self, log_alpha: Tensor, uniform: Tensor | None = None) -> Tensor:
-        """One reparametrised sample a gate, same shape as ``log_alpha``.
+        """One reparametrised sample per gate, in the same shape as ``log_alpha``.
 
         Args:
             log_alpha: of the gates.
-            uniform: u, one a gate, from [0, 1); by default drawn here.
+            uniform: u, one per gate, from [0, 1); by default drawn here.
         """
         noise = (torch.rand_like(log_alpha) if uniform is None else uniform).logit(eps=_EPS)
         return self._stretch(torch.sigmoid((noise + log_alpha) / self.temperature))
@@ -57,14 +57,16 @@ class HardConcrete:
         single precision.
         """
         logits, weights = _quadrature(self.low, self.high)
-        points = log_alpha.unsqueeze(-1) - self.temperature * log_alpha.new_tensor(logits)
-        weight = log_alpha.new_tensor(weights)
-        below = (weight * torch.sigmoid(points)).sum(-1)
-        above = 1 - (weight * torch.sigmoid(-points)).sum(-1)
-        return torch.where(log_alpha > 0, above, below)  # exactly 0 and 1 at the two ends
+        twice_noise = log_alpha.new_tensor([2 * self.temperature * logit for logit in logits])
+        # The half with the sign of log α picks the tail, P(g > t) or P(g ≤ t), that is small: at the ends E[g] is
+        # exactly 0 and 1. Arranged for few operators.
+        half = torch.copysign(log_alpha.new_tensor(0.5), log_alpha)
+        points = torch.sub(twice_noise, log_alpha.unsqueeze(-1), alpha=2) * half.unsqueeze(-1)
+        tail = (log_alpha.new_tensor(weights) * torch.sigmoid(points)).sum(-1)
+        return torch.addcmul(half + 0.5, half, tail, value=-2)
 
     def open_probability(self, log_alpha: Tensor) -> Tensor:
-        """P(g ≠ 0), equation 12: what the penalty adds up."""
+        """P(g ≠ 0), equation 12: which the penalty sums."""
         return torch.sigmoid(log_alpha - self.temperature * math.log(-self.low / self.high))
 
     def _stretch(self, s: Tensor) -> Tensor:

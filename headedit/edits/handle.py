@@ -1,20 +1,26 @@
-"""The handle of the edits on a model: look at them, switch them, set them, save them, take them off."""
+"""The handle of the edits on a model: look at them, switch them, set them, save them, merge them, take them off."""
 
-from typing import Literal
+from collections.abc import Mapping
+from os import PathLike
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from headedit.edits.adapter import Adapter, Gates
-from headedit.edits.adapter_set import AdapterSet
-from headedit.edits.config import EditConfig
-from headedit.edits.travelling import Travelling
+from headedit.edits.active_adapter import ActiveAdapter
+from headedit.edits.adapter import Adapter
+from headedit.edits.files.hub import push_to_hub
+from headedit.edits.files.storage import read_adapter, save
+from headedit.edits.merge.export import export_as, must_export
+from headedit.edits.merge.fold import check_attached
+from headedit.edits.merge.merge import check_not_disabled, merge, unmerge
+from headedit.edits.merge.peft import to_peft
+from headedit.edits.status import ModelStatus, model_status
 from headedit.errors import HeadEditError
 from headedit.io.notebook import html_of
-from headedit.specs import MODULE_NAME, HeadSite, Spec
+from headedit.specs import MODULE_NAME, Spec
 
 
-class HeadEdits(AdapterSet, Travelling):
+class HeadEdits(ActiveAdapter):
     """Edits attached to a model; made by ``headedit.attach`` and ``headedit.load``.
 
     There is one adapter at first, ``default``. What is looked at, set, saved and merged is the active one.
@@ -23,6 +29,7 @@ class HeadEdits(AdapterSet, Travelling):
         model: the model that is edited, the same object that was given to ``attach``. It holds the parameters of
             every adapter in its submodule ``headedit``.
         spec: where its heads are.
+        merged: what a merge changed in the model's weights; None while the edits are not merged.
     """
 
     def __init__(self, model: nn.Module, spec: Spec, first: Adapter) -> None:
@@ -33,16 +40,6 @@ class HeadEdits(AdapterSet, Travelling):
         self._guard = None
         if spec.no_reentrant is not None:
             self._guard = model.register_forward_pre_hook(self._refuse_reentrant)
-
-    @property
-    def config(self) -> EditConfig:
-        """The shape of the edits."""
-        return self.module.config
-
-    @property
-    def sites(self) -> list[HeadSite]:
-        """Where they are, ordered by layer."""
-        return self.module.where
 
     def _refuse_reentrant(self, model: nn.Module, args: object) -> None:
         if not (model.training and torch.is_grad_enabled()):
@@ -55,19 +52,12 @@ class HeadEdits(AdapterSet, Travelling):
                     f"{self.spec.no_reentrant}. Turn it on with use_reentrant=False."
                 )
 
-    @property
-    def attached(self) -> bool:
-        """False once ``detach`` was called."""
-        return self.model._modules.get(MODULE_NAME) is self._adapters
-
     def detach(self) -> nn.Module:
         """Takes everything off: the model is exactly as it was before ``attach``, and is returned."""
-        from headedit.edits.merge.merge import is_merged, unmerge
-
         if self.attached:
-            if is_merged(self):
+            if self.merged is not None:
                 unmerge(self)
-            self._switches.remove()
+            self._hooks.remove()
             if self._guard is not None:
                 self._guard.remove()
             del self.model._modules[MODULE_NAME]
@@ -75,129 +65,159 @@ class HeadEdits(AdapterSet, Travelling):
                 parameter.requires_grad_(True)
         return self.model
 
-    def gates(self, kind: str | None = None) -> Gates:
-        """The gates in eval mode, by the estimator that the config names.
+    def unload(self) -> nn.Module:
+        """Takes the edits off without merging them, and returns the base model; the same as ``detach``."""
+        return self.detach()
+
+    def get_base_model(self) -> nn.Module:
+        """The model itself; it stays edited until ``detach``, and ``disable_adapter()`` shows it unedited."""
+        return self.model
+
+    def get_model_status(self) -> ModelStatus:
+        """Which adapters there are, which one acts, is trained or is merged, and where their parameters are."""
+        return model_status(self)
+
+    def load_adapter(self, model_id: "str | PathLike[str]", adapter_name: str, *, revision: str | None = None) -> None:
+        """Adds saved edits under a name; they do nothing until ``set_adapter`` or ``route`` names them.
 
         Args:
-            kind: the kind of site; by default attention, or what there is.
-
-        Returns:
-            Additive and multiplicative gates on the CPU, each [layers, heads]: a row for every layer of the
-            stack, NaN where there is no edited head or no such vector. Where a layer has several sites of
-            the kind, their heads stand side by side.
-        """
-        return self.module.gates(kind)
-
-    def count_open(self) -> dict[str, tuple[int, int]]:
-        """For ``offset`` and ``scale``: gates open and gates in all, over every site; for ``any``: heads.
-
-        A gate is open where the deterministic gate of Louizos et al. is above 0, whatever ``eval_gate`` is.
-        A vector without gates counts as open.
-        """
-        return self.module.count_open()
-
-    def penalty(self, vector: Literal["offset", "scale"] | None = None, *, share: bool = False) -> Tensor:
-        """Expected number of open gates, Σ P(g ≠ 0), differentiable (Louizos et al. 2018, equation 12).
-
-        Args:
-            vector: only the gates of this vector; by default both.
-            share: divide by the number of gates.
-
-        Returns:
-            A scalar. A λ on the number is the loss that one gate must save to stay open, and means the
-            same for a model of any size; a λ on the share is spread over all gates.
-        """
-        return self.module.penalty(vector, share=share)
-
-    def set_head(
-        self,
-        layer: int,
-        head: int,
-        *,
-        scale: float = 1.0,
-        offset: Tensor | None = None,
-        kind: str | None = None,
-    ) -> None:
-        """Writes the edit of one head by hand, in place of what it had: z' = scale · z + offset.
-
-        The gate of a part that acts is opened for good, that of a part left out is closed.
-
-        Args:
-            layer: index of the layer.
-            head: index of the head; with several sites a layer they are counted side by side.
-            scale: factor on the head's output; 0 ablates it, 1 leaves it.
-            offset: added to it, [head_dim]; None for nothing.
-            kind: the kind of site; by default attention, or what there is.
+            model_id: a folder that ``save_pretrained`` wrote, or the id of a repository on the Hugging Face hub.
+            adapter_name: letters, digits, ``-`` and ``_``.
+            revision: the revision of a hub repository.
 
         Raises:
-            HeadEditError: there is no such head, or ``offset`` has another shape.
+            HeadEditError: as for ``load``, or there is an adapter of this name.
         """
-        kind = self.module.kinds()[0] if kind is None else kind
-        heads = 0
-        for site, edit, first in self.module.columns(kind):
-            if site.layer != layer:
-                continue
-            if first <= head < first + site.heads:
-                if offset is not None and tuple(offset.shape) != (site.head_dim,):
-                    raise HeadEditError(
-                        f"offset: found shape {tuple(offset.shape)}, expected ({site.head_dim},) at {site.path}."
-                    )
-                edit.set_head(head - first, scale, offset)
-                return
-            heads = first + site.heads
-        known = sorted({site.layer for site in self.sites if site.kind == kind})
-        what = f"has {heads} heads, 0 to {heads - 1}" if heads else f"has no {kind} site; edited layers: {known}"
-        raise HeadEditError(f"There is no head {head} in layer {layer} to set: the layer {what}.")
+        self._check_name(adapter_name)
+        self._put(adapter_name, read_adapter(self.model, self.spec, model_id, revision))
 
-    def harden(self) -> None:
-        """Fixes the gates at the value they have in eval mode, and drops the heads whose gates are closed.
+    def save_pretrained(
+        self,
+        save_directory: "str | PathLike[str]",
+        *,
+        hardened: bool = False,
+        card: bool = True,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Writes ``headedit_config.json`` and ``headedit.safetensors`` into a folder, atomically, and a model card.
 
-        The values go into the vectors, so that every gate is exactly 0 or 1 from then on, in training mode too; a site
-        without an open head costs nothing any more. With ``eval_gate="clip"`` the logits in eval mode stay the same to
-        the bit; with ``expectation`` what E[g] leaves of a closed gate is dropped. The gates are no longer trained.
+        Args:
+            save_directory: the folder; it is made if it does not exist.
+            hardened: store only the open heads, with their effective values; hardened edits are always stored so.
+            card: write the card, ``README.md``, unless the folder has one that headedit did not write.
+            metrics: names and values that the card reports.
+
+        Raises:
+            HeadEditError: the folder cannot be made or written, or a metric is not a number.
         """
-        from headedit.edits.gate_set import harden
+        save(self, save_directory, hardened=hardened, card=card, metrics=metrics)
 
-        harden(self.module)
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        hardened: bool = False,
+        metrics: Mapping[str, float] | None = None,
+    ) -> str:
+        """Uploads the edits and their card to the hub, and returns the commit's address.
 
-    def snapshot(self) -> list[Tensor]:
-        """Copies of all parameters, for ``restore``."""
-        return [parameter.detach().clone() for parameter in self.module.parameters()]
+        Args:
+            repo_id: the id of the repository, ``name`` or ``owner/name``; it is made if it does not exist.
+            private: whether a new repository is private; by default as the owner's account says.
+            token: a token of the hub; by default the one that ``hf auth login`` stored.
+            revision: a branch to upload to, made if it does not exist; by default the main one.
+            commit_message: by default "Upload edits by headedit".
+            hardened: upload only the open heads; see ``save_pretrained``.
+            metrics: names and values for the card.
 
-    @torch.no_grad()
-    def restore(self, snapshot: list[Tensor]) -> None:
-        """Puts parameters back to what they were at a ``snapshot``."""
-        for parameter, value in zip(self.module.parameters(), snapshot, strict=True):
-            parameter.copy_(value)
-        for edit in self.module:
-            edit.idle = False
+        Raises:
+            HeadEditError: the hub refuses, cannot be reached, or a metric is not a number.
+        """
+        return push_to_hub(
+            self,
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+            hardened=hardened,
+            metrics=metrics,
+        )
 
-    def vector_parameters(self) -> list[nn.Parameter]:
-        """Offsets and scales, for an optimiser group of their own."""
-        return [p for name, p in self.module.named_parameters() if not name.endswith("_gate")]
+    def merge_adapter(self, adapter_names: list[str] | None = None, *, safe_merge: bool = False) -> None:
+        """Folds edits, with their effective values, into the model's weights, in place; the hooks then do nothing.
 
-    def gate_parameters(self) -> list[nn.Parameter]:
-        """Gate logits that can be trained, for an optimiser group of their own."""
-        return [p for name, p in self.module.named_parameters() if name.endswith("_gate") and p.requires_grad]
+        Args:
+            adapter_names: the adapters to merge, several as their sum; by default the active one.
+            safe_merge: refuse results that are NaN or infinite.
 
-    def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Number of trainable parameters, and of all parameters of the model with its edits."""
-        parameters = [*self.model.parameters(), *(() if self.attached else self.module.parameters())]
-        trainable = sum(p.numel() for p in parameters if p.requires_grad)
-        return trainable, sum(_numel(p) for p in parameters)
+        Raises:
+            HeadEditError: the edits are merged, disabled or detached, a name is not known, a weight is quantized,
+                offloaded, shared or not a projection's, an offset needs a bias that the model cannot have, or with
+                ``safe_merge`` a result is not finite; nothing is changed then.
+        """
+        merge(self, adapter_names, safe_merge=safe_merge)
 
-    def count_acting_parameters(self) -> int:
-        """Numbers in the vectors whose gate is open: what is left of the edits when they are hardened."""
-        return sum(int(edit.is_open(vector).sum()) * edit.head_dim for edit in self.module for vector in edit.vectors)
+    def unmerge_adapter(self) -> None:
+        """Puts the original weights and config back, bit for bit; the edits act through the hooks again.
 
-    def print_trainable_parameters(self) -> None:
-        """Prints the number of trainable parameters, of all, and the share, as PEFT does."""
-        trainable, total = self.get_nb_trainable_parameters()
-        share = 100 * trainable / total
-        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
+        Raises:
+            HeadEditError: the edits are not merged.
+        """
+        unmerge(self)
+
+    def merge_and_unload(
+        self, progressbar: bool = False, *, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """Merges edits and detaches: a plain model, ready for ``save_pretrained``.
+
+        Args:
+            progressbar: show a bar over the sites.
+            safe_merge: refuse results that are NaN or infinite.
+            adapter_names: the adapters to merge, several as their sum; by default the active one, or those that are
+                merged already.
+
+        Returns:
+            The model itself; or, where its projections can have no bias and its spec names a type that computes the
+            same (Qwen2, Mistral: Llama), a model of that type, and the model as it was before ``attach``.
+
+        Raises:
+            HeadEditError: as for ``merge_adapter``; the edits stay attached then.
+        """
+        if self.merged is None:
+            check_attached(self)
+            check_not_disabled(self)
+            if must_export(self, adapter_names):
+                plain = export_as(self, adapter_names, safe_merge=safe_merge, progressbar=progressbar)
+                self.detach()
+                return plain
+            merge(self, adapter_names, safe_merge=safe_merge, progressbar=progressbar)
+        elif adapter_names not in (None, self.merged_adapters):
+            raise HeadEditError(
+                f"{', '.join(self.merged_adapters)} is merged already; call unmerge_adapter() to merge others."
+            )
+        merged, self.merged = self.merged, None
+        assert merged is not None
+        self.detach()
+        for module, bias in merged.biases:
+            weight = module._parameters["weight"]
+            bias.requires_grad_(weight is not None and weight.requires_grad)
+        return self.model
+
+    def to_peft(self, directory: "str | PathLike[str]") -> None:
+        """Writes the edits as a PEFT adapter: (IA)³, or LoRA where there is an offset.
+
+        Raises:
+            HeadEditError: PEFT is not installed, or cannot hold an edit of these sites.
+        """
+        to_peft(self, directory)
 
     def _repr_html_(self) -> str | None:
-        """A summary for notebooks; None, for which they show the text, where nothing draws one."""
+        """A summary for notebooks; None where nothing draws one, so that they show the text."""
         return html_of(self)
 
     def __repr__(self) -> str:
@@ -207,11 +227,7 @@ class HeadEdits(AdapterSet, Travelling):
         layers = len({site.layer for site in self.sites})
         others = f"; '{self.active_adapter}' of {', '.join(self.adapters)}" if len(self.adapters) > 1 else ""
         dial = "" if self.strength == 1 else f"; strength {self.strength:g}"
+        merged = f"; merged: {', '.join(self.merged_adapters)}" if self.merged is not None else ""
         state = "" if self.attached else ", detached"
         name = type(self.model).__name__
-        return f"HeadEdits({name}, {layers} layers, {kinds}; gates open: {counts}{dial}{others}{state})"
-
-
-def _numel(parameter: nn.Parameter) -> int:
-    packed = getattr(parameter, "quant_state", None)  # a 4-bit weight counts its elements, not its bytes
-    return int(torch.Size(packed.shape).numel()) if packed is not None else parameter.numel()
+        return f"HeadEdits({name}, {layers} layers, {kinds}; gates open: {counts}{dial}{others}{merged}{state})"

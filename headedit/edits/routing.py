@@ -1,4 +1,4 @@
-"""Another edit for each row of a batch: one multiply-add a site, with vectors gathered by row."""
+"""Another edit for each row of a batch: one multiply-add per site, with vectors gathered by row."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,15 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from headedit.edits.adapter import Adapter
-from headedit.edits.affine import multiply_add
-from headedit.edits.placing import heads_shape
+from headedit.edits.affine import apply_affine, heads_shape
 from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite
 
 
 class RoutedEdit(nn.Module):
-    """The edits of one site, a row of the batch each, as they acted in eval mode when this was made.
+    """The edits of one site, one for each row of the batch, with their values in eval mode when this was made.
 
     Buffers:
         scale, offset: [rows, heads * head_dim]; 1 and 0 in a row that is not edited.
@@ -44,28 +43,28 @@ class RoutedEdit(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """The edited input of the projection, in the shape and dtype it came in.
 
-        The batch stands first. It may hold each row several times over, one after the other, as beams and several
-        returned sequences do.
+        The batch is the first dimension. It may hold each row several times, one after the other, as beams and
+        several returned sequences do.
 
         Raises:
-            HeadEditError: its size is no multiple of the number of rows.
+            HeadEditError: its size is not a multiple of the number of rows.
         """
         rows = self.scale.shape[0]
         if z.shape[0] % rows:
             raise HeadEditError(
-                f"route() was given {rows} rows, but the batch has {z.shape[0]}, which is no multiple of it. Name an "
-                "adapter, or None, for every row of the batch."
+                f"route() was given {rows} rows, but the batch has {z.shape[0]}, which is not a multiple of it. Name "
+                "an adapter, or None, for every row of the batch."
             )
         heads = heads_shape(z, self.heads, self.head_dim, self.path)
         grouped = z.view(rows, z.shape[0] // rows, *z.shape[1:])
         shape = (rows, *(1,) * (grouped.dim() - 1 - len(heads)), *heads)
         scale, offset = self.scale.to(z.device).view(shape), self.offset.to(z.device).view(shape)
-        return multiply_add(grouped, scale, offset).view(z.shape)
+        return apply_affine(grouped, scale, offset).view(z.shape)
 
 
 @torch.no_grad()
-def routed(adapters: Mapping[str, Adapter], names: Sequence[str | None]) -> dict[str, RoutedEdit]:
-    """What every site applies when each row of a batch has an adapter of its own, by the site's name.
+def route_rows(adapters: Mapping[str, Adapter], names: Sequence[str | None]) -> dict[str, RoutedEdit]:
+    """The edit that every site applies when each row of a batch has its own adapter, by the site's name.
 
     Args:
         adapters: the edits by name.

@@ -1,6 +1,7 @@
-"""The edit of one site: z' = (1 + g_m·m) ⊙ z + g_a·a, a head at a time, in one fused multiply-add.
+"""The edit of one site: the vectors and gates of its heads, and the affine map that they make of its input.
 
-JoLA (Lai, Fraser, Titov, ICML 2025, arXiv 2502.01179), section 3: m is ``scale``, a is ``offset``.
+JoLA (Lai, Fraser, Titov, ICML 2025, arXiv 2502.01179), section 3, z' = (1 + g_m·m) ⊙ z + g_a·a: m is ``scale``, a is
+``offset``. The maps of many sites are computed together, in a number of operators that does not grow with the sites.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -8,224 +9,236 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from headedit.edits.affine import multiply_add
+from headedit.edits.affine import Affine, apply_affine, broadcast_to_heads, heads_shape
 from headedit.edits.config import EditConfig
 from headedit.edits.gates import SATURATED, HardConcrete
-from headedit.edits.kept import Kept
-from headedit.edits.placing import heads_shape, placed
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite
 
 VECTORS = ("offset", "scale")
 
-Line = tuple[Tensor | None, Tensor | None]
-"""The factor on a site's input and what is added to it, each [heads * head_dim]; None for 1 and for 0."""
+Values = Mapping[str, Tensor]
+"""The tensors of one site by name, such as ``offset`` and ``offset_gate``."""
+
+
+class NamedParameters(nn.ParameterDict):
+    """A ParameterDict whose forward pass gives its tensors, so that hooks that fetch offloaded weights act on it."""
+
+    def forward(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {name: self[name] for name in self}
 
 
 class SiteEdit(nn.Module):
     """Vectors and gates for the heads of one site.
 
     Parameters:
-        offset, scale: [heads, head_dim]; one of them is None where the config leaves it out.
-        offset_gate, scale_gate: log α, [heads]; with a shared gate only ``offset_gate`` is there and serves
-            both, without gates both are None.
+        vectors: ``offset`` and ``scale``, [heads, head_dim]; the config can leave one of them out.
+        gates: their log α, ``offset_gate`` and ``scale_gate``, [heads]; a shared gate is the gate of the first vector,
+            and without gates there are none.
 
     Fields:
-        idle: True where hardening left no open head, so that there is nothing to apply.
+        idle: whether hardening left no open head, so that the site is skipped.
         strength: factor on both vectors, a scalar; None for 1.
-        kept: what acts in eval mode, until a parameter changes.
     """
 
     def __init__(self, site: HeadSite, config: EditConfig, device: torch.device) -> None:
         super().__init__()
         self.heads, self.head_dim = site.heads, site.head_dim
         self.path = site.path
-        self.vectors = VECTORS if config.vectors == "both" else (config.vectors,)
         self.shared = config.gates == "shared"
         self.distribution = HardConcrete(config.temperature, *config.stretch)
         self.expectation = config.eval_gate == "expectation"
         self.idle = False
-        self.kept: Kept[Line] = Kept()
         self.strength: Tensor | None
         self.register_buffer("strength", None, persistent=False)
-        for kind in VECTORS:
-            there = kind in self.vectors
-            gated = there and config.gates != "none" and not (self.shared and kind != self.vectors[0])
-            shape = (self.heads, self.head_dim)
-            vector = torch.zeros(shape, device=device, dtype=torch.float32) if there else None
-            if vector is not None and config.init_std:
-                vector.normal_(std=config.init_std)
-            gate = None
-            if gated:
+        self.vectors, self.gates = NamedParameters(), NamedParameters()
+        for vector in VECTORS if config.vectors == "both" else (config.vectors,):
+            value = torch.zeros(self.heads, self.head_dim, device=device, dtype=torch.float32)
+            self.vectors[vector] = value.normal_(std=config.init_std) if config.init_std else value
+            if config.gates == "separate" or (self.shared and not len(self.gates)):
                 gate = torch.full((self.heads,), config.gate_init, device=device, dtype=torch.float32)
-            self.register_parameter(kind, None if vector is None else nn.Parameter(vector))
-            self.register_parameter(f"{kind}_gate", None if gate is None else nn.Parameter(gate))
+                self.gates[_gate_name(vector)] = gate
+        self._traits = repr((self.heads, self.head_dim, self.shared, self.distribution, self.expectation))
 
-    def log_alpha(self, kind: str) -> nn.Parameter | None:
-        """The gate logits that act on a vector, [heads]; None where it has no gate."""
-        owner = self.vectors[0] if self.shared else kind
-        gate: nn.Parameter | None = getattr(self, f"{owner}_gate")
-        return gate
+    def gate(self, vector: str) -> nn.Parameter | None:
+        """The gate logits log α that act on a vector, [heads]; None where it has no gate."""
+        owner = next(iter(self.vectors)) if self.shared else vector
+        name = _gate_name(owner)
+        found: nn.Parameter | None = self.gates.get(name)
+        return found
 
     def gated_vectors(self) -> list[str]:
-        """The vectors that own a gate: both, one of them where they share it, none without gates."""
-        return [kind for kind in VECTORS if getattr(self, f"{kind}_gate") is not None]
+        """The vectors that own a gate: both, the first of them where they share it, none without gates."""
+        return [vector for vector in self.vectors if _gate_name(vector) in self.gates]
 
-    def under(self, kind: str) -> tuple[str, ...]:
+    def vectors_of(self, owner: str) -> tuple[str, ...]:
         """The vectors that the gate owned by one of them acts on."""
-        return self.vectors if self.shared else (kind,)
+        return tuple(self.vectors) if self.shared else (owner,)
 
-    def layout(self) -> Hashable:
-        """What edits must have in common so that ``lines`` can take them together."""
-        parameters = [
-            (name, p.device, p.dtype, p.requires_grad) for name, p in self._parameters.items() if p is not None
-        ]
-        same = (self.heads, self.head_dim, self.shared, self.distribution, self.strength is None)
-        return (*same, *parameters)
+    def gate_logits(self, vector: str | None) -> list[nn.Parameter]:
+        """The gate logits that act on one vector or on both, each once, [heads]."""
+        found = [self.gate(name) for name in self.vectors if vector in (None, name)]
+        return list({id(gate): gate for gate in found if gate is not None}.values())
+
+    def values(self) -> dict[str, Tensor]:
+        """The tensors of vectors and gates by name, fetched where they are offloaded."""
+        return self.vectors.forward() | self.gates.forward()
 
     def set_strength(self, value: float) -> None:
         """Sets the factor on both vectors; see ``HeadEdits.strength``."""
         self.strength = None if value == 1 else next(self.parameters()).new_tensor(float(value))
-        self.kept.drop()
 
-    def gates(self) -> dict[str, Tensor]:
-        """The deterministic gate of each vector that is there, [heads]; ones where it has no gate."""
-        gates = _gates([self])
+    def gate_values(self) -> dict[str, Tensor]:
+        """The deterministic gate of each vector, [heads]; ones where it has no gate."""
+        values = self.values()
+        gates = _gates([self], [values])
         if gates is None:
-            vector: Tensor = getattr(self, self.vectors[0])
-            gates = vector.new_ones(1, 1, self.heads)
+            gates = next(iter(values.values())).new_ones(1, 1, self.heads)
         return dict(zip(self.vectors, gates[0].expand(len(self.vectors), -1).unbind(), strict=True))
 
     def is_open(self, vector: str) -> Tensor:
         """Which heads have an open gate on a vector, [heads]: the rectified gate is above 0, or there is none."""
-        log_alpha = self.log_alpha(vector)
-        if log_alpha is None:
+        gate = self.gate(vector)
+        if gate is None:
             return torch.ones(self.heads, dtype=torch.bool)
-        return self.distribution.clip(log_alpha) > 0
+        return self.distribution.clip(gate) > 0
 
-    def log_alphas(self, vector: str | None) -> list[Tensor]:
-        """The gate logits that act on one vector or on both, each once, [heads]."""
-        kinds = [kind for kind in self.vectors if vector in (None, kind)]
-        return list({id(gate): gate for gate in map(self.log_alpha, kinds) if gate is not None}.values())
-
-    def train(self, mode: bool = True) -> "SiteEdit":
-        """Sets the mode, and has the edit computed anew; see ``Kept``."""
-        self.kept.drop()
-        return super().train(mode)
-
-    def forward(self, z: Tensor, line: Line | None = None) -> Tensor:
-        """The edited input of the projection, in the shape and dtype it came in.
-
-        Computed in the parameters' precision and rounded once. In eval mode the factor and what is added are computed
-        once until a parameter changes. A write through ``.data`` is no change that can be seen: call ``eval`` after it.
-
-        Args:
-            z: the input.
-            line: factor and offset, where they are there already; see ``Together``.
-        """
-        shape = heads_shape(z, self.heads, self.head_dim, self.path)
-        scale, offset = self.line() if line is None else line
-        return multiply_add(z, placed(scale, z, shape), placed(offset, z, shape))
-
-    def acting(self) -> dict[str, Tensor]:
-        """What acts in eval mode of each vector that is there, strength · gate · vector, [heads, head_dim]."""
-        return dict(zip(self.vectors, _acting([self])[0].unbind(), strict=True))
+    def effective(self) -> dict[str, Tensor]:
+        """The effective value of each vector in eval mode, strength · gate · vector, [heads, head_dim]."""
+        return dict(zip(self.vectors, _effective([self], [self.values()])[0].unbind(), strict=True))
 
     def scale_and_offset(self) -> tuple[Tensor, Tensor]:
-        """The factor on the site's input in eval mode and what is added to it, each [heads * head_dim]."""
-        scale, offset = self._in_eval_mode()
+        """The factor on the site's input in eval mode and the offset added to it, each [heads * head_dim]."""
+        ((scale, offset),) = _affine([self], [self.values()])
         like = next(vector for vector in (scale, offset) if vector is not None)
         return torch.ones_like(like) if scale is None else scale, torch.zeros_like(like) if offset is None else offset
 
-    def line(self) -> Line:
-        """The factor and the offset of this site alone; in training mode the gates are drawn anew at each call."""
-        if self.training:
-            return lines([self], uniform([self]))[0]
-        return self._in_eval_mode()
+    def affine(self) -> Affine:
+        """The affine map of this site alone; in training mode its gates are drawn again at each call."""
+        values = self.values()
+        return _affine([self], [values], gate_noise([self], [values]) if self.training else None)[0]
 
-    def _in_eval_mode(self) -> Line:
-        return self.kept.get(self._parameters.values(), self._compute_in_eval_mode)
+    def forward(self, z: Tensor, affine: Affine | None = None) -> Tensor:
+        """The edited input of the projection, in the shape and dtype it came in.
 
-    def _compute_in_eval_mode(self) -> Line:
-        ((scale, offset),) = lines([self])
-        return scale, None if offset is None else offset.clone()  # by itself: what acts of the scale need not be kept
+        Computed in the parameters' precision and rounded once.
+
+        Args:
+            z: the input.
+            affine: the map, where it was computed together with those of other sites; see ``affine_all``.
+        """
+        scale, offset = self.affine() if affine is None else affine
+        shape = heads_shape(z, self.heads, self.head_dim, self.path)
+        return apply_affine(z, broadcast_to_heads(scale, z, shape), broadcast_to_heads(offset, z, shape))
 
     @torch.no_grad()
     def set_head(self, head: int, scale: float, offset: Tensor | None) -> None:
         """Writes the edit of one head by hand; see ``HeadEdits.set_head``."""
-        self.idle = False
         values = {"scale": scale - 1.0, "offset": offset}
-        acts = {"scale": scale != 1.0, "offset": offset is not None}
-        for kind in VECTORS:
-            if acts[kind] and kind not in self.vectors:
-                raise HeadEditError(f"These edits have no {kind}: they were made with vectors='{self.vectors[0]}'.")
-        for kind in self.vectors:
-            vector, gate = getattr(self, kind), self.log_alpha(kind)
-            vector[head] = values[kind] if acts[kind] else 0.0
+        given = {"scale": scale != 1.0, "offset": offset is not None}
+        for name in VECTORS:
+            if given[name] and name not in self.vectors:
+                raise HeadEditError(
+                    f"These edits have no {name}: they were made with vectors='{next(iter(self.vectors))}'."
+                )
+        self.idle = False
+        for name, vector in self.vectors.items():
+            vector[head] = values[name] if given[name] else 0.0
+            gate = self.gate(name)
             if gate is not None:
-                is_open = any(acts.values()) if self.shared else acts[kind]
+                is_open = any(given.values()) if self.shared else given[name]
                 gate[head] = SATURATED if is_open else -SATURATED
 
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        self.idle = False  # the gates that are loaded may be open
+        super()._load_from_state_dict(*args, **kwargs)
 
-def uniform(edits: Sequence[SiteEdit]) -> dict[SiteEdit, Tensor]:
-    """Numbers from [0, 1) to draw the gates of sites by, [gates] each; sites without gates have none.
 
-    They are drawn at once, and on a CPU are those that the sites would draw one after the other.
+def affine_all(edits: Sequence[SiteEdit]) -> list[Affine]:
+    """The affine maps of sites, those of a kind computed together; in training mode all gates are drawn at once."""
+    values = [edit.values() for edit in edits]
+    noise = gate_noise(edits, values)
+    kinds: dict[Hashable, list[int]] = {}
+    for i, (edit, tensors) in enumerate(zip(edits, values, strict=True)):
+        kinds.setdefault(_kind(edit, tensors), []).append(i)
+    found: dict[int, Affine] = {}
+    for members in kinds.values():
+        group, tensors_of = [edits[i] for i in members], [values[i] for i in members]
+        found |= zip(members, _affine(group, tensors_of, noise if group[0].training else None), strict=True)
+    return [found[i] for i in range(len(edits))]
+
+
+def gate_noise(edits: Sequence[SiteEdit], values: Sequence[Values]) -> dict[SiteEdit, Tensor]:
+    """Numbers from [0, 1) by which the gates of sites in training mode are drawn, [gates] per site.
+
+    They are drawn at once; on a CPU they are those that the sites would draw one after the other.
     """
-    alike: dict[tuple[torch.device, torch.dtype], dict[SiteEdit, int]] = {}
-    for edit in edits:
-        gates = [getattr(edit, f"{kind}_gate") for kind in edit.gated_vectors()]
-        if gates:
-            alike.setdefault((gates[0].device, gates[0].dtype), {})[edit] = len(gates) * edit.heads
+    counts: dict[tuple[torch.device, torch.dtype], dict[SiteEdit, int]] = {}
+    for edit, tensors in zip(edits, values, strict=True):
+        if edit.training and len(edit.gates):
+            gates = [tensors[name] for name in edit.gates]
+            counts.setdefault((gates[0].device, gates[0].dtype), {})[edit] = len(gates) * edit.heads
     drawn: dict[SiteEdit, Tensor] = {}
-    for (device, dtype), counts in alike.items():
-        numbers = torch.rand(sum(counts.values()), device=device, dtype=dtype)
-        drawn |= zip(counts, torch.split(numbers, list(counts.values())), strict=True)
+    for (device, dtype), sizes in counts.items():
+        numbers = torch.rand(sum(sizes.values()), device=device, dtype=dtype)
+        drawn |= zip(sizes, torch.split(numbers, list(sizes.values())), strict=True)
     return drawn
 
 
-def lines(edits: Sequence[SiteEdit], drawn: Mapping[SiteEdit, Tensor] | None = None) -> list[Line]:
-    """The factor and the offset of sites whose edits are alike in all but their values, computed at once.
+def _kind(edit: SiteEdit, values: Values) -> Hashable:
+    """The traits that edits must share to be computed together."""
+    gradients = torch.is_grad_enabled()  # a site that is frozen must stay out of the graph
+    traits = [(name, v.device, v.dtype, gradients and v.requires_grad) for name, v in values.items()]
+    return edit._traits, edit.training, edit.strength is None, *traits
 
-    Args:
-        edits: of one ``layout``.
-        drawn: of ``uniform``, to draw the gates by, as in training; None for their value in eval mode.
-    """
-    vectors = edits[0].vectors
-    flat = dict(zip(vectors, (v.flatten(1) for v in _acting(edits, drawn).unbind(1)), strict=True))
+
+def _affine(
+    edits: Sequence[SiteEdit], values: Sequence[Values], noise: Mapping[SiteEdit, Tensor] | None = None
+) -> list[Affine]:
+    """The affine maps of sites of one kind; without noise, the gates have their value in eval mode."""
+    effective = (vector.flatten(1) for vector in _effective(edits, values, noise).unbind(1))  # [sites, width] each
+    flat = dict(zip(edits[0].vectors, effective, strict=True))
     none: list[Tensor | None] = [None] * len(edits)
     scales = (1 + flat["scale"]).unbind() if "scale" in flat else none
     offsets = flat["offset"].unbind() if "offset" in flat else none
     return list(zip(scales, offsets, strict=True))
 
 
-def _acting(edits: Sequence[SiteEdit], drawn: Mapping[SiteEdit, Tensor] | None = None) -> Tensor:
-    """What acts of all vectors at once, [sites, vectors, heads, head_dim]."""
-    acting = _stack(edits, edits[0].vectors)
-    factor = _gates(edits, drawn)
+def _effective(
+    edits: Sequence[SiteEdit], values: Sequence[Values], noise: Mapping[SiteEdit, Tensor] | None = None
+) -> Tensor:
+    """Strength · gate · vector of all vectors at once, [sites, vectors, heads, head_dim]."""
+    vectors = _stack(values, list(edits[0].vectors))
+    factor = _gates(edits, values, noise)
     strengths = [edit.strength for edit in edits if edit.strength is not None]
     if strengths:
         strength = torch.stack(strengths).view(-1, 1, 1)
         factor = strength if factor is None else factor * strength
-    return acting if factor is None else factor.unsqueeze(-1) * acting
+    return vectors if factor is None else factor.unsqueeze(-1) * vectors
 
 
-def _gates(edits: Sequence[SiteEdit], drawn: Mapping[SiteEdit, Tensor] | None = None) -> Tensor | None:
-    """All gates at once, [sites, vectors, heads], or [sites, 1, heads] where they share them; None without gates."""
+def _gates(
+    edits: Sequence[SiteEdit], values: Sequence[Values], noise: Mapping[SiteEdit, Tensor] | None = None
+) -> Tensor | None:
+    """All gates at once, [sites, vectors, heads], or [sites, 1, heads] where vectors share them; None without gates."""
     first = edits[0]
-    gated = first.gated_vectors()
-    if not gated:
+    if not len(first.gates):
         return None
-    log_alpha = _stack(edits, [f"{kind}_gate" for kind in gated])
-    if drawn is not None:
-        numbers = [drawn[edit] for edit in edits]
+    log_alpha = _stack(values, list(first.gates))
+    if noise is not None:
+        numbers = [noise[edit] for edit in edits]
         joined = torch.cat(numbers) if len(numbers) > 1 else numbers[0]
         return first.distribution.sample(log_alpha, joined.view_as(log_alpha))
     return first.distribution.expectation(log_alpha) if first.expectation else first.distribution.clip(log_alpha)
 
 
-def _stack(edits: Sequence[SiteEdit], names: Sequence[str]) -> Tensor:
-    """Parameters of the sites, [sites, names, ...]."""
-    tensors = [getattr(edit, name) for edit in edits for name in names]
+def _stack(values: Sequence[Values], names: Sequence[str]) -> Tensor:
+    """Tensors of the sites, [sites, names, ...]."""
+    tensors = [of[name] for of in values for name in names]
     stacked = torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
-    return stacked.view(len(edits), len(names), *stacked.shape[1:])
+    return stacked.view(len(values), len(names), *stacked.shape[1:])
+
+
+def _gate_name(vector: str) -> str:
+    return f"{vector}_gate"

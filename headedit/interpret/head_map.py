@@ -53,11 +53,11 @@ class HeadMap:
             config = text_config(edits.model)
             return HeadMap(edits.module, _layer_kinds(edits, config), _groups(edits.module, config))
         if isinstance(edits, Adapter):
-            return HeadMap(edits, _kinds_of_sites(edits.where, NOT_EDITED), {})
+            return HeadMap(edits, _kinds_of_sites(edits.sites, NOT_EDITED), {})
         if isinstance(edits, str | PathLike):
             module = read(edits)
             base = read_saved(Path(edits))["base_model"]
-            return HeadMap(module, _kinds_of_sites(module.where, NOT_EDITED), _groups(module, base))
+            return HeadMap(module, _kinds_of_sites(module.sites, NOT_EDITED), _groups(module, base))
         raise HeadEditError(
             f"Cannot draw a {type(edits).__name__}; give the handle that headedit.attach or headedit.load returned, or "
             "the folder of saved edits."
@@ -118,7 +118,7 @@ class HeadMap:
 def _groups(module: Adapter, config: Any) -> dict[int, int]:
     """Key-value heads by layer, where the config has a number that divides the heads of the layer's only site."""
     found = {}
-    attention = [site for site in module.where if site.kind == "attention"]
+    attention = [site for site in module.sites if site.kind == "attention"]
     layers = [site.layer for site in attention]
     for site in attention:
         values = (read_config(config, key, site.layer) for key in _KEY_VALUE)

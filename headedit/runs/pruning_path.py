@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headedit.edits import HeadEdits
-from headedit.edits.gate_set import Gate, fix, heads_of
+from headedit.edits.gate_set import GateIndex, freeze_gates, heads_of
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
 
@@ -36,7 +36,7 @@ class Level:
         standard_error: of the mean difference from the best level, over the validation examples; None as above.
     """
 
-    order: list[Gate]
+    order: list[GateIndex]
     vectors: Vectors = field(repr=False)
     loss: float | None = None
     standard_error: float | None = None
@@ -64,7 +64,7 @@ class PruningPath:
     levels: list[Level]
     chosen: int
 
-    def first(self, *, gates: int | None = None, heads: int | None = None) -> list[Gate]:
+    def first(self, *, gates: int | None = None, heads: int | None = None) -> list[GateIndex]:
         """The most important gates: so many of them, or as many as stand on so many heads.
 
         Raises:
@@ -82,7 +82,7 @@ class PruningPath:
         )
         if heads is None:
             return order[:wanted]
-        kept: list[Gate] = []
+        kept: list[GateIndex] = []
         for gate in order:
             if len(heads_of([*kept, gate])) > wanted:
                 break
@@ -93,11 +93,11 @@ class PruningPath:
         """The smallest level with at least so many gates."""
         return min((level for level in self.levels if level.gates >= gates), key=lambda level: level.gates)
 
-    def put(self, edits: HeadEdits, gates: list[Gate]) -> None:
+    def put(self, edits: HeadEdits, gates: list[GateIndex]) -> None:
         """Opens these gates for good, with the vectors of the smallest level that has them, and closes the others."""
         level = next(level for level in reversed(self.levels) if set(gates) <= set(level.order))
         put(edits, level)
-        fix(edits.module, gates)
+        freeze_gates(edits.module, gates)
 
     def save(self, folder: Path) -> None:
         """Writes ``path.json`` and ``path.safetensors``."""
@@ -130,7 +130,7 @@ class PruningPath:
                 gates, _, key = name.partition("/")
                 vectors.setdefault(int(gates), {})[key] = rows
             levels = [
-                Level(**{**row, "order": [Gate(*g) for g in row["order"]], "vectors": vectors[len(row["order"])]})
+                Level(**{**row, "order": [GateIndex(*g) for g in row["order"]], "vectors": vectors[len(row["order"])]})
                 for row in data["levels"]
             ]
             return PruningPath(levels, data["chosen"])
@@ -141,15 +141,16 @@ class PruningPath:
 @torch.no_grad()
 def put(edits: HeadEdits, level: Level) -> None:
     """Opens the gates of a level for good, with its vectors, and closes the others."""
+    site_edits = list(edits.module)
     for name, rows in level.vectors.items():
         site, _, vector = name.rpartition(".")
-        target = getattr(edits.module.sites[int(site)], vector)
+        target = site_edits[int(site)].vectors[vector]
         target[heads_under(edits, level.order, int(site), vector)] = rows.to(target)
-    fix(edits.module, level.order)
+    freeze_gates(edits.module, level.order)
 
 
-def heads_under(edits: HeadEdits, alive: list[Gate], site: int, vector: str) -> list[int]:
+def heads_under(edits: HeadEdits, alive: list[GateIndex], site: int, vector: str) -> list[int]:
     """The heads of a site, in order, whose gate on a vector is among these."""
-    edit = edits.module.sites[site]
-    owner = next(name for name in edit.gated_vectors() if vector in edit.under(name))  # type: ignore[operator]
+    edit = list(edits.module)[site]
+    owner = next(name for name in edit.gated_vectors() if vector in edit.vectors_of(name))
     return sorted(gate.head for gate in alive if gate.site == site and gate.vector == owner)

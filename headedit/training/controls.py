@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from headedit.edits import HeadEdits
-from headedit.edits.gate_set import Gate, all_gates, fix, open_gates
+from headedit.edits.gate_set import GateIndex, all_gates, freeze_gates, open_gates
 from headedit.training.recipes.base import Recipe
 from headedit.training.recipes.localise import Localise
 from headedit.training.recipes.refit import Refit, Ungated
@@ -47,7 +47,7 @@ def run_controls(session: Session, recipe: Recipe, metric: Metric | None) -> dic
         folder = session.folder / "controls" / name.replace(" ", "-")
         session.restart()
         if name == "random heads":
-            fix(edits.module, draw_like(all_gates(edits.module), chosen, rng))
+            freeze_gates(edits.module, draw_like(all_gates(edits.module), chosen, rng))
         beside = session.beside(folder)
         control.run(beside)
         figures[name] = measured(session, metric)
@@ -68,9 +68,9 @@ def measured(session: Session, metric: Metric | None) -> dict[str, Any]:
     }
 
 
-def draw_like(gates: list[Gate], chosen: list[Gate], rng: random.Random) -> list[Gate]:
+def draw_like(gates: list[GateIndex], chosen: list[GateIndex], rng: random.Random) -> list[GateIndex]:
     """Random gates, as many on each kind of vector as were chosen."""
-    drawn: list[Gate] = []
+    drawn: list[GateIndex] = []
     for vector in sorted({gate.vector for gate in chosen}):
         candidates = [gate for gate in gates if gate.vector == vector]
         drawn += rng.sample(candidates, sum(gate.vector == vector for gate in chosen))
@@ -78,13 +78,13 @@ def draw_like(gates: list[Gate], chosen: list[Gate], rng: random.Random) -> list
 
 
 @torch.no_grad()
-def match_norms(edits: HeadEdits, chosen: list[Gate], seed: int) -> None:
+def match_norms(edits: HeadEdits, chosen: list[GateIndex], seed: int) -> None:
     """Replaces the vectors under these gates by random ones of the same norm."""
     generator = torch.Generator().manual_seed(seed)
     sites = list(edits.module)
     for gate in chosen:
         edit = sites[gate.site]
-        for name in edit.under(gate.vector):
-            row = getattr(edit, name)[gate.head]
+        for name in edit.vectors_of(gate.vector):
+            row = edit.vectors[name][gate.head]
             noise = torch.randn(row.shape, generator=generator).to(row)
             row.copy_(noise * (row.norm() / noise.norm()))

@@ -19,7 +19,7 @@ from headedit.bench.cost.peers import ATTACHED, CONTENDERS, INFERRED, TRAINED, l
 from headedit.bench.cost.shapes import Shape, build, check_names, random_ids
 from headedit.bench.cost.timing import alternate, as_is
 from headedit.edits import attach
-from headedit.edits.files.storage import load
+from headedit.edits.attach import load
 from headedit.errors import HeadEditError
 from headedit.specs import find_sites, find_spec
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headedit.edits import EditConfig, HeadEdits, attach
-from headedit.edits.gate_set import Gate, fix
+from headedit.edits.gate_set import GateIndex, freeze_gates
 from headedit.specs import HeadSite, find_sites, find_spec
 
 OPEN_SHARE = 0.05
@@ -74,7 +74,7 @@ def hardened(model: nn.Module) -> Prepared:
     edits = _attached(model)
     heads = [(i, head) for i, site in enumerate(edits.sites) for head in range(site.heads)]
     chosen = random.Random(0).sample(heads, max(1, round(OPEN_SHARE * len(heads))))
-    fix(edits.module, [Gate(i, vector, head) for i, head in chosen for vector in ("offset", "scale")])
+    freeze_gates(edits.module, [GateIndex(i, vector, head) for i, head in chosen for vector in ("offset", "scale")])
     edits.harden()
     return Prepared(edits.model)
 

@@ -16,7 +16,7 @@ from headedit.bench.cost.operators import count_operators
 from headedit.bench.cost.shapes import Shape, build, check_names, random_ids
 from headedit.bench.cost.timing import alternate, as_is
 from headedit.edits import EditConfig, HeadEdits, attach
-from headedit.edits.gate_set import Gate, fix
+from headedit.edits.gate_set import GateIndex, freeze_gates
 
 SWEEPS: dict[str, tuple[Shape, Sequence[int]]] = {
     "layers": (Shape(hidden=256, heads=8, batch=2, tokens=64), (4, 8, 16, 32, 48, 80)),
@@ -100,5 +100,5 @@ def on_disk(model: nn.Module) -> Row:
 def _open_a_few(edits: HeadEdits) -> None:
     heads = [(i, head) for i, site in enumerate(edits.sites) for head in range(site.heads)]
     opened = heads[:: round(1 / OPEN_SHARE)]
-    fix(edits.module, [Gate(i, vector, head) for i, head in opened for vector in ("offset", "scale")])
+    freeze_gates(edits.module, [GateIndex(i, vector, head) for i, head in opened for vector in ("offset", "scale")])
     edits.harden()

@@ -11,7 +11,7 @@ from torch import nn
 from headedit.bench.recovery.lora import LoraSettings, best_lora
 from headedit.bench.recovery.planted import by_vector
 from headedit.edits import HeadEdits, attach
-from headedit.edits.gate_set import Gate, fix, open_gates
+from headedit.edits.gate_set import GateIndex, freeze_gates, open_gates
 from headedit.errors import HeadEditError, suggest
 from headedit.io import strict
 from headedit.io.optional import library
@@ -133,7 +133,8 @@ def _oracle(problem: Problem, changes: Mapping[str, Any]) -> Outcome:
     if problem.truth is None:
         raise HeadEditError("The oracle is told which heads are planted, and here none are.")
     edits = attach(problem.fresh())
-    fix(edits.module, [Gate(site, vector, head) for vector, heads in problem.truth.items() for site, head in heads])
+    planted = [GateIndex(site, vector, head) for vector, heads in problem.truth.items() for site, head in heads]
+    freeze_gates(edits.module, planted)
     return _fitted(problem, edits, "refit", changes, chooses=False)
 
 
@@ -158,7 +159,7 @@ def _fitted(problem: Problem, edits: HeadEdits, recipe: str, changes: Mapping[st
     return Outcome(
         model=model,
         score=problem.score(model),
-        parameters=edits.count_acting_parameters(),
+        parameters=edits.count_effective_parameters(),
         heads=opened["any"][0],
         gates=opened["offset"][0] + opened["scale"][0],
         found=by_vector(open_gates(edits.module)) if chooses else None,

@@ -16,7 +16,7 @@ from headedit.bench.recovery.planted_model import CONTEXT, HEADS, LAYERS, VOCABU
 from headedit.bench.recovery.token_accuracy import predictions, token_accuracy
 from headedit.data.batches import IGNORED, Encoded
 from headedit.edits import HeadEdits, attach
-from headedit.edits.gate_set import Gate, fix
+from headedit.edits.gate_set import GateIndex, freeze_gates
 from headedit.errors import HeadEditError
 
 __all__ = ["Planted", "build", "by_vector", "f1", "plant", "token_accuracy", "write"]
@@ -46,12 +46,12 @@ class Planted:
     shape: str
     seed: int
     model: nn.Module
-    values: dict[Gate, Tensor]
+    values: dict[GateIndex, Tensor]
     truth: dict[str, set[tuple[int, int]]]
     train: list[Encoded]
     test: list[Encoded]
     base_agreement: float
-    effects: dict[Gate, float]
+    effects: dict[GateIndex, float]
     min_effect: float
 
     def fresh(self) -> nn.Module:
@@ -118,10 +118,10 @@ def plant(
 
 
 @torch.no_grad()
-def write(edits: HeadEdits, values: dict[Gate, Tensor]) -> None:
+def write(edits: HeadEdits, values: dict[GateIndex, Tensor]) -> None:
     """Writes vectors into an edit set, with their gates open for good, and closes every other gate."""
     module = edits.module
-    fix(module, values)
+    freeze_gates(module, values)
     sites = list(module)
     for gate, value in values.items():
         getattr(sites[gate.site], gate.vector)[gate.head] = value
@@ -133,14 +133,14 @@ def f1(found: Set[tuple[int, int]], truth: Set[tuple[int, int]]) -> float:
     return 2 * len(found & truth) / total if total else 1.0
 
 
-def by_vector(gates: Iterable[Gate]) -> dict[str, set[tuple[int, int]]]:
+def by_vector(gates: Iterable[GateIndex]) -> dict[str, set[tuple[int, int]]]:
     """The heads, as (site, head), of the gates on offsets and of those on scales."""
     return {vector: {(g.site, g.head) for g in gates if g.vector == vector} for vector in ("offset", "scale")}
 
 
 def _draw(
     edits: HeadEdits, name: str, probe: Tensor, strength: float, count: int, min_effect: float
-) -> tuple[dict[Gate, Tensor], dict[Gate, float]]:
+) -> tuple[dict[GateIndex, Tensor], dict[GateIndex, float]]:
     """Vectors of which each has the effect, and the effects."""
     rng, generator = random.Random(number_of(name, "heads")), _generator(name, "vectors")
     heads = [(site, head) for site in range(LAYERS) for head in range(HEADS)]
@@ -149,12 +149,12 @@ def _draw(
     weakest = 0.0
     for _ in range(_DRAWS):
         chosen = rng.sample(heads, max(count - 1, min(count, 1)))
-        values: dict[Gate, Tensor] = {}
+        values: dict[GateIndex, Tensor] = {}
         for site, head in chosen[:offsets]:
             size = strength * units[site][head]
-            values[Gate(site, "offset", head)] = size * torch.randn(WIDTH, generator=generator)
+            values[GateIndex(site, "offset", head)] = size * torch.randn(WIDTH, generator=generator)
         for site, head in chosen[len(chosen) - count // 2 :] if count > 1 else []:
-            values[Gate(site, "scale", head)] = strength * torch.randn(WIDTH, generator=generator)
+            values[GateIndex(site, "scale", head)] = strength * torch.randn(WIDTH, generator=generator)
         effects = _effects(edits, values, probe)
         weakest = max(weakest, min(effects.values(), default=1.0))
         if min(effects.values(), default=1.0) >= min_effect:
@@ -165,7 +165,7 @@ def _draw(
     )
 
 
-def _effects(edits: HeadEdits, values: dict[Gate, Tensor], probe: Tensor) -> dict[Gate, float]:
+def _effects(edits: HeadEdits, values: dict[GateIndex, Tensor], probe: Tensor) -> dict[GateIndex, float]:
     write(edits, values)
     full = predictions(edits.model, probe)
     effects = {}

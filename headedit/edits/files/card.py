@@ -1,4 +1,4 @@
-"""The model card beside saved edits: what they are, how to load them, which heads they edit, what was measured."""
+"""The model card next to saved edits: what they are, how to load them, which heads they edit, what was measured."""
 
 import json
 import re
@@ -10,12 +10,13 @@ from typing import Any
 import yaml
 
 from headedit.edits.adapter import Adapter
-from headedit.edits.handle import HeadEdits
+from headedit.edits.adapter_set import AdapterSet
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
 
 CARD_FILE = "README.md"
-MARKER = "<!-- Written by headedit, and anew at every save. Delete this line to keep what you write here. -->"
+_WRITTEN = "<!-- Written by headedit,"  # the begin of the marker, which older cards share
+MARKER = f"{_WRITTEN} and again at every save. Delete this line to keep what you write here. -->"
 _RUN_FILE = "run.json"
 _WIDEST = 160
 _MARKS = {(False, False): "·", (True, False): "o", (False, True): "s", (True, True): "#"}
@@ -23,18 +24,18 @@ _LEGEND = "`·` closed, `o` offset, `s` scale, `#` both, blank: no edited head"
 
 
 def write_card(
-    edits: HeadEdits,
+    edits: AdapterSet,
     directory: "str | PathLike[str]",
     *,
     metrics: Mapping[str, float] | None = None,
     repo_id: str | None = None,
 ) -> bool:
-    """Writes ``README.md`` into the folder of saved edits, unless one stands there that is not ours.
+    """Writes ``README.md`` into the folder of saved edits, unless it has one that headedit did not write.
 
     Args:
-        edits: the handle.
-        directory: a folder that is there; of a ``run.json`` in it recipe, seed and validation loss are told.
-        metrics: names and values to tell.
+        edits: the adapter set.
+        directory: a folder that exists; recipe, seed and validation loss of a ``run.json`` in it are reported.
+        metrics: names and values to report.
         repo_id: the id of the hub repository to load from; by default this folder.
 
     Returns:
@@ -56,9 +57,9 @@ def write_card(
 
 
 def is_ours(file: Path) -> bool:
-    """Whether a card was written by headedit and may be written anew."""
+    """Whether a card was written by headedit and may be overwritten."""
     try:
-        return MARKER in file.read_text(encoding="utf-8")
+        return _WRITTEN in file.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return False
 
@@ -71,13 +72,13 @@ def check_metrics(metrics: Mapping[str, float] | None) -> None:
 
 
 def card(
-    edits: HeadEdits, metrics: Mapping[str, float] | None, run: Mapping[str, Any], repo_id: str | None = None
+    edits: AdapterSet, metrics: Mapping[str, float] | None, run: Mapping[str, Any], repo_id: str | None = None
 ) -> str:
     """The text of a model card: YAML front matter for the hub, then Markdown.
 
     Args:
-        edits: the handle.
-        metrics: names and values to tell.
+        edits: the adapter set.
+        metrics: names and values to report.
         run: the record of the run that made the edits, as in ``run.json``; empty where there is none.
         repo_id: the id to load from; by default a placeholder.
     """
@@ -89,16 +90,17 @@ def card(
         front |= {"base_model": name, "base_model_relation": "adapter"}
     front["tags"] = ["headedit", "attention-heads", "activation-editing", *([model_type] if model_type else [])]
     base = f"`{name}`" if is_hub_id else f"a {type(edits.model).__name__}"
-    counts = edits.count_open()
+    counts = edits.module.count_open()
     rows = [("edited heads", _of(counts["any"])), ("open offset gates", _of(counts["offset"]))]
-    rows += [("open scale gates", _of(counts["scale"])), ("numbers that act", f"{edits.count_acting_parameters():,}")]
+    rows += [("open scale gates", _of(counts["scale"]))]
+    rows += [("effective parameters", f"{edits.module.count_effective_parameters():,}")]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         MARKER,
         f"# Head edits for {base}",
         "Learned, gated edits of attention heads, "
         "`z' = (1 + g_m · m) ⊙ z + g_a · a` for the output z of a head in front of the output projection; see "
-        "JoLA, [arXiv 2502.01179](https://arxiv.org/abs/2502.01179). The base model is not in here and stays as it is.",
+        "JoLA, [arXiv 2502.01179](https://arxiv.org/abs/2502.01179). The base model is not included, nor changed.",
         _table(rows),
         "## How to load\n\n```python\nimport headedit, transformers\n"
         f'model = transformers.AutoModelForCausalLM.from_pretrained("{name if is_hub_id else "the-base-model"}")\n'
@@ -113,7 +115,7 @@ def card(
 
 
 def _run_of(folder: Path) -> dict[str, Any]:
-    """What a card tells of the run in a folder; nothing where there is none, or it cannot be read."""
+    """The facts that a card reports of the run in a folder; none where there is no run, or it cannot be read."""
     try:
         record = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -121,21 +123,21 @@ def _run_of(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         return {}
     labels = {"recipe": "recipe", "seed": "seed", "train_examples": "examples", "steps": "steps"}
-    told = {label: record[key] for key, label in labels.items() if isinstance(record.get(key), int | str)}
+    reported = {label: record[key] for key, label in labels.items() if isinstance(record.get(key), int | str)}
     loss = record.get("best_eval_loss")
-    return told | ({"validation loss": f"{loss:.4f} nats a token"} if isinstance(loss, float) else {})
+    return reported | ({"validation loss": f"{loss:.4f} nats per token"} if isinstance(loss, float) else {})
 
 
-def _map(module: Adapter, kind: str) -> str:
+def _map(adapter: Adapter, kind: str) -> str:
     """A grid of characters, layers down and heads across, in a code block."""
     rows: dict[int, str] = {}
-    for site, edit in module.pairs():
+    for site, edit in adapter.pairs():
         if site.kind == kind:
             opened = {vector: edit.is_open(vector).tolist() for vector in edit.vectors}
             offset, scale = (opened.get(vector, [False] * site.heads) for vector in ("offset", "scale"))
             marks = "".join(_MARKS[pair] for pair in zip(offset, scale, strict=True))
             rows[site.layer] = rows.get(site.layer, "") + marks
-    width, layers = max(map(len, rows.values())), max(site.layers for site in module.where if site.kind == kind)
+    width, layers = max(map(len, rows.values())), max(site.layers for site in adapter.sites if site.kind == kind)
     if width > _WIDEST:
         counts = [(f"layer {layer}", f"{len(row) - row.count('·')} of {len(row)}") for layer, row in rows.items()]
         return f"{kind.capitalize()}, edited heads by layer (a map would be {width} wide):\n\n{_table(counts)}"

@@ -1,4 +1,4 @@
-"""Whether saved edits fit a model: what a base model is described by, and messages that list what differs."""
+"""Whether saved edits fit a model: how a base model is described, and messages that list the differences."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ _SHAPE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_k
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """Name, revision, type, class and shape of a base model, as far as its config has them."""
+    """The name, revision, type, class and shape of a base model, as far as its config has them."""
     config: Any = model.config
     text = text_config(model)
     described = {
@@ -33,7 +33,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 
 def site_row(site: HeadSite) -> dict[str, Any]:
-    """One site, as it stands in the config file."""
+    """One site as a row of the config file."""
     return {key: getattr(site, key) for key in SITE_KEYS}
 
 
@@ -54,7 +54,7 @@ def check_sites(saved: dict[str, Any], sites: list[HeadSite], folder: Path) -> N
             rows.append(f"{row['name']}: not in this model")
         else:
             rows += _differences(row, by_name[row["name"]], SITE_KEYS)
-    _refuse(rows or ["the sites stand in another order"], saved, folder)
+    _refuse(rows or ["the sites are in another order"], saved, folder)
 
 
 def _differences(saved: dict[str, Any], live: dict[str, Any], keys: tuple[str, ...]) -> list[str]:

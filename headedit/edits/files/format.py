@@ -1,7 +1,7 @@
 """The two files of saved edits, read and written so that a half-written pair is never used.
 
 Each is written beside its place and moved in, tensors first; the config holds the hash of the tensors, so a
-pair that does not belong together is refused. What is read may come from anyone: nothing in it is run, and its sizes,
+pair that does not belong together is refused. A file may come from anyone: nothing in it is run, and its sizes,
 numbers and names are checked before anything is made of them.
 
 ``headedit_config.json``: format_version; versions (headedit, torch, transformers); base_model (name_or_path, revision,
@@ -12,11 +12,11 @@ model_type, class, shape); spec and spec_sha256; config, the fields of ``EditCon
 
 1. full: for each site ``{name}.offset`` and ``{name}.scale``, [heads, head_dim], and their gate logits
    ``{name}.offset_gate`` and ``{name}.scale_gate``, [heads]; those that the config leaves out are not there.
-2. hardened: only what acts. For each vector of a site that has an open gate ``{name}.offset``, [open heads, head_dim],
+2. hardened: only open heads. For each vector of a site that has an open gate ``{name}.offset``, [open heads, head_dim],
    strength · gate · vector, and ``{name}.offset_heads``, [open heads], the rising indices of the heads; ``scale``
    likewise.
 
-A file says the lowest version that can read it.
+A file names the lowest version that can read it.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The hardened form of saved edits: only open heads, the rows [open heads, head_dim] of what acts."""
+"""The hardened form of saved edits: only open heads, with their effective values, [open heads, head_dim]."""
 
 import itertools
 
@@ -15,39 +15,39 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _WHOLE = (torch.int32, torch.int64)
 
 
-def is_hardened(module: Adapter) -> bool:
-    """Whether the gates are fixed for good, all exactly open or closed, so that the hardened form loses nothing."""
-    gates = [gate for name, gate in module.named_parameters() if name.endswith("_gate")]
-    if not gates or any(gate.requires_grad for gate in gates) or not _has_one_dtype(module):
+def is_hardened(adapter: Adapter) -> bool:
+    """Whether the gates are frozen, all exactly open or closed, so that the hardened form loses nothing."""
+    gates = [gate for edit in adapter for gate in edit.gates.values()]
+    if not gates or any(gate.requires_grad for gate in gates) or not _has_one_dtype(adapter):
         return False
-    values = torch.cat([value.float().cpu() for edit in module for value in edit.gates().values()])
+    values = torch.cat([value.float().cpu() for edit in adapter for value in edit.gate_values().values()])
     return bool(((values == 0) | (values == 1)).all())
 
 
 @torch.no_grad()
-def pack(module: Adapter) -> dict[str, Tensor]:
-    """What acts, in the hardened form; the edits stay as they are.
+def pack(adapter: Adapter) -> dict[str, Tensor]:
+    """The effective values of an adapter in the hardened form; the adapter does not change.
 
     Raises:
         HeadEditError: the parameters have several dtypes, which the form cannot hold.
     """
-    if not _has_one_dtype(module):
+    if not _has_one_dtype(adapter):
         raise HeadEditError(
             "The parameters of these edits have several dtypes, so that they cannot be saved hardened. Bring them to "
             "one, edits.module.float(), or save them with hardened=False."
         )
     tensors = {}
-    for site, edit in module.pairs():
-        for vector, acting in edit.acting().items():
+    for site, edit in adapter.pairs():
+        for vector, effective in edit.effective().items():
             heads = edit.is_open(vector).cpu().nonzero().flatten()
             if len(heads):
-                tensors[f"{site.name}.{vector}"] = acting.cpu()[heads].contiguous()
+                tensors[f"{site.name}.{vector}"] = effective.cpu()[heads].contiguous()
                 tensors[f"{site.name}.{vector}_heads"] = heads.to(torch.int32)
     return tensors
 
 
-def unpack(module: Adapter, tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The full form of tensors in the hardened form, for edits of the shape of ``module``; gates are fixed.
+def unpack(adapter: Adapter, tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The full form of tensors in the hardened form, for an adapter of its shape; its gates are frozen.
 
     Raises:
         HeadEditError: names, shapes, dtypes or indices do not fit.
@@ -58,7 +58,7 @@ def unpack(module: Adapter, tensors: dict[str, Tensor], where: str) -> dict[str,
     dtype = dtypes.pop() if dtypes else torch.float32
     full: dict[str, Tensor] = {}
     left = dict(tensors)
-    for site, edit in module.pairs():
+    for site, edit in adapter.pairs():
         opened: dict[str, list[int]] = {}
         for vector in edit.vectors:
             name = f"{site.name}.{vector}"
@@ -70,7 +70,7 @@ def unpack(module: Adapter, tensors: dict[str, Tensor], where: str) -> dict[str,
             full[name] = torch.zeros(edit.heads, edit.head_dim, dtype=dtype)
             full[name][opened[vector]] = rows
         for owner in edit.gated_vectors():
-            if any(opened[vector] != opened[owner] for vector in edit.under(owner)):
+            if any(opened[vector] != opened[owner] for vector in edit.vectors_of(owner)):
                 raise HeadEditError(f"{where}: the vectors of {site.name} share their gates, but open other heads.")
             gate = torch.full((edit.heads,), -SATURATED, dtype=dtype)
             gate[opened[owner]] = SATURATED
@@ -89,8 +89,8 @@ def _indices(heads: Tensor, count: int, what: str) -> list[int]:
     return found
 
 
-def _has_one_dtype(module: Adapter) -> bool:
-    return len({parameter.dtype for parameter in module.parameters()}) == 1
+def _has_one_dtype(adapter: Adapter) -> bool:
+    return len({parameter.dtype for parameter in adapter.parameters()}) == 1
 
 
 def _none() -> Tensor:

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from headedit.edits.adapter_set import AdapterSet
 from headedit.edits.files.card import CARD_FILE, is_ours
 from headedit.edits.files.storage import save
-from headedit.edits.handle import HeadEdits
 from headedit.errors import HeadEditError
 
 
 def push_to_hub(
-    edits: HeadEdits,
+    edits: AdapterSet,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -22,18 +22,18 @@ def push_to_hub(
     hardened: bool = False,
     metrics: Mapping[str, float] | None = None,
 ) -> str:
-    """Uploads the edits and their model card to a repository of the hub, which is made if it is not there.
+    """Uploads the edits and their model card to a repository of the hub, which is made if it does not exist.
 
-    ``headedit.load(model, repo_id)`` loads them. A card there that headedit did not write is left as it is.
+    ``headedit.load(model, repo_id)`` loads them. A card that headedit did not write is left unchanged.
 
     Args:
-        edits: the handle, attached or detached.
+        edits: the adapter set, attached or detached.
         repo_id: the id of the repository, ``name`` or ``owner/name``.
-        private: whether a repository that is made is private; by default as the owner's account says.
+        private: whether a new repository is private; by default as the owner's account says.
         token: a token of the hub; by default the one that ``hf auth login`` stored.
-        revision: a branch to upload to, made if it is not there; by default the main one.
+        revision: a branch to upload to, made if it does not exist; by default the main one.
         commit_message: by default "Upload edits by headedit".
-        hardened: upload only what acts; see ``HeadEdits.save_pretrained``.
+        hardened: upload only the open heads; see ``HeadEdits.save_pretrained``.
         metrics: names and values for the card.
 
     Returns:
@@ -61,7 +61,7 @@ def push_to_hub(
         except Exception as error:  # the hub client raises its own, the transport's and the system's errors
             raise HeadEditError(
                 f"{repo_id}: the edits could not be uploaded ({type(error).__name__}: {error}). Log in with 'hf auth "
-                "login' or give a token that may write, and see that the id is right."
+                "login' or give a token that may write, and check the id."
             ) from None
     return str(info.commit_url)
 

@@ -93,7 +93,7 @@ def read_lofit(paths: "Sequence[str | PathLike[str]]") -> tuple[Tensor, Tensor, 
 
 
 def stacked(parts: Parts, shape: tuple[int, ...], where: str) -> Tensor:
-    """One array in single precision, from the whole or from a tensor a head; [heads, 1] is taken for [heads].
+    """One array in single precision, from the whole or from one tensor per head; [heads, 1] counts as [heads].
 
     Args:
         parts: what was found.

@@ -1,7 +1,7 @@
 """Edits that other projects trained, put on a model: JoLA's checkpoints and LoFiT's arrays.
 
 JoLA (arXiv 2502.01179, code ``wenlai-lavine/jola``) saves the whole model; a layer's ``self_attn`` holds ``attn_A`` and
-``attn_v``, a vector a head, and the gate logits ``log_g1`` and ``log_g2``, [heads, 1]. Its attention computes
+``attn_v``, a vector per head, and the gate logits ``log_g1`` and ``log_g2``, [heads, 1]. Its attention computes
 
     z' = (1 + g2 · A) ⊙ z + g1 · v        g = clip(1.2 · σ(log g) − 0.1, 0, 1)
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from headedit.edits.attach import attach
 from headedit.edits.config import EditConfig
-from headedit.edits.gate_set import Gate, fix, harden
+from headedit.edits.gate_set import GateIndex, freeze_gates, harden
 from headedit.edits.handle import HeadEdits
 from headedit.edits.importing.checkpoints import checked, described, read_layers, read_lofit, stacked
 from headedit.errors import HeadEditError
@@ -70,7 +70,7 @@ def import_jola(
             for field, key in keys.items():
                 shape = (site.heads,) if field.endswith("_gate") else (site.heads, site.head_dim)
                 values = stacked(found[site.layer][key], shape, f"{path}: layer {site.layer}: {key}")
-                getattr(edit, field).copy_(values)
+                (edit.gates if field.endswith("_gate") else edit.vectors)[field].copy_(values)
 
     return _attached(model, spec, EditConfig(), fill)
 
@@ -124,8 +124,9 @@ def import_lofit(
             for (layer, head), row_values in zip(
                 chosen, checked(values, (len(chosen), width), f"{vector}s"), strict=True
             ):
-                getattr(edited[places[layer]], vector)[head] = row_values
-        fix(edits.module, [Gate(places[layer], vector, head) for vector in vectors for layer, head in chosen])
+                edited[places[layer]].vectors[vector][head] = row_values
+        opened = [GateIndex(places[layer], vector, head) for vector in vectors for layer, head in chosen]
+        freeze_gates(edits.module, opened)
         harden(edits.module)
 
     return _attached(model, spec, EditConfig(vectors="both" if scales is not None else "offset"), fill)
@@ -153,7 +154,7 @@ def _check_sites(edits: HeadEdits) -> None:
     layers = [site.layer for site in edits.sites]
     if len(set(layers)) < len(layers) or len({site.head_dim for site in edits.sites}) > 1:
         raise HeadEditError(
-            f"This {type(edits.model).__name__} has several sites a layer or heads of several widths, which JoLA and "
+            f"This {type(edits.model).__name__} has several sites per layer or heads of several widths, which JoLA and "
             "LoFiT do not have."
         )
 

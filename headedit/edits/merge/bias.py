@@ -1,6 +1,6 @@
-"""Config switches that give a projection the bias it lacks, found by building the model on the meta device.
+"""Config flags that give a projection the bias it lacks, found by building the model on the meta device.
 
-The switch of one projection usually gives others a bias too; a plain checkpoint must hold all of them.
+The flag of one projection usually gives others a bias too; a plain checkpoint must hold all of them.
 """
 
 import copy
@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headedit.edits.merge.fold import takes_bias
+from headedit.edits.merge.projection import takes_bias
 from headedit.hf.config import decoder_config
 from headedit.specs import MODULE_NAME, HeadSite, Spec
 
 
 @dataclass(frozen=True)
-class Switches:
-    """Config switches that give projections a bias.
+class BiasFlags:
+    """Config flags that give projections a bias.
 
     Fields:
-        keys: the switches, to be set to True in the text decoder's config.
+        keys: the flags, to be set to True in the text decoder's config.
         biases: the parameters that the model then has besides its own, by name, on the meta device.
     """
 
@@ -29,25 +29,25 @@ class Switches:
     biases: dict[str, Tensor]
 
 
-def switches_for(model: nn.Module, spec: Spec, sites: list[HeadSite]) -> Switches | None:
-    """The config switches with which a model of the same class has a bias at some sites; None where it can have none.
+def bias_flags_for(model: nn.Module, spec: Spec, sites: list[HeadSite]) -> BiasFlags | None:
+    """The config flags with which a model of the same class has a bias at some sites; None where it can have none.
 
-    The spec's ``bias_key`` is tried first, then every switch that is off and has ``bias`` in its name, then all of
-    them; each by building the model on the meta device. No switch is needed where every site has its bias.
+    The spec's ``bias_key`` is tried first, then every flag that is off and has ``bias`` in its name, then all of
+    them; each by building the model on the meta device. No flag is needed where every site has its bias.
     """
     wanted = [f"{site.path}.bias" for site in sites if lacks_bias(site)]
     if not wanted:
-        return Switches([], {})
+        return BiasFlags([], {})
     if not all(takes_bias(site) for site in sites):
         return None
     first = None if spec.merge is None else spec.merge.bias_key
-    return find_switches(type(model), model.config, first, wanted, plain_names(model))
+    return find_bias_flags(type(model), model.config, first, wanted, plain_names(model))
 
 
-def find_switches(
+def find_bias_flags(
     cls: type[nn.Module], config: Any, first: str | None, wanted: Collection[str], there: Collection[str]
-) -> Switches | None:
-    """Switches as in ``switches_for``, for a class, its config, the wanted names and those that are there already."""
+) -> BiasFlags | None:
+    """Flags as in ``bias_flags_for``, for a class, its config, the names wanted and the names it has already."""
     values = decoder_config(config).to_dict()
     offered = [] if first is None else [first]
     offered += [key for key, value in values.items() if "bias" in key and value in (False, None) and key != first]
@@ -60,11 +60,11 @@ def find_switches(
         added = _added(cls, config, tried, there)
         if added is not None and len(added.keys() & set(wanted)) > len(best.keys() & set(wanted)):
             chosen, best = tried, added
-    return Switches(chosen, best) if best.keys() >= set(wanted) else None
+    return BiasFlags(chosen, best) if best.keys() >= set(wanted) else None
 
 
 def _added(cls: type[nn.Module], config: Any, keys: list[str], there: Collection[str]) -> dict[str, Tensor] | None:
-    """The biases that switches add; None where they change anything else, or there is no such model."""
+    """The biases that flags add; None where they change anything else, or there is no such model."""
     config = copy.deepcopy(config)
     for key in keys:
         setattr(decoder_config(config), key, True)
@@ -72,7 +72,7 @@ def _added(cls: type[nn.Module], config: Any, keys: list[str], there: Collection
         config = type(config).from_dict(config.to_dict())  # as it is read from a checkpoint, with its checks
         with torch.device("meta"):
             shell: nn.Module = cls(config)
-    except Exception:  # whatever a config or model class raises for a switch that it does not know
+    except Exception:  # whatever a config or model class raises for a flag that it does not know
         return None
     names = dict(shell.named_parameters(remove_duplicate=False))
     added: dict[str, Tensor] = {name: p for name, p in names.items() if name not in set(there)}
@@ -80,7 +80,7 @@ def _added(cls: type[nn.Module], config: Any, keys: list[str], there: Collection
 
 
 def plain_names(model: nn.Module) -> list[str]:
-    """The names of a model's parameters, those of its edits left out."""
+    """The names of a model's parameters, without those of its edits."""
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     return [name for name in names if not name.startswith(f"{MODULE_NAME}.")]
 

@@ -1,4 +1,4 @@
-"""Edits merged by re-homing: a model whose projections can have no bias becomes one of a type whose can.
+"""Edits merged by exporting: a model whose projections can have no bias becomes one of a type whose projections can.
 
 Qwen2 and Mistral compute what Llama computes where no sliding window acts, and Llama's ``attention_bias`` gives the
 output projection a bias. The classes are those of transformers; that both give the same is measured.
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
-from headedit.edits.handle import HeadEdits
-from headedit.edits.merge.bias import find_switches, plain_names
-from headedit.edits.merge.fold import fold
-from headedit.edits.merge.merge import check_finite, is_merged
+from headedit.edits.adapter import Adapter
+from headedit.edits.adapter_set import AdapterSet
+from headedit.edits.merge.bias import bias_flags_for, find_bias_flags, plain_names
+from headedit.edits.merge.fold import adapter_to_merge, check_finite, fold
 from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
 from headedit.specs.registry import spec_of_type
@@ -22,14 +22,26 @@ from headedit.specs.registry import spec_of_type
 _TOKENS = 24
 
 
-def rehome(edits: HeadEdits, safe_merge: bool = False) -> nn.Module:
-    """A plain model of the type that the spec names, with the edits in its weights; the edited model stays as it is.
+def must_export(edits: AdapterSet, adapter_names: list[str] | None = None) -> bool:
+    """Whether edits can only be merged as a model of another type, which the spec names, for want of a bias."""
+    if edits.spec.merge is None or edits.spec.merge.rehome is None:
+        return False
+    folded = fold(edits, adapter_to_merge(edits, adapter_names))
+    return bias_flags_for(edits.model, edits.spec, [f.site for f in folded if f.bias is not None]) is None
+
+
+def export_as(
+    edits: AdapterSet, adapter_names: list[str] | None = None, *, safe_merge: bool = False, progressbar: bool = False
+) -> nn.Module:
+    """A plain model of the type that the spec names, with edits in its weights; the edited model does not change.
 
     Weights that the edits do not change are shared with the edited model, not copied.
 
     Args:
-        edits: the handle; not merged.
+        edits: the adapter set; not merged.
+        adapter_names: the adapters to merge, several as their sum; by default the active one.
         safe_merge: refuse results that are NaN or infinite.
+        progressbar: show a bar over the sites.
 
     Raises:
         HeadEditError: the spec names no other type, a sliding window acts, a weight cannot be merged, or the result
@@ -38,13 +50,14 @@ def rehome(edits: HeadEdits, safe_merge: bool = False) -> nn.Module:
     model: Any = edits.model
     target = None if edits.spec.merge is None else edits.spec.merge.rehome
     if target is None:
-        raise HeadEditError(f"{edits.spec.source}: merge: names no type to re-home a {type(model).__name__} to.")
-    if is_merged(edits):
+        raise HeadEditError(f"{edits.spec.source}: merge: names no type to export a {type(model).__name__} as.")
+    if edits.merged is not None:
         raise HeadEditError("These edits are merged already; call unmerge_adapter() first.")
-    reason = hindrance(model, target)
+    reason = why_not_exportable(model, target)
     if reason is not None:
-        raise HeadEditError(f"This {type(model).__name__} cannot be re-homed to {target}: {reason}.")
-    folded = fold(edits)
+        raise HeadEditError(f"This {type(model).__name__} cannot be exported as {target}: {reason}.")
+    adapter = adapter_to_merge(edits, adapter_names)
+    folded = fold(edits, adapter, progressbar=progressbar)
     if safe_merge:
         check_finite(folded)
     state = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False)}
@@ -55,26 +68,28 @@ def rehome(edits: HeadEdits, safe_merge: bool = False) -> nn.Module:
     cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     rule = spec_of_type(target).merge
     first = None if rule is None else rule.bias_key
-    switches = find_switches(cls, config, first, biases.keys() - state.keys(), state)
-    if switches is None:
-        raise HeadEditError(f"A {cls.__name__} has not the parameters of this {type(model).__name__}: not re-homed.")
-    for key in switches.keys:
+    flags = find_bias_flags(cls, config, first, biases.keys() - state.keys(), state)
+    if flags is None:
+        raise HeadEditError(
+            f"A {cls.__name__} does not have the parameters of this {type(model).__name__}: not exported."
+        )
+    for key in flags.keys:
         setattr(config, key, True)
-    for name, empty in switches.biases.items():
+    for name, empty in flags.biases.items():
         like = state[f"{name.rpartition('.')[0]}.weight"]
         state[name] = torch.zeros(empty.shape, dtype=like.dtype, device=like.device)
     state |= biases
     plain: nn.Module = _build(cls, config, state, model)
-    _check_same(edits, plain)
+    _check_same_logits(edits, adapter, plain)
     return plain
 
 
-def hindrance(model: nn.Module, target: str) -> str | None:
-    """Why a model of another type would not compute the same; None where it would."""
+def why_not_exportable(model: nn.Module, target: str) -> str | None:
+    """The reason why a model of another type would not compute the same; None where it would."""
     config: Any = model.config
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(model) is not MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]:
-        return f"it is a {type(model).__name__}, which is no plain causal LM of its type"
-    honoured = hasattr(type(config), "layer_types")  # Mistral's config takes them and does not heed them
+        return f"it is a {type(model).__name__}, which is not the plain causal LM of its type"
+    honoured = hasattr(type(config), "layer_types")  # Mistral's config accepts them and ignores them
     kinds = set(config.layer_types or []) if honoured else set()
     if kinds - {"full_attention", "sliding_attention"}:
         return f"it has layers of the types {', '.join(sorted(kinds))}"
@@ -110,18 +125,20 @@ def _build(cls: Any, config: Any, state: dict[str, Tensor], model: Any) -> Any:
 
 
 @torch.no_grad()
-def _check_same(edits: HeadEdits, plain: nn.Module) -> None:
+def _check_same_logits(edits: AdapterSet, adapter: Adapter, plain: nn.Module) -> None:
     """Refuses a model whose logits are not those of the edited one, on random tokens."""
     model: Any = edits.model
     length = min(_TOKENS, model.config.max_position_embeddings)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (2, length), generator=generator).to(model.device)
-    wanted, found = (_logits(m, ids) for m in (model, plain))
+    with edits.applying(adapter):
+        wanted = _logits(model, ids)
+    found = _logits(plain, ids)
     off = float((wanted - found).abs().max() / wanted.abs().max())
     if not off <= torch.finfo(model.dtype).eps ** 0.5:
         raise HeadEditError(
-            f"Re-homed to {type(plain).__name__}, the logits are off by {off:.1e} of the largest: not exported. Keep "
-            "the edits beside the model (save_pretrained, and headedit.load on the base model)."
+            f"Exported as {type(plain).__name__}, the logits are off by {off:.1e} of the largest: not exported. Keep "
+            "the edits next to the model (save_pretrained, and headedit.load on the base model)."
         )
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from headedit.edits.handle import HeadEdits
-from headedit.edits.merge.fold import acting, check_attached, obstacle, weight_owners
-from headedit.edits.merge.merge import is_merged
+from headedit.edits.adapter_set import AdapterSet
+from headedit.edits.merge.fold import check_attached, wide_scale_and_offset
+from headedit.edits.merge.projection import weight_owners, why_not_mergeable
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
 from headedit.io.optional import library
@@ -28,50 +28,50 @@ TENSOR_FILE = "adapter_model.safetensors"
 
 
 @torch.no_grad()
-def to_peft(edits: HeadEdits, directory: "str | PathLike[str]") -> None:
-    """Writes the edits, as they act in eval mode, into a folder that ``PeftModel.from_pretrained`` loads.
+def to_peft(edits: AdapterSet, directory: "str | PathLike[str]") -> None:
+    """Writes the effective values of the active adapter into a folder that ``PeftModel.from_pretrained`` loads.
 
-    Edits without an offset become an (IA)³ adapter of a vector a site. Others become a LoRA with a bias, whose rank at
-    a site is the number of input dimensions that are scaled, at least 1: exact, and small only where few heads are.
+    Edits without an offset become an (IA)³ adapter of one vector per site. Others become a LoRA with a bias, whose rank
+    at a site is the number of input dimensions that are scaled, at least 1: exact, and small only with few heads.
 
     Args:
-        edits: the handle; not merged.
-        directory: the folder; it is made if it is not there.
+        edits: the adapter set; not merged.
+        directory: the folder; it is made if it does not exist.
 
     Raises:
-        HeadEditError: PEFT is not installed, a site is no linear projection, or its weight, which a LoRA is computed
+        HeadEditError: PEFT is not installed, a site is not a linear projection, or its weight, which a LoRA is computed
             from, is quantized, offloaded or shared; or the folder cannot be written.
     """
     check_attached(edits)
-    if is_merged(edits):
+    if edits.merged is not None:
         raise HeadEditError("These edits are merged; call unmerge_adapter() first, as the base model must be plain.")
     peft = library("peft", "Writing an adapter of PEFT")
-    acts = [(site, *acting(edit)) for site, edit in edits.module.pairs()]
-    acts = [row for row in acts if bool((row[1] != 1).any()) or bool(row[2].any())] or acts[:1]
-    for site, _, _ in acts:
+    rows = [(site, *wide_scale_and_offset(edit)) for site, edit in edits.module.pairs()]
+    rows = [row for row in rows if bool((row[1] != 1).any()) or bool(row[2].any())] or rows[:1]
+    for site, _, _ in rows:
         if not isinstance(site.module, nn.Linear | Conv1D) or _inputs(site.module) != site.width:
             raise HeadEditError(
-                f"{site.path} cannot be an adapter of PEFT: its class {type(site.module).__name__} is no projection "
-                "that PEFT knows. Keep the edits with save_pretrained."
+                f"{site.path} cannot be an adapter of PEFT: its class {type(site.module).__name__} is not a "
+                "projection that PEFT knows. Keep the edits with save_pretrained."
             )
     common: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": getattr(edits.model.config, "_name_or_path", "") or None,
-        "target_modules": [site.path for site, _, _ in acts],
-        "fan_in_fan_out": isinstance(acts[0][0].module, Conv1D),
+        "target_modules": [site.path for site, _, _ in rows],
+        "fan_in_fan_out": isinstance(rows[0][0].module, Conv1D),
         "inference_mode": True,
     }
     tensors: dict[str, Tensor] = {}
     config: Any
-    if not any(bool(offset.any()) for _, _, offset in acts):
-        for site, scale, _ in acts:
+    if not any(bool(offset.any()) for _, _, offset in rows):
+        for site, scale, _ in rows:
             tensors[f"base_model.model.{site.path}.ia3_l"] = scale.float().cpu().view(1, -1)
         config = peft.IA3Config(**common, feedforward_modules=common["target_modules"])
     else:
         owners = weight_owners(edits.model)
         ranks = {}
-        for site, scale, offset in acts:
-            reason = obstacle(edits.model, site, owners)
+        for site, scale, offset in rows:
+            reason = why_not_mergeable(edits.model, site, owners)
             if reason is not None:
                 raise HeadEditError(f"{site.path} cannot be a LoRA: {reason}")
             lora = _lora(site.module, scale, offset)

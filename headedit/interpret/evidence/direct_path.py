@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from headedit.edits import HeadEdits
-from headedit.edits.placing import heads_shape
+from headedit.edits.affine import heads_shape
 from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
 from headedit.interpret.examples import embeddings_of

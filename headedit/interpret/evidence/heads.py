@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from headedit.edits import HeadEdits
-from headedit.edits.merge.merge import is_merged
 from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite
@@ -50,7 +49,7 @@ class Head:
     @torch.no_grad()
     def acting(self, vector: str) -> Tensor | None:
         """Gate times vector, [head_dim]: what is added to the head, or to the factor of 1 on it; None without one."""
-        return self.edit.acting()[vector][self.index] if vector in self.edit.vectors else None
+        return self.edit.effective()[vector][self.index] if vector in self.edit.vectors else None
 
 
 def edited_heads(edits: HeadEdits, choice: Choice = "all") -> list[Head]:
@@ -98,7 +97,7 @@ def check_acting(edits: HeadEdits) -> None:
         )
     if not edits.attached:
         raise HeadEditError("These edits are detached, so they do nothing; attach or load them on the model first.")
-    if is_merged(edits):
+    if edits.merged is not None:
         raise HeadEditError(
             "These edits are merged into the weights, where no head can be switched off by itself. Call "
             "unmerge_adapter() first."

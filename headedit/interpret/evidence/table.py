@@ -105,7 +105,7 @@ def evidence(
 
 def _edit_columns(heads: Sequence[Head]) -> dict[str, list[Any]]:
     """What the edits are by themselves."""
-    gates = {id(head.edit): {v: g.tolist() for v, g in head.edit.gates().items()} for head in heads}
+    gates = {id(head.edit): {v: g.tolist() for v, g in head.edit.gate_values().items()} for head in heads}
 
     def gate(head: Head, vector: str) -> float:
         found = gates[id(head.edit)].get(vector)

@@ -69,7 +69,7 @@ def effect_sizes(source: HeadMap, kind: str, norms: Tensor | None = None) -> tup
 
     def norm(vector: str) -> Any:
         def of(edit: SiteEdit) -> Tensor | None:
-            acting = edit.acting().get(vector)
+            acting = edit.effective().get(vector)
             return None if acting is None else acting.float().norm(dim=-1)
 
         return of

@@ -66,7 +66,7 @@ def _facts(edits: HeadEdits) -> list[tuple[str, ...]]:
         *([("strength", f"{edits.strength:g}")] if edits.strength != 1 else []),
         ("layers", f"{edited} of {max(site.layers for site in sites)}, {heads}{'; …' if len(shapes) > 4 else ''}"),
         *((label, f"{counts[key][0]:,} of {counts[key][1]:,}") for key, label in names.items() if counts[key][1]),
-        ("numbers that act", f"{edits.count_acting_parameters():,}"),
+        ("numbers that act", f"{edits.count_effective_parameters():,}"),
     ]
 
 

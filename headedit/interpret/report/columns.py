@@ -165,12 +165,12 @@ def _of_edits(source: HeadMap, kind: str) -> dict[Key, dict[str, Any]]:
 
 
 def _gates(vector: str) -> Callable[[SiteEdit], Tensor | None]:
-    return lambda edit: edit.gates().get(vector)
+    return lambda edit: edit.gate_values().get(vector)
 
 
 def _norms(vector: str) -> Callable[[SiteEdit], Tensor | None]:
     def of(edit: SiteEdit) -> Tensor | None:
-        acting = edit.acting().get(vector)
+        acting = edit.effective().get(vector)
         return None if acting is None else acting.float().norm(dim=-1)
 
     return of

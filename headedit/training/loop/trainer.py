@@ -106,7 +106,7 @@ class HeadEditMixin(SavesEdits):
         grouped: dict[float, list[nn.Parameter]] = {}
         for edit, offset_rate in zip(self.edits.module, rates, strict=True):
             for vector in edit.vectors:
-                grouped.setdefault(offset_rate if vector == "offset" else usual, []).append(getattr(edit, vector))
+                grouped.setdefault(offset_rate if vector == "offset" else usual, []).append(edit.vectors[vector])
         return grouped
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -240,7 +240,7 @@ class HeadEditMixin(SavesEdits):
         values = []
         with torch.no_grad():
             for edit in self.edits.module:
-                values.append({k: [round(v, 4) for v in g.tolist()] for k, g in edit.gates().items()})
+                values.append({k: [round(v, 4) for v in g.tolist()] for k, g in edit.gate_values().items()})
         return values
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headedit.edits import HeadEdits
-from headedit.edits.gate_set import Gate, all_gates, fix
+from headedit.edits.gate_set import GateIndex, all_gates, freeze_gates
 from headedit.hf.modes import evaluating
 
 
@@ -35,7 +35,7 @@ def units_of(edits: HeadEdits, run: Callable[[], object]) -> list[float]:
 
 def slopes_of(
     edits: HeadEdits, batches: Iterable[tuple[float, dict[str, Tensor]]], units: list[float]
-) -> dict[Gate, float]:
+) -> dict[GateIndex, float]:
     """How steeply the loss on some examples falls along the vectors of every gate, if it were open.
 
     The norm of the gradient in eval mode, offsets in units of their site's activations. The edits must have zero
@@ -47,22 +47,22 @@ def slopes_of(
         units: of the activations, one a site.
     """
     module, model = edits.module, edits.model
-    fix(module, all_gates(module))
+    freeze_gates(module, all_gates(module))
     module.zero_grad()
     with evaluating(model):
         device = model.get_input_embeddings().weight.device  # type: ignore[operator]
         for share, batch in batches:
             loss = model(**{k: v.to(device) for k, v in batch.items()}, use_cache=False).loss
             (loss * share).backward()
-    found: dict[Gate, float] = {}
+    found: dict[GateIndex, float] = {}
     for i, edit in enumerate(module):
         for owner in edit.gated_vectors():
             squares = torch.zeros(edit.heads)
-            for name in edit.under(owner):
-                grad = getattr(edit, name).grad
+            for name in edit.vectors_of(owner):
+                grad = edit.vectors[name].grad
                 if grad is not None:
                     squares += (grad.float().cpu() * (units[i] if name == "offset" else 1.0)).square().sum(-1)
-            found |= {Gate(i, owner, head): value for head, value in enumerate(squares.sqrt().tolist())}
+            found |= {GateIndex(i, owner, head): value for head, value in enumerate(squares.sqrt().tolist())}
     module.zero_grad()
     return found
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headedit.data.batches import Encoded
-from headedit.edits.gate_set import Gate, all_gates, close, fix, heads_of
+from headedit.edits.gate_set import GateIndex, all_gates, close, freeze_gates, heads_of
 from headedit.errors import HeadEditError
 from headedit.runs.pruning_path import Level, PruningPath, put
 from headedit.training.loop.objective import Objective
@@ -148,7 +148,7 @@ class Localise(Recipe):
             most = len(gates) if self.budget is None else allowed_by(self.budget, session.edits)
             session.path = self.find(session, most)
             session.restart()
-            fix(session.edits.module, session.path.first(gates=session.path.chosen))
+            freeze_gates(session.edits.module, session.path.first(gates=session.path.chosen))
         session.run(self.refit_stage(len(session.train)), name="refit")
         if session.valid is not None:
             session.best_eval_loss = session.measure().mean().item()
@@ -206,7 +206,7 @@ class Localise(Recipe):
         gates = path.chosen
         while True:
             session.restart()
-            fix(session.edits.module, path.first(gates=gates))
+            freeze_gates(session.edits.module, path.first(gates=gates))
             session.run(self.refit_stage(len(train)), name=f"refit of {gates}", train=train)
             losses[gates] = session.measure(valid)
             smaller = choose(losses, gates, base, self.standard_errors, self.tolerance)
@@ -223,7 +223,7 @@ class Localise(Recipe):
         train: Sequence[Encoded],
         valid: Sequence[Encoded] | None,
         name: str,
-        candidates: list[Gate] | None = None,
+        candidates: list[GateIndex] | None = None,
     ) -> Search:
         session.restart()
         module = session.edits.module
@@ -245,7 +245,7 @@ class Localise(Recipe):
         order = pruning.order()
         return Search({gates: order[:gates] for gates in pruning.levels}, recorder.vectors, recorder.losses)
 
-    def _candidates(self, session: Session, found: Search, gates: int, train: Sequence[Encoded]) -> list[Gate]:
+    def _candidates(self, session: Session, found: Search, gates: int, train: Sequence[Encoded]) -> list[GateIndex]:
         """The gates of a level, as many that were closed last, and some along which the loss now falls most steeply."""
         level = Level(order=found.orders[gates], vectors=found.vectors[gates])
         extra = max(_EXTRA, gates)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from headedit.edits import HeadEdits
-from headedit.edits.gate_set import Gate, all_gates, fix
+from headedit.edits.gate_set import GateIndex, all_gates, freeze_gates
 from headedit.errors import HeadEditError
 from headedit.training.loop.schedules import Moment
 from headedit.training.recipes.base import Recipe
@@ -62,14 +62,14 @@ class Lofit(Recipe):
         if not 1 <= wanted <= len(scales):
             raise HeadEditError(f"heads: found {self.heads}, expected 1 to {len(scales)}.")
         add_noise(edits, self.init_std, session.seed)
-        fix(edits.module, scales)
+        freeze_gates(edits.module, scales)
         stage = self.stage(scale_lr=self.select_lr, offset_lr=self.select_lr)
         session.run(replace(stage, warmup_epochs=0.0), name="select", objective=ScaleNorm(self.select_lambda))
         norms = [scale.norm(dim=-1).tolist() for scale in _scales(edits)]
         ranked = sorted(scales, key=lambda gate: norms[gate.site][gate.head], reverse=True)[:wanted]
         session.restart()
         add_noise(edits, self.init_std, session.seed + 1)
-        fix(edits.module, [Gate(gate.site, "offset", gate.head) for gate in ranked])
+        freeze_gates(edits.module, [GateIndex(gate.site, "offset", gate.head) for gate in ranked])
         stage = self.stage(scale_lr=self.edit_lr, offset_lr=self.edit_lr)
         session.run(replace(stage, warmup_epochs=0.0), name="edit", valid=session.valid)
 

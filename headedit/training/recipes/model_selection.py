@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headedit.edits import HeadEdits
-from headedit.edits.gate_set import Gate, all_gates
+from headedit.edits.gate_set import GateIndex, all_gates
 from headedit.errors import HeadEditError
 from headedit.runs.pruning_path import Level, Vectors, heads_under
 from headedit.training.loop.state import State
@@ -30,17 +30,17 @@ class Recorder:
         self.losses: dict[int, Tensor] = {}
         self.vectors: dict[int, Vectors] = {}
 
-    def reached(self, alive: list[Gate]) -> None:
+    def reached(self, alive: list[GateIndex]) -> None:
         """Records the edits as they are, with the gates that are alive."""
         if self._measure is not None:
             self.losses[len(alive)] = self._measure()
         kept: Vectors = {}
         for i, edit in enumerate(self._edits.module):
-            gates = edit.gates()
+            gates = edit.gate_values()
             for vector in edit.vectors:
                 heads = heads_under(self._edits, alive, i, vector)
                 if heads:
-                    acting = gates[vector][:, None] * getattr(edit, vector)
+                    acting = gates[vector][:, None] * edit.vectors[vector]
                     kept[f"{i}.{vector}"] = acting.detach()[heads].cpu()
         self.vectors[len(alive)] = kept
 
@@ -71,7 +71,7 @@ class Search:
         losses: the loss of every validation example, [examples]; empty without validation.
     """
 
-    orders: dict[int, list[Gate]]
+    orders: dict[int, list[GateIndex]]
     vectors: dict[int, Vectors]
     losses: dict[int, Tensor]
 
@@ -117,7 +117,7 @@ def standard_error(values: Tensor) -> float:
     return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
-def levels_of(orders: Mapping[int, list[Gate]], vectors: Mapping[int, Vectors], losses: Losses) -> list[Level]:
+def levels_of(orders: Mapping[int, list[GateIndex]], vectors: Mapping[int, Vectors], losses: Losses) -> list[Level]:
     """The levels, the largest first, with what their losses say.
 
     Args:

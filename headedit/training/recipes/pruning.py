@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from headedit.edits import HeadEdits
-from headedit.edits.gate_set import Gate, all_gates, close
+from headedit.edits.gate_set import GateIndex, all_gates, close
 from headedit.training.loop.state import State
 from headedit.training.recipes.model_selection import Recorder
 
@@ -51,17 +51,17 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
         window: tuple[float, float],
         memory: float,
         by: str = "loss",
-        gates: Collection[Gate] | None = None,
+        gates: Collection[GateIndex] | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         self.edits, self.window, self.memory, self.by, self.recorder = edits, window, memory, by, recorder
         self.alive = all_gates(edits.module) if gates is None else sorted(gates)
         self.levels = sizes(len(self.alive), min(smallest, len(self.alive)))
-        self.dropped: list[Gate] = []
+        self.dropped: list[GateIndex] = []
         self._level = 0
         self._scores: Scores = {}
 
-    def order(self) -> list[Gate]:
+    def order(self) -> list[GateIndex]:
         """Every gate that it began with, the most important first: the first k are the gates of the level of k."""
         return [*self._ranked(), *reversed(self.dropped)]
 
@@ -79,7 +79,7 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from there."""
-        self.alive, self.dropped = ([Gate(*row) for row in state.plain[key]] for key in ("alive", "dropped"))
+        self.alive, self.dropped = ([GateIndex(*row) for row in state.plain[key]] for key in ("alive", "dropped"))
         self._level = state.plain["level"]
         device = next(self.edits.module.parameters()).device
         self._scores, recorded = {}, {}
@@ -102,7 +102,7 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
         with torch.no_grad():
             for i, edit in enumerate(self.edits.module):
                 for owner in edit.gated_vectors():
-                    vectors = [getattr(edit, name) for name in edit.under(owner)]
+                    vectors = [edit.vectors[name] for name in edit.vectors_of(owner)]
                     effects = [(v * v.grad).sum(-1) for v in vectors if v.grad is not None]
                     if effects:
                         score = torch.stack(effects).sum(0).square()
@@ -135,10 +135,10 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
         if self.recorder is not None:
             self.recorder.reached(self.alive)
 
-    def _ranked(self) -> list[Gate]:
+    def _ranked(self) -> list[GateIndex]:
         values = {key: score.tolist() for key, score in self._read().items()}
 
-        def importance(gate: Gate) -> float:
+        def importance(gate: GateIndex) -> float:
             by_head: list[float] | None = values.get((gate.site, gate.vector))
             return 0.0 if by_head is None else by_head[gate.head]
 
@@ -150,7 +150,7 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
         found: Scores = {}
         for i, edit in enumerate(self.edits.module):
             for owner in edit.gated_vectors():
-                gate = edit.log_alpha(owner)
+                gate = edit.gate(owner)
                 assert gate is not None
                 found[i, owner] = gate.detach()
         return found

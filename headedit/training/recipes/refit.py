@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from headedit.edits.gate_set import all_gates, fix, open_gates
+from headedit.edits.gate_set import all_gates, freeze_gates, open_gates
 from headedit.training.recipes.base import Recipe
 from headedit.training.recipes.session import Session
 from headedit.training.recipes.stage import Stage
@@ -32,7 +32,7 @@ class Refit(Recipe):
 
     def run(self, session: Session) -> None:
         """One stage without a penalty."""
-        fix(session.edits.module, open_gates(session.edits.module))
+        freeze_gates(session.edits.module, open_gates(session.edits.module))
         session.run(self.training(), name="refit", valid=session.valid)
 
     def training(self) -> Stage:
@@ -47,5 +47,5 @@ class Ungated(Refit):
 
     def run(self, session: Session) -> None:
         """Opens every gate for good, then as ``refit``."""
-        fix(session.edits.module, all_gates(session.edits.module))
+        freeze_gates(session.edits.module, all_gates(session.edits.module))
         super().run(session)

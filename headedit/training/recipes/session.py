@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 from headedit.data.batches import Encoded, PadRight
 from headedit.data.losses import example_losses
 from headedit.edits import HeadEdits
-from headedit.edits.gate_set import Gate
+from headedit.edits.gate_set import GateIndex
 from headedit.errors import HeadEditError
 from headedit.runs.history import HISTORY_FILE, History
 from headedit.runs.pruning_path import PruningPath
@@ -194,7 +194,7 @@ class Session:
         self.steps, self.kept_step = figures["steps"], figures["kept_step"]
         self.best_eval_loss = figures["best_eval_loss"]
 
-    def slopes(self, rows: Sequence[Encoded]) -> dict[Gate, float]:
+    def slopes(self, rows: Sequence[Encoded]) -> dict[GateIndex, float]:
         """How steeply the loss on some examples falls along the vectors of every gate; see ``slopes_of``."""
         size, collate = 2 * self.batch_size, PadRight(self.pad_token_id)
         parts = (rows[start : start + size] for start in range(0, len(rows), size))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from headedit.edits.gate_set import all_gates, fix
+from headedit.edits.gate_set import all_gates, freeze_gates
 from headedit.errors import HeadEditError
 from headedit.training.recipes.refit import Refit
 from headedit.training.recipes.session import Session
@@ -32,7 +32,7 @@ class Ist(Refit):
 
     def run(self, session: Session) -> None:
         """Opens every gate for good, then one stage with the callback."""
-        fix(session.edits.module, all_gates(session.edits.module))
+        freeze_gates(session.edits.module, all_gates(session.edits.module))
         sparse = SparseTuning(session.edits, importance=self.importance, share=self.layer_share)
         try:
             session.run(self.training(), name="sparse", callbacks=[sparse], valid=session.valid)

@@ -6,14 +6,14 @@ from tiny import logits, randomise, tiny_model
 
 import headedit
 from headedit import EditConfig
-from headedit.edits.gate_set import Gate, all_gates, close, fix, heads_of, open_gates
+from headedit.edits.gate_set import GateIndex, all_gates, close, freeze_gates, heads_of, open_gates
 
 
 def test_all_gates_are_named_once(llama):
     gates = all_gates(headedit.attach(llama).module)
     assert len(gates) == len(set(gates)) == 16
-    assert gates[0] == Gate(0, "offset", 0)
-    assert gates[-1] == Gate(1, "scale", 3)
+    assert gates[0] == GateIndex(0, "offset", 0)
+    assert gates[-1] == GateIndex(1, "scale", 3)
     assert len(heads_of(gates)) == 8
 
 
@@ -25,12 +25,12 @@ def test_shared_gates_count_once_and_missing_ones_never(llama, gates, count):
 def test_fixed_gates_are_exactly_open_or_closed_in_training_too(llama, ids):
     edits = headedit.attach(llama)
     randomise(edits)
-    chosen = [Gate(0, "offset", 2), Gate(1, "scale", 0)]
-    fix(edits.module, chosen)
+    chosen = [GateIndex(0, "offset", 2), GateIndex(1, "scale", 0)]
+    freeze_gates(edits.module, chosen)
     assert open_gates(edits.module) == chosen
-    vectors = [edits.module.sites[0].offset, edits.module.sites[1].scale]
+    vectors = [edits.module.site_edits[0].vectors["offset"], edits.module.site_edits[1].vectors["scale"]]
     assert [int((v.abs().sum(-1) > 0).sum()) for v in vectors] == [1, 1]
-    assert edits.module.sites[0].scale.abs().sum() == 0
+    assert edits.module.site_edits[0].vectors["scale"].abs().sum() == 0
     evaluated = logits(llama, ids)
     llama.train()
     assert torch.equal(logits(llama, ids), evaluated)
@@ -39,11 +39,11 @@ def test_fixed_gates_are_exactly_open_or_closed_in_training_too(llama, ids):
 def test_closing_leaves_the_other_gates_as_they_are(llama):
     edits = headedit.attach(llama)
     randomise(edits)
-    before = edits.module.sites[0].offset_gate.clone()
-    close(edits.module, [Gate(0, "offset", 1)])
-    after = edits.module.sites[0].offset_gate
+    before = edits.module.site_edits[0].gates["offset_gate"].clone()
+    close(edits.module, [GateIndex(0, "offset", 1)])
+    after = edits.module.site_edits[0].gates["offset_gate"]
     assert torch.equal(after[[0, 2, 3]], before[[0, 2, 3]])
-    assert edits.module.sites[0].distribution.clip(after)[1] == 0
+    assert edits.module.site_edits[0].distribution.clip(after)[1] == 0
 
 
 @pytest.mark.parametrize("gates", ["separate", "shared"])
@@ -66,10 +66,10 @@ def test_hardening_changes_no_logit_and_no_sample_is_left(ids, gates):
 def test_a_hardened_site_without_open_heads_is_passed_by_until_it_is_set_again(llama, ids):
     edits = headedit.attach(llama)
     randomise(edits)
-    fix(edits.module, [Gate(1, "offset", 0)])
+    freeze_gates(edits.module, [GateIndex(1, "offset", 0)])
     edits.harden()
-    first = edits.module.sites[0]
-    assert (first.idle, edits.module.sites[1].idle) == (True, False)
+    first = edits.module.site_edits[0]
+    assert (first.idle, edits.module.site_edits[1].idle) == (True, False)
     projection = edits.sites[0].module
     given, seen = [], []
     projection.register_forward_pre_hook(lambda m, a: given.append(a[0]), prepend=True)
@@ -84,7 +84,7 @@ def test_a_snapshot_brings_everything_back(llama, ids):
     edits = headedit.attach(llama)
     randomise(edits)
     before, kept = logits(llama, ids), edits.snapshot()
-    fix(edits.module, [])
+    freeze_gates(edits.module, [])
     edits.harden()
     assert not torch.equal(logits(llama, ids), before)
     edits.restore(kept)

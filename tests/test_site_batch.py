@@ -1,4 +1,4 @@
-"""The edits of all sites of a pass at once: the same bits as one by one, and only where that holds."""
+"""The edits of all sites of a pass, computed together: the same bits as one by one, and only where that holds."""
 
 import copy
 import gc
@@ -6,14 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from test_multiply_add import CHANGES
 from tiny import randomise, tiny_model
 from torch.utils.checkpoint import checkpoint
 
 import headedit
 from headedit import EditConfig
-from headedit.edits.kept import Kept
-from headedit.edits.site_edit import lines
+from headedit.edits import hooks, site_edit
 
 CONFIGS = {
     "default": {},
@@ -41,25 +39,24 @@ def gradients(edits, ids, seed=0):
 
 
 def one_by_one(monkeypatch):
-    monkeypatch.setattr(headedit.edits.together.Together, "begin", lambda self, acting: None)
+    monkeypatch.setattr(hooks.SiteBatch, "begin", lambda self, effective: None)
 
 
 def calls(monkeypatch):
     """How many sites each computation takes, in the order they come."""
-    taken = []
+    taken, before = [], site_edit._affine
 
-    def counted(edits, drawn=None):
+    def counted(edits, values, noise=None):
         taken.append(len(edits))
-        return lines(edits, drawn)
+        return before(edits, values, noise)
 
-    for module in (headedit.edits.together, headedit.edits.site_edit):
-        monkeypatch.setattr(module, "lines", counted)
+    monkeypatch.setattr(site_edit, "_affine", counted)
     return taken
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_loss_and_gradients_have_the_bits_of_one_by_one(config, strength, ids, monkeypatch):
+def test_sites_computed_together_have_the_bits_of_sites_computed_one_by_one(config, strength, ids, monkeypatch):
     edits = attached(config)
     edits.strength = strength
     loss, found = gradients(edits, ids)
@@ -97,7 +94,7 @@ def test_a_frozen_site_stays_out_of_the_graph(ids, monkeypatch):
     assert sorted(taken) == [1, 2]
 
 
-def test_sites_of_other_shapes_are_taken_apart(ids, monkeypatch):
+def test_sites_of_different_shapes_are_computed_in_groups(ids, monkeypatch):
     taken = calls(monkeypatch)
     attached({"sites": ["attention", "mlp"]}).model(input_ids=ids)
     assert taken == [3, 3]
@@ -108,7 +105,7 @@ def with_a_graph() -> list[torch.Tensor]:
     return [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.grad_fn is not None]
 
 
-def test_nothing_is_left_of_a_pass(ids):
+def test_nothing_of_a_pass_outlives_it(ids):
     before = with_a_graph()  # of other tests
     edits = attached()
     loss = edits.model(input_ids=ids, labels=ids).loss
@@ -122,7 +119,7 @@ def test_nothing_is_left_of_a_pass(ids):
     copy.deepcopy(edits.model)  # a tensor with a graph cannot be copied
 
 
-def test_a_layer_that_is_called_by_itself_draws_for_itself(ids, monkeypatch):
+def test_a_layer_that_is_called_alone_draws_its_own_gates(ids, monkeypatch):
     edits = attached()
     edits.model(input_ids=ids)
     taken = calls(monkeypatch)
@@ -167,7 +164,7 @@ def test_a_checkpointed_segment_draws_the_same_gates_again(reentrant, ids, monke
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_two_passes_before_one_backward(ids):
+def test_two_passes_can_come_before_one_backward_pass(ids):
     """As preference losses have it: the second pass must not take the first one's graph away."""
     edits = attached()
     edits.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -183,41 +180,33 @@ def test_two_passes_before_one_backward(ids):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_in_eval_mode_each_site_is_computed_once_and_looked_at_with_the_others(ids, monkeypatch):
+def test_every_pass_in_eval_mode_computes_all_sites_together(ids, monkeypatch):
     edits = attached()
     edits.model.eval()
     taken = calls(monkeypatch)
-    asked = []
-    get = Kept.get
-    monkeypatch.setattr(Kept, "get", lambda *args: asked.append(1) or get(*args))
     with torch.no_grad():
-        for passes in range(3):
-            edits.model(input_ids=ids)
-            assert len(asked) == 3, passes
-    assert taken == [1, 1, 1]
+        one, other = (edits.model(input_ids=ids).logits for _ in range(2))
+    assert taken == [3, 3]
+    assert torch.equal(one, other)
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(hooks.SiteBatch, "begin", lambda self, effective: None)
+        alone = edits.model(input_ids=ids).logits
+    assert taken == [3, 3, 1, 1, 1]
+    assert torch.equal(alone, one)
 
 
-@pytest.mark.parametrize("site", [0, 2])
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_what_is_kept_of_all_sites_is_never_stale(change, site, context, ids):
-    edits = attached()
-    edits.model.eval()
-    edit = list(edits.module)[site]
-    with context():
-        before = [edits.model(input_ids=ids).logits for _ in range(2)]
-    assert torch.equal(*before)
-    change(edit)
-    with context():
-        found = edits.model(input_ids=ids).logits
-    with torch.no_grad():
-        wanted = copy.deepcopy(edits.model)(input_ids=ids).logits  # keeps nothing
-    assert torch.equal(found, wanted)
-    assert not torch.equal(found, before[0])
+def test_a_checkpointed_segment_in_eval_mode_is_recomputed_to_the_same_bits(ids):
+    edits, wanted = attached(), attached()
+    in_segments(edits.model.eval(), partial(checkpoint, use_reentrant=False))
+    for handle in (edits, wanted):
+        handle.model.eval()
+        handle.model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    for ours, theirs in zip(edits.module.parameters(), wanted.module.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_hooks_on_an_edit_are_called(training, ids):
+def test_hooks_on_a_site_edit_are_called(training, ids):
     edits = attached()
     edits.model.train(training)
     list(edits.module)[1].register_forward_hook(lambda module, args, out: args[0])  # as if it were not there
@@ -229,12 +218,12 @@ def test_hooks_on_an_edit_are_called(training, ids):
 
     found = logits()
     with torch.no_grad():
-        for parameter in (list(edits.module)[1].offset, list(edits.module)[1].scale):
+        for parameter in (list(edits.module)[1].vectors["offset"], list(edits.module)[1].vectors["scale"]):
             parameter.zero_()
     assert torch.equal(found, logits())
 
 
-def test_sites_that_do_not_act_for_the_moment_come_back(ids):
+def test_sites_that_were_disabled_act_again(ids):
     edits = attached()
     edits.model.eval()
 
@@ -257,7 +246,7 @@ def test_sites_that_do_not_act_for_the_moment_come_back(ids):
     assert torch.equal(logits(), edited)
 
 
-def test_gradients_that_begin_within_a_pass_reach_the_edits(ids):
+def test_gradients_that_are_switched_on_within_a_pass_reach_the_edits(ids):
     edits = attached()
     edits.model.eval()
     layer = edits.model.model.layers[2]
@@ -266,5 +255,5 @@ def test_gradients_that_begin_within_a_pass_reach_the_edits(ids):
         out = edits.model(input_ids=ids).logits
     assert out.requires_grad
     *_, last = edits.module
-    (gradient,) = torch.autograd.grad(out.square().sum(), [last.offset])
+    (gradient,) = torch.autograd.grad(out.square().sum(), [last.vectors["offset"]])
     assert (gradient != 0).any()
