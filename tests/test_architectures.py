@@ -6,7 +6,6 @@ import dataclasses
 import pytest
 import torch
 import transformers
-from headedit.edits.together import Together
 from image_text import IMAGE_TEXT
 from tiny import randomise
 from transformers import CONFIG_MAPPING
@@ -15,6 +14,7 @@ from zoo import WITH_HEADS, WITHOUT_HEADS, ZOO, zoo_ids, zoo_model
 
 import headedit
 from headedit import EditConfig, HeadEditError
+from headedit.edits.hooks import SiteBatch
 from headedit.io.strict import build
 from headedit.specs import Spec, packaged_specs
 from headedit.specs.probe import prove_sites
@@ -244,7 +244,7 @@ DRAW_IN_BETWEEN = ["hrm_text", "phimoe", "prophetnet"]
 def test_gradients_are_the_same_with_and_without_checkpointing(model_type, monkeypatch):
     model = zoo_model(model_type)
     if model_type in DRAW_IN_BETWEEN:  # then numbers come in the same order only where each site draws by itself
-        monkeypatch.setattr(Together, "begin", lambda self, acting: None)
+        monkeypatch.setattr(SiteBatch, "begin", lambda self, effective: None)
     if not model.supports_gradient_checkpointing:
         pytest.skip("transformers offers no checkpointing for it")
     ids = zoo_ids(model)

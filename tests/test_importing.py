@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import headedit
 from headedit import HeadEditError
 from headedit.cli import import_edits
-from headedit.edits.files.storage import load
+from headedit.edits import load
 from headedit.edits.importing.load import import_jola, import_lofit, read_lofit
 
 LAYERS, HEADS, WIDTH = 2, 4, 16

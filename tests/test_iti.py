@@ -221,7 +221,7 @@ def test_hooks_and_modes_are_as_before_even_after_an_error(planted, fails):
         find(edits)
     assert hooks(model) == before
     assert {name: module.training for name, module in model.named_modules()} == modes
-    assert all(switch.acting is not None for switch in edits._switches._switches.values())
+    assert all(hook.effective is not None for hook in edits._hooks._by_site.values())
 
 
 def test_the_same_seed_finds_the_same_in_training_mode_too(planted):

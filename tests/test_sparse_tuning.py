@@ -196,7 +196,7 @@ def test_edits_and_adapters_of_one_layer_train_together(tmp_path):
 def test_layers_are_those_of_the_modules_not_of_the_names():
     """A trainable parameter shared by two layers is no layer's, and a frozen layer is none to choose."""
     model, _ = deep()
-    edits = model.headedit.default.sites
+    edits = model.headedit.default.site_edits
     edits[1].vectors["offset"] = edits[2].vectors["offset"]
     for parameter in edits[3].parameters():
         parameter.requires_grad_(False)
@@ -297,7 +297,7 @@ def test_the_scores_of_a_run_by_hand(tmp_path, monkeypatch):
         calls.append((made.state.global_step, draws, rate))
         whole, hands = copy.deepcopy(edits.module.state_dict()), []
         for drawn in draws:
-            smaller = [f"sites.{i}.{vector}" for i in drawn for vector in ("offset", "scale")]
+            smaller = [f"site_edits.{i}.vectors.{vector}" for i in drawn for vector in ("offset", "scale")]
             edits.module.load_state_dict({k: v * 0.25 if k in smaller else v for k, v in whole.items()})
             with rolling_out(model):
                 hands.append(model(**batches[-1]).loss.item())
@@ -342,7 +342,7 @@ def scaled_to_one(model, layers, factor):
 
 def scaled_vectors(model, layers, factor):
     for layer in layers:
-        edit = model.headedit.default.sites[layer]
+        edit = model.headedit.default.site_edits[layer]
         edit.vectors["offset"].data, edit.vectors["scale"].data = (
             edit.vectors["offset"].data * factor,
             edit.vectors["scale"].data * factor,

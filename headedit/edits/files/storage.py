@@ -1,7 +1,7 @@
 """Edits on disk: ``headedit_config.json`` describes them and their model, ``headedit.safetensors`` holds them.
 
-The config names the base model and its shape, the spec and its hash, the versions and every site; the format is described
-in ``headedit.edits.files.format``.
+The config names the base model and its shape, the spec and its hash, the versions and every site; the format is
+described in ``headedit.edits.files.format``.
 """
 
 from collections.abc import Mapping
