@@ -43,12 +43,12 @@ class HardConcrete:
             log_alpha: of the gates.
             uniform: u, one per gate, from [0, 1); by default drawn here.
         """
-        noise = (torch.rand_like(log_alpha) if uniform is None else uniform).logit(eps=_EPS)
-        return self._stretch(torch.sigmoid((noise + log_alpha) / self.temperature))
+        noise = _wide(torch.rand_like(log_alpha) if uniform is None else uniform).logit(eps=_EPS)
+        return self._stretch(torch.sigmoid((noise + log_alpha) / self.temperature)).to(log_alpha.dtype)
 
     def clip(self, log_alpha: Tensor) -> Tensor:
         """The deterministic gate of Louizos et al., equation 13: clip(σ(log α)·(ζ − γ) + γ, 0, 1)."""
-        return self._stretch(torch.sigmoid(log_alpha))
+        return self._stretch(torch.sigmoid(_wide(log_alpha))).to(log_alpha.dtype)
 
     def expectation(self, log_alpha: Tensor) -> Tensor:
         """E[g], by Gauss-Legendre quadrature of E[g] = ∫₀¹ P(g > t) dt.
@@ -57,13 +57,9 @@ class HardConcrete:
         single precision.
         """
         logits, weights = _quadrature(self.low, self.high)
-        twice_noise = log_alpha.new_tensor([2 * self.temperature * logit for logit in logits])
-        # The half with the sign of log α picks the tail, P(g > t) or P(g ≤ t), that is small: at the ends E[g] is
-        # exactly 0 and 1. Arranged for few operators.
-        half = torch.copysign(log_alpha.new_tensor(0.5), log_alpha)
-        points = torch.sub(twice_noise, log_alpha.unsqueeze(-1), alpha=2) * half.unsqueeze(-1)
-        tail = (log_alpha.new_tensor(weights) * torch.sigmoid(points)).sum(-1)
-        return torch.addcmul(half + 0.5, half, tail, value=-2)
+        wide = _wide(log_alpha).unsqueeze(-1)
+        above = torch.sigmoid(wide - wide.new_tensor([self.temperature * logit for logit in logits]))  # P(g > t)
+        return (wide.new_tensor(weights) * above).sum(-1).to(log_alpha.dtype)
 
     def open_probability(self, log_alpha: Tensor) -> Tensor:
         """P(g ≠ 0), equation 12: which the penalty sums."""
@@ -79,3 +75,12 @@ def _quadrature(low: float, high: float) -> tuple[tuple[float, ...], tuple[float
     nodes, weights = numpy.polynomial.legendre.leggauss(_NODES)
     share = ((nodes + 1) / 2 - low) / (high - low)
     return tuple(numpy.log(share / (1 - share)).tolist()), tuple((weights / 2).tolist())
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In double precision, where the device has it.
+
+    In single precision, the value of a sigmoid depends on whether a vectorised loop or its remainder computes it, and
+    so on how many gates are computed together. Rounded from double precision it does not.
+    """
+    return values if values.device.type == "mps" else values.double()
