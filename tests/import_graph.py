@@ -40,14 +40,14 @@ def imports_of(package: Path) -> list[Import]:
     for importer, file in modules.items():
         tree = ast.parse(file.read_text(encoding="utf-8"))
         parent = importer if file.name == "__init__.py" else importer.rpartition(".")[0]
-        named = {(_module_in(modules, name), line) for name, line in _imported(tree, parent)}
+        named = {(_module_in(modules, name), line) for name, line in names_imported(tree, parent)}
         named |= {(name, line) for name, line in _strings(tree, parent) if name in modules and "." in name}
         where = file.relative_to(package.parent)
         found |= {Import(importer, name, f"{where}:{line}") for name, line in named if name not in ("", importer)}
     return sorted(found)
 
 
-def _imported(tree: ast.AST, parent: str) -> Iterator[tuple[str, int]]:
+def names_imported(tree: ast.AST, parent: str) -> Iterator[tuple[str, int]]:
     """The absolute names in import statements, ``a.b`` for ``from a import b``, which may be a module or not."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
