@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 import torch
-from company import edited
 from test_site_edit import HEADS, WIDTH, by_hand, site_edit
+from third_party import edited
 from tiny import logits, randomise, tiny_model
 from torch import nn
 

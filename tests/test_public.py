@@ -31,10 +31,11 @@ from headedit.demo import MODEL_FOLDER
 from headedit.hf.loading import load_model
 headedit.attach(load_model(str(MODEL_FOLDER), device="cpu"))
 """
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
-def test_every_public_name_is_there_and_says_what_it_is():
+def test_every_public_name_exists_and_is_documented():
     assert headedit.__all__ == sorted(headedit.__all__)
     assert dir(headedit) == headedit.__all__
     for name in headedit.__all__:
@@ -50,6 +51,6 @@ def test_the_handles_public_methods_are_documented():
     assert [name for name, member in public.items() if not inspect.getdoc(member)] == []
 
 
-def test_docstring_examples_hold():
+def test_the_examples_in_docstrings_hold():
     assert doctest.testmod(headedit).attempted > 0
     assert doctest.testmod(headedit).failed == 0
