@@ -215,11 +215,11 @@ def test_debug_shows_the_traceback_at_any_place_in_the_line():
             main(arguments)
 
 
-def test_a_fault_of_headedit_itself_is_reported_as_one_with_exit_code_1(monkeypatch, capsys, tmp_path):
+def test_an_error_in_headedit_itself_is_reported_as_one_with_exit_code_1(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("headedit.interpret.plots.gates", lambda *a, **k: 1 / 0)
     assert run("plot", tmp_path) == 1
     error = capsys.readouterr().err
-    assert "a fault of headedit itself" in error
+    assert "an error in headedit itself" in error
     assert "ZeroDivisionError" in error
     with pytest.raises(ZeroDivisionError):
         main(["plot", str(tmp_path), "--debug"])

@@ -1,4 +1,4 @@
-"""The table in the README's section "Works with": each row names its tests, and every test of that section has a row."""
+"""The table in the README's section "Works with": each row names its tests, and every such test has a row."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The tables and files of ``headedit bench``, ``bench scaling`` and ``bench route``."""
+"""The tables and files that ``headedit bench``, ``bench scaling`` and ``bench route`` write."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from headedit.bench.cost import Cost
 
-_HEADER = ["work", "contender", "median", "tokens/s", "ratio", "quartiles", "at most"]
+_HEADER = ["workload", "method", "median", "tokens/s", "ratio", "quartiles", "upper bound"]
 
 
 def print_cost(cost: "Cost", name: str) -> None:
-    """Prints what ``measure_cost`` found; a ratio above its limit is in red."""
+    """Prints the results of ``measure_cost``; a ratio above its upper bound is in red."""
     shape, machine = cost.shape, cost.machine
     of_shape = f": {shape.layers} layers of width {shape.hidden}, {shape.heads} heads, {shape.dtype}"
     facts = [
@@ -30,20 +30,20 @@ def print_cost(cost: "Cost", name: str) -> None:
         ("freed memory", machine["freed_memory"]),
         *((f"against {name}", "; ".join(pieces)) for name, pieces in _compared(cost.rows).items()),
     ]
-    left_out = [(f"left out: {contender}", reason) for contender, reason in cost.left_out.items()]
+    left_out = [(f"skipped: {contender}", reason) for contender, reason in cost.left_out.items()]
     runs = sorted({row["runs"] for row in cost.rows if row["against"] and row["runs"]}, reverse=True)
     print_rows(f"headedit bench (medians of {' or '.join(map(str, runs or [cost.repeats]))})", facts + left_out)
     _print("Times, memory and operators", _HEADER, [_cells(row) for row in cost.rows], no_wrap=True)
 
 
 def print_measured(title: str, rows: Sequence[dict[str, Any]], keys: Sequence[str] | None = None) -> None:
-    """Prints some columns, by default all, of the rows of ``scaling`` or ``route_cost``."""
+    """Prints the rows of ``scaling`` or ``route_cost``; ``keys`` chooses the columns, by default all."""
     keys = list(rows[0]) if keys is None else keys
     _print(title, [key.replace("_", "\n") for key in keys], [[_shown(row[key]) for key in keys] for row in rows])
 
 
 def write_measured(folder: Path, name: str, rows: Sequence[dict[str, Any]], figure: "Figure") -> None:
-    """Writes rows as JSON, and their picture."""
+    """Writes rows as JSON and their picture as PNG."""
     files = [folder / f"{name}.json", folder / f"{name}.png"]
     write_json(files[0], {"rows": list(rows)})
     figure.savefig(files[1], dpi=150)
@@ -51,7 +51,7 @@ def write_measured(folder: Path, name: str, rows: Sequence[dict[str, Any]], figu
 
 
 def _compared(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """The pieces of work by the contender that they are compared with."""
+    """The workloads by the method that they are compared with."""
     pieces: dict[str, list[str]] = {}
     for row in rows:
         if row["against"] is not None and row["work"] not in pieces.setdefault(row["against"], []):
