@@ -103,7 +103,7 @@ def _check_loaded(edits, state):
 
 
 def _refusal(action):
-    """The message of the HeadEditError that is raised, None where there is none; any other error goes on."""
+    """The message of the HeadEditError that is raised, None where there is none; other errors are raised."""
     try:
         action()
     except HeadEditError as error:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def plan(
     config: Annotated[
         str | None,
-        typer.Argument(metavar="[CONFIG]", help="YAML file of a run, or a name from `headedit config list`."),
+        typer.Argument(metavar="CONFIG", help="YAML file of a run, or a name from `headedit config list`."),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Base model: a folder or a hub id.")] = None,
     batch_size: Annotated[
@@ -95,7 +95,7 @@ def _print_plan(run: "RunConfig", found: "Plan", memory: int) -> None:
     from headedit.training.memory_plan.memory import show
     from headedit.training.memory_plan.planner import UNCERTAINTY
 
-    rows = [("a step", _described(found.setup)), *((what, show(size)) for what, size in found.rows())]
+    rows = [("a training step", _described(found.setup)), *((what, show(size)) for what, size in found.rows())]
     rows.append(("parameters of the edits", f"{found.parameters:,}"))
     print_rows(f"headedit plan {run.model.name}", rows)
     table = Table(title="each device", title_justify="left", box=None, padding=(0, 2, 0, 0))

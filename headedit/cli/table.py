@@ -13,7 +13,7 @@ from headedit.cli.shared import console, print_files, write_json, write_whole
 
 def table(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUN...", help="Reports of `headedit eval`, or folders of them.")
+        list[Path] | None, typer.Argument(metavar="RUN", help="Reports of `headedit eval`, or folders of them.")
     ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="Also show results from papers, marked as published.")

@@ -20,7 +20,7 @@ _SHOWN = 5
 def train(
     config: Annotated[
         str | None,
-        typer.Argument(metavar="[CONFIG]", help="YAML file of a run, or a name from `headedit config list`."),
+        typer.Argument(metavar="CONFIG", help="YAML file of a run, or a name from `headedit config list`."),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Base model: a folder or a hub id.")] = None,
     data: Annotated[
