@@ -118,7 +118,7 @@ def test_routed_rows_on_a_gpu_are_those_of_their_adapters(ids):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_peak_of_a_training_step_on_a_gpu_is_within_2_percent_of_the_limits(dtype):
+def test_the_peak_memory_of_a_training_step_is_that_of_the_upper_bound(dtype):
     base = build(Shape(layers=4, hidden=512, heads=8, dtype=dtype, device="cuda"))
     ids = random_ids(1000, 4, 128, GPU)
     peaks = []

@@ -51,12 +51,12 @@ def bench(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the results.")] = None,
 ) -> None:
-    """Measure what edits cost in time, memory and operators, next to LoRA, IA3, pyvene, nnsight and the least possible.
+    """Measure what edits cost next to the upper bound, LoRA, IA3, pyvene, nnsight and a loop over heads.
 
-    Runs of all methods alternate in one process, and ratios of their medians are printed; methods without an upper
-    bound run in every fifth round. Operators are counted, so other work on the machine does not change them.
-    `headedit bench scaling` measures how the cost grows, `headedit bench route` a batch with an adapter per row, and
-    `headedit bench localise` whether the recipes find planted heads.
+    The upper bound is the same model with one trainable vector in its first layer. Runs of all methods alternate in one
+    process, and ratios of medians are reported; methods without an allowed ratio run in every fifth round. Counts of
+    operators do not depend on other load on the machine. How cost scales is measured by `headedit bench scaling`, a
+    routed batch by `headedit bench route`; whether the recipes find planted heads by `headedit bench localise`.
 
     Example: `headedit bench --shape 1B --dtype bfloat16 --device cuda:0 --tokens 512`
     """
@@ -169,9 +169,9 @@ def localise(
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes in parallel.")] = 1,
     output: Folder = Path("headedit-bench"),
 ) -> None:
-    """Plant edits in known heads of a small model, and see which recipes find them and how well they do.
+    """Plant edits in known heads of a small model and see which recipe finds them.
 
-    LoRA is trained on the same problems, with the best of three learning rates by its test score.
+    LoRA is shown next to them, with the best of three learning rates by its test score.
 
     Example: `headedit bench localise --shapes llama --seeds 2 --recipes localise,jola --jobs 2`
     """

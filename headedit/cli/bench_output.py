@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from headedit.bench.cost import Cost
 
-_HEADER = ["workload", "method", "median", "tokens/s", "ratio", "quartiles", "upper bound"]
+_HEADER = ["workload", "method", "median", "tokens/s", "ratio", "quartiles", "at most"]
 
 
 def print_cost(cost: "Cost", name: str) -> None:
-    """Prints the results of ``measure_cost``; a ratio above its upper bound is in red."""
+    """Prints what ``measure_cost`` found; a ratio above the largest that is allowed is in red."""
     shape, machine = cost.shape, cost.machine
     of_shape = f": {shape.layers} layers of width {shape.hidden}, {shape.heads} heads, {shape.dtype}"
     facts = [
@@ -30,7 +30,7 @@ def print_cost(cost: "Cost", name: str) -> None:
         ("freed memory", machine["freed_memory"]),
         *((f"against {name}", "; ".join(pieces)) for name, pieces in _compared(cost.rows).items()),
     ]
-    left_out = [(f"skipped: {contender}", reason) for contender, reason in cost.left_out.items()]
+    left_out = [(f"left out: {contender}", reason) for contender, reason in cost.left_out.items()]
     runs = sorted({row["runs"] for row in cost.rows if row["against"] and row["runs"]}, reverse=True)
     print_rows(f"headedit bench (medians of {' or '.join(map(str, runs or [cost.repeats]))})", facts + left_out)
     _print("Times, memory and operators", _HEADER, [_cells(row) for row in cost.rows], no_wrap=True)
@@ -51,7 +51,7 @@ def write_measured(folder: Path, name: str, rows: Sequence[dict[str, Any]], figu
 
 
 def _compared(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """The workloads by the method that they are compared with."""
+    """The pieces of work by the contender that they are compared with."""
     pieces: dict[str, list[str]] = {}
     for row in rows:
         if row["against"] is not None and row["work"] not in pieces.setdefault(row["against"], []):

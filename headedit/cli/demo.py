@@ -1,4 +1,4 @@
-"""The command ``headedit demo``: the built-in model learns a task, by one recipe or by all for comparison."""
+"""The command ``headedit demo``: the embedded model learns a task, alone or next to every other method."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +26,7 @@ def demo(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="With --compare: number of seeds.")] = 1,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="With --compare: processes in parallel.")] = 1,
 ) -> None:
-    """Teach a small built-in model one task from 200 examples, and draw the heads that were chosen.
+    """Teach a small embedded model one task from 200 examples, and draw the heads that were chosen.
 
     Example: `headedit demo --output my-demo --compare --tasks reverse,swap --sizes 8,200`
     """
