@@ -101,7 +101,7 @@ def scaling(
     device: OnDevice = "cpu",
     output: Folder = Path("headedit-scaling"),
 ) -> None:
-    """Measure how the cost grows with layers, heads and tokens, and how large edits are on disk.
+    """Measure how cost scales with layers, heads and tokens, and how large edits are on disk.
 
     Example: `headedit bench scaling --sweeps layers --repeats 5`
     """

@@ -9,7 +9,7 @@ from headedit.cli.shared import Device, Dtype, DtypeOption, print_rows
 
 
 def doctor(
-    model: Annotated[str, typer.Argument(help="Base model: a folder or a hub id.")],
+    model: Annotated[str, typer.Argument(help="Folder or hub id of the base model.")],
     spec: Annotated[
         Path | None, typer.Option("--spec", help="Spec file to use, instead of the one that headedit finds.")
     ] = None,

@@ -1,4 +1,4 @@
-"""The command ``headedit eval``: tasks or pairs of your own, with edits and without, next to simple baselines."""
+"""The command ``headedit eval``: tasks, or your own examples, with edits and without, next to the baselines."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,9 +37,7 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data",
-            "-d",
-            help="The tasks' records: file, folder or hub id. Without --tasks: a file of pairs, as for train.",
+            "--data", "-d", help="File, folder or hub id of the tasks' records; without --tasks, examples as for train."
         ),
     ] = None,
     train: Annotated[
@@ -71,9 +69,9 @@ def evaluate(
     spec: SpecFile = None,
     skip_broken: Skip = False,
 ) -> None:
-    """Evaluate a model on tasks, with its edits and without; or by exact match on pairs of your own.
+    """Evaluate a model on tasks, with its edits and with them switched off; or exact match on your own examples.
 
-    Run the same command again, with the same output, to resume an evaluation that was stopped.
+    A stopped evaluation is resumed when it is called again with the same output.
 
     Example: `headedit eval --model ./my-model --edits out --tasks arc_c,boolq --limit 500 --output reports`
     """

@@ -30,7 +30,7 @@ def export(
 
     records, broken = training_records(task, data=data, split=split, limit=limit, seed=seed, skip_broken=skip_broken)
     for message in broken:
-        console.print(f"skipped: {message}", markup=False)
+        console.print(f"left out: {message}", markup=False)
     if output.suffix == ".jsonl":
         text = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     else:

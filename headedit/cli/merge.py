@@ -15,12 +15,12 @@ NOTE_FILE = "headedit_merge.json"
 
 
 def merge(
-    model: Annotated[str, typer.Argument(help="Base model: a folder or a hub id.")],
-    edits: Annotated[str, typer.Argument(help="Saved edits: a folder or a hub id.")],
+    model: Annotated[str, typer.Argument(help="Folder or hub id of the base model.")],
+    edits: Annotated[str, typer.Argument(help="Folder or hub id of saved edits.")],
     output: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder for the merged model; it must be new or empty.")
     ],
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="Data type to load and save the model in.")] = Dtype.auto,
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="Dtype to load and save the model in.")] = Dtype.auto,
     device: Annotated[str, typer.Option("--device", help="Device to merge on.")] = "cpu",
     spec: SpecFile = None,
     safe: Annotated[bool, typer.Option("--safe/--no-safe", help="Refuse a result that has NaN or infinity.")] = True,

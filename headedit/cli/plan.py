@@ -19,14 +19,14 @@ def plan(
         str | None,
         typer.Argument(metavar="CONFIG", help="YAML file of a run, or a name from `headedit config list`."),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Base model: a folder or a hub id.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id of the base model.")] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Examples per step and device.  [default: the recipe's]")
     ] = None,
     max_length: Annotated[
         int | None, typer.Option("--max-length", min=2, help="Length of the longest example, in tokens.")
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Data type to load the model in.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Dtype to load the model in.")] = None,
     quantization: Annotated[str | None, typer.Option("--quantization", help="4bit or 8bit.")] = None,
     checkpointing: Annotated[
         bool | None, typer.Option("--checkpointing/--no-checkpointing", help="Train with gradient checkpointing.")
@@ -99,7 +99,7 @@ def _print_plan(run: "RunConfig", found: "Plan", memory: int) -> None:
     rows.append(("parameters of the edits", f"{found.parameters:,}"))
     print_rows(f"headedit plan {run.model.name}", rows)
     table = Table(title="each device", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("device", "base model", "edits", "saved", "working", "process", "total"):
+    for column in ("device", "base model", "edits", "saved", "working", "process", "in all"):
         table.add_column(column, justify="left" if column == "device" else "right")
     for i, share in enumerate(found.shares):
         parts = (share.base, share.trained, share.kept, share.working, share.process, share.total)

@@ -7,18 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from headedit.cli.shared import (
-    Device,
-    Dtype,
-    DtypeOption,
-    Seed,
-    Skip,
-    SpecFile,
-    console,
-    print_files,
-    read_pairs,
-    write_whole,
-)
+from headedit.cli.shared import Device, Dtype, DtypeOption, Seed, Skip, console, print_files, read_pairs, write_whole
 from headedit.errors import HeadEditError
 
 if TYPE_CHECKING:
@@ -33,7 +22,7 @@ if TYPE_CHECKING:
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Base model: a folder or a hub id.  [default: the run's]")
+        str | None, typer.Option("--model", "-m", help="Folder or hub id of the base model.  [default: the run's]")
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="Examples to measure the heads on.  [default: those of run.yaml]")
@@ -60,7 +49,7 @@ def report(
     seed: Seed = 0,
     dtype: DtypeOption = Dtype.auto,
     device: Device = None,
-    spec: SpecFile = None,
+    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file for an architecture without one.")] = None,
     skip_broken: Skip = False,
 ) -> None:
     """Write a run's settings, results, pictures and heads to one HTML file, which needs no network.
@@ -137,7 +126,7 @@ def _prepare(
 def _of_run(
     config: "RunConfig", data: str | None, tokenizer: Any, model: "nn.Module", skip_broken: bool
 ) -> Sequence[Any]:
-    """Examples encoded as in the run: those of a file, or the run's own test, validation or training examples."""
+    """Encoded as the run does it: examples of a file, or the run's own test, validation or training examples."""
     from headedit.data.loading import load_data
     from headedit.hf.config import text_config
 

@@ -28,28 +28,26 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Base model: a folder or a hub id.")]
-Edits = Annotated[str | None, typer.Option("--edits", "-e", help="Saved edits: a folder or a hub id.")]
-SpecFile = Annotated[
-    Path | None, typer.Option("--spec", help="Spec file, for an architecture that headedit does not know.")
-]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Data type to load the model in.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of a causal LM.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Dtype to load the model in.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda:0, …  [default: a GPU if there is one]")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use at most this many records, sampled by --seed.")]
 Skip = Annotated[bool, typer.Option("--skip-broken", help="Skip broken records and report them, instead of stopping.")]
 Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
+Edits = Annotated[str | None, typer.Option("--edits", "-e", help="Folder or hub id of saved edits.")]
+SpecFile = Annotated[Path | None, typer.Option("--spec", help="Spec file for an architecture without one.")]
 
 
 def read_pairs(path: Path, limit: int | None, seed: int, skip_broken: bool) -> list[tuple[str, str]]:
-    """Prompt and response of a file's records, or of a sample of them; skipped broken records are printed."""
+    """The records of a file, perhaps a sample of them; those that are broken and left out are printed."""
     from headedit.data.records import read_records
     from headedit.data.splits import sample
 
     records = read_records(path, skip_broken=skip_broken)
     for message in records.broken[:5]:
-        console.print(f"[yellow]skipped:[/] {escape(message)}")
+        console.print(f"[yellow]left out:[/] {escape(message)}")
     if records.broken:
-        console.print(f"{len(records.broken)} broken records of {path} were skipped.")
+        console.print(f"{len(records.broken)} broken records of {path} are left out.")
     return sample(records.pairs, limit, seed)
 
 

@@ -22,7 +22,7 @@ def train(
         str | None,
         typer.Argument(metavar="CONFIG", help="YAML file of a run, or a name from `headedit config list`."),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Base model: a folder or a hub id.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id of the base model.")] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -76,7 +76,7 @@ def train(
     ] = None,
     limit: Limit = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Random seed.  [default: 0]")] = None,
-    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Data type to load the model in.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Dtype to load the model in.")] = None,
     device: Device = None,
     skip_broken: Skip = False,
 ) -> None:
@@ -132,9 +132,9 @@ def print_data(edits: "HeadEdits", data: "Data") -> None:
     """Prints how the data was read, and how many parameters will be trained."""
     reports = [data.report[split] for split in ("train", "valid", "test") if split in data.report]
     for message in dict.fromkeys(message for report in reports for message in report["malformed_first"][:_SHOWN]):
-        console.print(f"[yellow]skipped:[/] {escape(message)}")
+        console.print(f"[yellow]left out:[/] {escape(message)}")
     for sources, count in dict.fromkeys((", ".join(r["sources"]), r["malformed"]) for r in reports if r["malformed"]):
-        console.print(f"{count} broken records of {escape(sources)} were skipped.")
+        console.print(f"{count} broken records of {escape(sources)} are left out.")
     print_rows("data", data.rows())
     if not console.quiet:
         edits.print_trainable_parameters()
