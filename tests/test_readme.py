@@ -70,6 +70,11 @@ def test_a_python_block_of_the_readme_runs(block, finished, monkeypatch, capsys)
     assert counted == ("print_trainable_parameters" in PYTHON[block])
 
 
+def test_all_python_of_the_readme_is_in_blocks_that_are_run():
+    elsewhere = re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE)
+    assert re.findall(r"^ +(?:from|import) \w+.*", elsewhere, flags=re.MULTILINE) == []
+
+
 def test_the_readme_has_python_that_draws_and_counts():
     assert any("savefig" in block for block in PYTHON)
     assert any("print_trainable_parameters" in block for block in PYTHON)
