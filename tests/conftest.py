@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 gc.freeze()  # every training ends with a collection, which so leaves the libraries alone
-torch.set_num_threads(1)  # tiny models gain nothing from more, and lose where other work runs beside them
+torch.set_num_threads(1)  # tiny models gain nothing from more, and lose when other work runs next to them
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from command_lines import commands, parse
 from tiny import tiny_model
 from transformers import AutoTokenizer
 
@@ -41,7 +42,7 @@ def run(*arguments):
     return caught.value.code
 
 
-def test_from_files_to_edits_to_figures_and_pictures(model_folder, data, tmp_path, capsys):
+def test_the_commands_lead_from_files_to_edits_to_figures_and_pictures(model_folder, data, tmp_path, capsys):
     out = tmp_path / "out"
     quick = ["--set", "epochs=2", "--set", "scale_lr=1e-2", "--device", "cpu"]
     quick += ["--set", "min_steps=1", "--set", "search_epochs=2"]
@@ -72,7 +73,7 @@ def test_from_files_to_edits_to_figures_and_pictures(model_folder, data, tmp_pat
     assert (out / "gates.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_json_lines_with_a_validation_file_a_seed_and_layers(model_folder, tmp_path):
+def test_train_takes_json_lines_with_a_validation_file_a_limit_and_layers(model_folder, tmp_path):
     for name, seed in (("train", 1), ("valid", 2)):
         rows = tasks.records("copy", 12, cued=True, seed=seed)
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -87,7 +88,7 @@ def test_json_lines_with_a_validation_file_a_seed_and_layers(model_folder, tmp_p
     assert [s.layer for s in headedit.load(tiny_model("llama"), tmp_path / "a").sites] == [1]
 
 
-def test_broken_lines_are_skipped_when_asked_and_counted(model_folder, tmp_path, capsys):
+def test_broken_records_are_skipped_when_asked_and_counted(model_folder, tmp_path, capsys):
     rows = tasks.records("copy", 12, cued=True, seed=1)
     lines = [*map(json.dumps, rows), "{oops"]
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
@@ -190,7 +191,9 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_mistake_ends_with_two_and_one_message_and_leaves_nothing(name, model_folder, tmp_path, capsys, monkeypatch):
+def test_a_mistake_ends_with_exit_code_2_and_one_message_and_leaves_no_file(
+    name, model_folder, tmp_path, capsys, monkeypatch
+):
     table = mistakes(model_folder, tmp_path)
     if name == "unknown model type":  # all that transformers has are known, so ours are taken away
         monkeypatch.setattr(registry, "packaged_specs", lambda: {"lama": None})
@@ -206,38 +209,59 @@ def test_a_mistake_ends_with_two_and_one_message_and_leaves_nothing(name, model_
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_debug_shows_the_traceback_wherever_it_stands():
+def test_debug_shows_the_traceback_at_any_place_in_the_line():
     for arguments in (["--debug", "plot", "/nowhere"], ["plot", "/nowhere", "--debug"]):
         with pytest.raises(headedit.HeadEditError):
             main(arguments)
 
 
-def test_a_fault_of_our_own_is_said_to_be_one(monkeypatch, capsys, tmp_path):
+def test_an_error_in_headedit_itself_is_reported_as_one_with_exit_code_1(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("headedit.interpret.plots.gates", lambda *a, **k: 1 / 0)
     assert run("plot", tmp_path) == 1
     error = capsys.readouterr().err
-    assert "a fault of headedit itself" in error
+    assert "an error in headedit itself" in error
     assert "ZeroDivisionError" in error
     with pytest.raises(ZeroDivisionError):
         main(["plot", str(tmp_path), "--debug"])
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "eval", "plot", "doctor", "bench"])
-def test_help_has_an_example(command, capsys):
-    assert run(command, "--help") == 0
-    assert f"headedit {command}" in re.sub(r"\s+", " ", capsys.readouterr().out.replace("│", " ")).split("Example:")[1]
+COMMANDS = {words: command for words, command in commands() if not hasattr(command, "commands") or words == "bench"}
 
 
-def test_usage_errors_and_the_version(capsys):
+@pytest.mark.parametrize("words", COMMANDS)
+def test_the_help_of_a_command_has_an_example_that_parses(words, capsys):
+    examples = re.findall(r"Example: `(headedit [^`]+)`", COMMANDS[words].help)
+    assert examples
+    assert [parse(line) for line in examples] == [words] * len(examples)
+    assert run(*words.split(), "--help") == 0
+    assert f"headedit {words}" in re.sub(r"\s+", " ", capsys.readouterr().out.replace("│", " ")).split("Example:")[1]
+
+
+def test_every_command_and_option_has_a_help_text():
+    silent = [
+        f"headedit {words} {parameter.name}"
+        for words, command in commands()
+        for parameter in command.params
+        if not (parameter.help or "").strip()
+    ]
+    assert len(COMMANDS) > 20
+    assert silent == []
+    assert [words for words, command in commands() if not command.help] == []
+
+
+def test_usage_errors_end_with_exit_code_2(capsys):
     assert run("train") == 2
     assert "all of --model, --data and --output" in capsys.readouterr().err
     assert run("bench", "--hidden", 100) == 2
     assert "expected a multiple of 16" in capsys.readouterr().err
+
+
+def test_version_prints_the_version(capsys):
     assert run("--version") == 0
     assert headedit.__version__ in capsys.readouterr().out
 
 
-def test_the_module_is_the_command():
+def test_python_dash_m_headedit_is_the_command_headedit():
     command = [sys.executable, "-m", "headedit", "plot", "/nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -161,7 +161,7 @@ def test_what_became_of_the_data_is_printed_and_saved(file, tmp_path, capsys):
     assert "1 broken records" in printed
     assert "1 longer than 400 tokens and left out" in printed
     assert "3 test examples have a prompt of the training set, 3 the same response too" in printed
-    assert re.search(r"test loss \d\.\d{4} nats a token, the base's \d\.\d{4}, on 3 examples", printed)
+    assert re.search(r"test loss \d\.\d{4} nats per token, the base's \d\.\d{4}, on 3 examples", printed)
     report = json.loads((tmp_path / "out" / "data.json").read_text())
     assert (report["train"]["malformed"], report["train"]["dropped_indices"]) == (1, [41])
     assert report["train"]["indices"] == list(range(40))

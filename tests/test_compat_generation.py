@@ -1,10 +1,10 @@
-"""In company: every way to generate sees the edits, and only the edits."""
+"""Works with: every way to generate sees the edits, and only the edits."""
 
 import functools
 
 import pytest
 import torch
-from company import edited, merged
+from third_party import edited, merged
 from tiny import logits, tiny_model
 from transformers import pipeline
 

@@ -1,8 +1,8 @@
-"""In company: PEFT's adapters on the same model, put on before the edits or after them. Invariant 2 of the design."""
+"""Works with: PEFT's adapters on the same model, put on before the edits or after them. Invariant 2 of the design."""
 
 import pytest
 import torch
-from company import edited
+from third_party import edited
 from tiny import logits, tiny_model
 
 import headedit

@@ -1,4 +1,4 @@
-"""In company: dtypes, quantized, offloaded, compiled and checkpointed models. Invariants 2, 5 and 6."""
+"""Works with: dtypes, quantized, offloaded, compiled and checkpointed models. Invariants 2, 5 and 6."""
 
 import functools
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import accelerate
 import pytest
 import torch
-from company import edited
+from third_party import edited
 from tiny import logits, randomise, tiny_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from zoo import zoo_ids, zoo_model
@@ -50,7 +50,7 @@ def test_heads_in_low_precision_are_edited_in_float32_and_rounded_once(ids, dtyp
     assert torch.equal(after[:, :, :2], before[:, :, :2])
 
 
-def test_autocast_on_the_cpu(llama, ids):
+def test_autocast_on_the_cpu_changes_edited_logits_and_gradients_by_rounding_alone(llama, ids):
     mixed = torch.autocast("cpu", dtype=torch.bfloat16)
     with mixed:
         base = logits(llama, ids)
@@ -79,7 +79,7 @@ QUANTIZED = {
 
 
 @pytest.mark.parametrize("bits", sorted(QUANTIZED))
-def test_a_quantized_base(bits, ids, tmp_path):
+def test_a_quantized_base_is_edited_trained_and_restored_to_the_bit(bits, ids, tmp_path):
     pytest.importorskip("bitsandbytes")
     tiny_model("llama", hidden_size=64, intermediate_size=64).save_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=QUANTIZED[bits](), dtype=torch.float32)
@@ -128,7 +128,7 @@ PLACED |= {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "disk"}
 
 
 @pytest.mark.parametrize("offload", ["cpu", "disk", "device_map"])
-def test_weights_that_are_elsewhere_until_they_are_needed(offload, ids, tmp_path):
+def test_offloaded_weights_are_edited_as_those_in_memory(offload, ids, tmp_path):
     plain, model = tiny_model("llama"), tiny_model("llama")
     if offload == "cpu":
         accelerate.cpu_offload(model, execution_device="cpu")

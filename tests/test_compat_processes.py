@@ -1,10 +1,10 @@
-"""In company: several processes, by DDP and FSDP2."""
+"""Works with: several processes, by DDP and FSDP2."""
 
 from functools import partial
 
 import pytest
 import torch
-from company import edited
+from third_party import edited
 from tiny import logits, tiny_model
 from torch import distributed, multiprocessing
 

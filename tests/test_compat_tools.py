@@ -1,4 +1,4 @@
-"""In company: nnsight, accelerate, lm_eval, and copies."""
+"""Works with: nnsight, accelerate, lm_eval, and copies."""
 
 import copy
 
@@ -6,7 +6,7 @@ import accelerate
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-from company import edited
+from third_party import edited
 from tiny import logits, tiny_model
 
 

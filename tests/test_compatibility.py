@@ -1,4 +1,4 @@
-"""The table in the README's section "In company": each row names its tests, and no test of company lacks a row."""
+"""The table in the README's section "Works with": each row names its tests, and every such test has a row."""
 
 import ast
 import re
@@ -12,8 +12,8 @@ README = TESTS.parent / "README.md"
 
 def rows_of(text: str) -> dict[str, list[str]]:
     """The rows of the section's table: what stands in the first column, and the tests that the last one names."""
-    section = re.search(r"^## In company\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    assert section, "the README has no section 'In company'"
+    section = re.search(r"^## Works with\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert section, "the README has no section 'Works with'"
     lines = [line.strip().strip("|").split("|") for line in section[1].splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line] for line in lines]
     header, rule, *rows = cells
@@ -40,10 +40,10 @@ def test_every_row_of_the_table_names_tests_that_exist_and_every_test_has_a_row(
     assert functions_in("test_compat_*.py") <= named
 
 
-TABLE = "## In company\n\n| with | shown by |\n|---|---|\n{}\n\n## Next\n| a | b |\n"
+TABLE = "## Works with\n\n| with | shown by |\n|---|---|\n{}\n\n## Next\n| a | b |\n"
 
 
-def test_the_table_is_read():
+def test_a_table_in_the_section_is_read():
     assert rows_of(TABLE.format("| a `b` | `test_c`, `test_d` |\n| e | f |")) == {
         "a `b`": ["test_c", "test_d"],
         "e": [],

@@ -128,7 +128,7 @@ def test_the_attention_is_chosen_and_recorded(options, attention, tmp_path):
     tiny_model("llama").save_pretrained(tmp_path / "model")
     for model in ([], ["--model", str(tmp_path / "model")]):
         quick = ["--repeats", "1", "--layers", "1", "--hidden", "16", "--heads", "2", "--batch", "1", "--tokens", "4"]
-        chosen = ["--works", "operators", "--contenders", "edited", "--output", str(tmp_path / "cost.json")]
+        chosen = ["--workloads", "operators", "--methods", "edited", "--output", str(tmp_path / "cost.json")]
         CliRunner().invoke(bench.app, [*quick, *chosen, *options, *model], catch_exceptions=False)
         assert json.loads((tmp_path / "cost.json").read_text())["machine"]["attention"] == attention
 
@@ -323,7 +323,7 @@ def test_a_routed_batch_by_number_of_adapters():
 
 def test_the_command_prints_and_writes(tmp_path):
     quick = ["--repeats", "1", "--layers", "1", "--hidden", "16", "--heads", "2", "--batch", "1", "--tokens", "4"]
-    chosen = ["--contenders", "edited", "--works", "forward,operators", "--output", str(tmp_path / "cost.json")]
+    chosen = ["--methods", "edited", "--workloads", "forward,operators", "--output", str(tmp_path / "cost.json")]
     done = CliRunner().invoke(bench.app, [*quick, *chosen], catch_exceptions=False)
     assert "headedit bench (medians of 1)" in done.stdout
     assert "1 layers of width 16, 2 heads, float32" in done.stdout

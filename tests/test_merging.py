@@ -643,15 +643,14 @@ def test_the_command_does_not_write_over_anything(app, folders):
     out = tmp_path / "new" / "out"
     out.mkdir(parents=True)
     (out / "mine.txt").write_text("kept")
-    with pytest.raises(HeadEditError, match=r"out: is there already and is not an empty folder"):
+    with pytest.raises(HeadEditError, match=r"out: already exists and is not an empty folder"):
         run(app, tmp_path)
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
-    with pytest.raises(HeadEditError, match="is there already"):  # before anything is loaded
+    with pytest.raises(HeadEditError, match="already exists"):  # before anything is loaded
         merge_command.merge("no model", "no edits", out)
     (out / "mine.txt").unlink()
     assert run(app, tmp_path).exit_code == 0
-    with pytest.raises(HeadEditError, match=r"--dtype: found 'int4', expected one of auto, float32"):
-        run(app, tmp_path, "--dtype", "int4")
+    assert run(app, tmp_path, "--dtype", "int4").exit_code == 2
 
 
 @pytest.mark.parametrize("fault", [OSError("No space left on device"), KeyboardInterrupt()])

@@ -92,7 +92,10 @@ def test_the_wheel_carries_the_specs_and_finds_them(tmp_path):
         names = set(archive.namelist())
         archive.extractall(tmp_path / "installed")
     assert {f"headedit/arch_specs/{p.name}" for p in (ROOT / "arch_specs").iterdir()} <= names
-    assert "headedit/demo/model/model.safetensors" in names
+    assert {"headedit/py.typed", "headedit/demo/model/model.safetensors"} <= names
+    packaged = {p.relative_to(ROOT).as_posix() for p in (ROOT / "headedit").rglob("*.*") if p.suffix != ".pyc"}
+    assert {Path(name).suffix for name in packaged} >= {".py", ".yaml", ".html", ".css", ".js", ".jsonl", ".typed"}
+    assert packaged <= names
     assert not any(name.startswith(("tests/", "arch_specs/")) for name in names)
     code = "from headedit.specs import registry; print(registry.packaged_folder(), len(registry.packaged_specs()))"
     command = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r}); {code}"]

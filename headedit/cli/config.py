@@ -1,4 +1,4 @@
-"""The commands ``headedit config …``: the runs that come with headedit."""
+"""The commands ``headedit config …``: the run configs that come with headedit."""
 
 from typing import Annotated
 
@@ -7,13 +7,13 @@ import typer
 from headedit.cli.shared import console, print_rows
 
 app = typer.Typer(
-    name="config", help="Runs that come with headedit, to be used as they are or copied.", no_args_is_help=True
+    name="config", help="Run configs that come with headedit, to use as they are or to copy.", no_args_is_help=True
 )
 
 
 @app.command("list")
-def show_all() -> None:
-    """Name the configs, each with what it is for.
+def list_configs() -> None:
+    """List the shipped configs and what each is for.
 
     Example: `headedit config list`
     """
@@ -27,9 +27,9 @@ def show_all() -> None:
     print_rows("headedit train CONFIG", rows)
 
 
-@app.command()
-def show(name: Annotated[str, typer.Argument(help="Name of a config, or a file.")]) -> None:
-    """Print a config with its comments, to be saved, changed and trained.
+@app.command("show")
+def show_config(name: Annotated[str, typer.Argument(help="Name of a shipped config, or a YAML file.")]) -> None:
+    """Print a config with its comments, to save, change and train.
 
     Example: `headedit config show jola-commonsense > run.yaml`
     """

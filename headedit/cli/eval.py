@@ -1,4 +1,4 @@
-"""The command ``headedit eval``: tasks, or pairs of one's own, with edits and without, beside the baselines."""
+"""The command ``headedit eval``: tasks, or your own examples, with edits and without, next to the baselines."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,10 +9,12 @@ from headedit.cli.shared import (
     Device,
     Dtype,
     DtypeOption,
+    Edits,
     Limit,
     Model,
     Seed,
     Skip,
+    SpecFile,
     console,
     listed,
     print_files,
@@ -27,42 +29,49 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Model,
-    edits: Annotated[str | None, typer.Option("--edits", "-e", help="Folder or hub id of saved edits.")] = None,
+    edits: Edits = None,
     tasks: Annotated[
-        str | None, typer.Option("--tasks", "-t", help="Names, suites such as commonsense, or YAML files, with commas.")
+        str | None,
+        typer.Option("--tasks", "-t", help="Tasks, suites such as commonsense, or YAML files, separated by commas."),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", "-d", help="File, folder or hub id of the tasks' records; alone, a file of pairs as for train."
+            "--data", "-d", help="File, folder or hub id of the tasks' records; without --tasks, examples as for train."
         ),
     ] = None,
     train: Annotated[
-        str | None, typer.Option("--train", help="Records that the majority answer is taken from.")
+        str | None, typer.Option("--train", help="Records from which the majority answer is taken.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for reports and predictions; a .json file for one.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder for reports and predictions, or a .json file if there is one task."
+        ),
     ] = None,
     scoring: Annotated[
-        str | None, typer.Option("--scoring", help="generation or loglikelihood.  [default: the task's]")
+        str | None, typer.Option("--scoring", help="Score by generation or loglikelihood.  [default: the task's]")
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A field of the tasks, such as num_beams=1; may be repeated.")
     ] = None,
     limit: Limit = None,
     seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples a batch.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per batch.")] = 32,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=1, help="[default: the task's, or the longest response]")
+        int | None,
+        typer.Option(
+            "--max-new-tokens", min=1, help="Longest answer, in tokens.  [default: the task's, or the longest response]"
+        ),
     ] = None,
     dtype: DtypeOption = Dtype.auto,
     device: Device = None,
-    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file for an architecture without one.")] = None,
+    spec: SpecFile = None,
     skip_broken: Skip = False,
 ) -> None:
-    """Measure a model on tasks, with its edits and with them switched off; or exact match on pairs of your own.
+    """Evaluate a model on tasks, with its edits and with them switched off; or exact match on your own examples.
 
-    A stopped evaluation goes on where it was when it is called again with the same output.
+    A stopped evaluation is resumed when it is called again with the same output.
 
     Example: `headedit eval --model ./my-model --edits out --tasks arc_c,boolq --limit 500 --output reports`
     """
@@ -115,7 +124,7 @@ def evaluate(
 
 
 def _files(output: Path | None, tasks: "list[Task]") -> list[Path | None]:
-    """The report of each task: ``output`` itself where it is a .json file, else a file in the folder."""
+    """The file for each task's report: ``output`` itself if it is a .json file, otherwise one in that folder."""
     if output is None:
         return [None] * len(tasks)
     if output.suffix != ".json":

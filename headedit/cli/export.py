@@ -1,4 +1,4 @@
-"""The command ``headedit export``: a task's records as a file to train on."""
+"""The command ``headedit export``: a task's records, written to a file to train on."""
 
 import json
 from pathlib import Path
@@ -10,19 +10,19 @@ from headedit.cli.shared import Limit, Seed, Skip, console, print_files, write_w
 
 
 def export(
-    task: Annotated[str, typer.Argument(help="Name of a task, such as mmlu_pro:law, or its file.")],
+    task: Annotated[str, typer.Argument(help="Name of a task, such as mmlu_pro:law, or its YAML file.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File for the records: JSON, or JSON lines if it ends in .jsonl.")
+        Path, typer.Option("--output", "-o", help="File to write: JSON, or JSON lines if it ends in .jsonl.")
     ],
     data: Annotated[
-        str | None, typer.Option("--data", "-d", help="File, folder or hub id of the records.  [default: the task's]")
+        str | None, typer.Option("--data", "-d", help="The records: file, folder or hub id.  [default: the task's]")
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="Which split of them.")] = "train",
+    split: Annotated[str, typer.Option("--split", help="Split to export.")] = "train",
     limit: Limit = None,
     seed: Seed = 0,
     skip_broken: Skip = False,
 ) -> None:
-    """Write a task's records, its prompts and the responses to teach, as a file that train takes.
+    """Write a task's prompts and responses to a file that `headedit train` can read.
 
     Example: `headedit export mmlu_pro:law --split validation --output law.json`
     """

@@ -1,42 +1,52 @@
-"""The command ``headedit lm-eval``: tasks of lm-evaluation-harness with edits, and with them switched off."""
+"""The command ``headedit lm-eval``: tasks of lm-evaluation-harness, with edits and without."""
 
 from pathlib import Path
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated
 
 import typer
 
-from headedit.cli.shared import Seed, listed, print_files, write_json, write_whole
+from headedit.cli.shared import (
+    Device,
+    Dtype,
+    DtypeOption,
+    Edits,
+    Model,
+    Seed,
+    SpecFile,
+    listed,
+    print_files,
+    write_json,
+    write_whole,
+)
 from headedit.cli.table import print_table
-from headedit.errors import HeadEditError
-
-_DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def lm_eval(
-    model: Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of a causal LM.")],
-    tasks: Annotated[str, typer.Option("--tasks", "-t", help="Names or patterns, such as arc_easy,mmlu_*.")],
-    edits: Annotated[str | None, typer.Option("--edits", "-e", help="Folder or hub id of saved edits.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the figures.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first documents of each task.")] = None,
-    base: Annotated[bool, typer.Option("--base/--no-base", help="Also measure with the edits off.")] = True,
+    model: Model,
+    tasks: Annotated[str, typer.Option("--tasks", "-t", help="Names or patterns of tasks, such as arc_easy,mmlu_*.")],
+    edits: Edits = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Use only this many documents of each task, from its first.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base/--no-base", help="Also evaluate with the edits off.")] = True,
     include_path: Annotated[
-        Path | None, typer.Option("--include-path", help="Folder with task files of your own.")
+        Path | None, typer.Option("--include-path", help="Folder of task files of your own.")
     ] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option("--num-fewshot", min=0, help="Examples in the prompt.  [default: the task's]")
+        int | None,
+        typer.Option("--num-fewshot", min=0, help="Number of examples in the prompt.  [default: the task's]"),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Requests a batch.")] = 8,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Requests per batch.")] = 8,
     apply_chat_template: Annotated[
-        bool, typer.Option("--apply-chat-template", help="Put prompts into the tokenizer's chat template.")
+        bool, typer.Option("--apply-chat-template", help="Format prompts by the tokenizer's chat template.")
     ] = False,
     seed: Seed = 0,
-    dtype: Annotated[str, typer.Option("--dtype", help="Dtype to load the model in.")] = "auto",
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda:0, …  [default: a GPU if there is one]")
-    ] = None,
-    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file for an architecture without one.")] = None,
+    dtype: DtypeOption = Dtype.auto,
+    device: Device = None,
+    spec: SpecFile = None,
 ) -> None:
-    """Run tasks of lm-evaluation-harness on a model, with its edits and with them switched off.
+    """Evaluate a model on tasks of lm-evaluation-harness, with its edits and without.
 
     Example: `headedit lm-eval --model ./my-model --edits out --tasks arc_easy,boolq --limit 200 --output figures`
     """
@@ -48,11 +58,9 @@ def lm_eval(
     from headedit.hf.loading import load_model, load_tokenizer
     from headedit.io.files import check_writable
 
-    if dtype not in get_args(_DTYPES):
-        raise HeadEditError(f"--dtype: found '{dtype}', expected one of {', '.join(get_args(_DTYPES))}.")
     folder = None if output is None else check_writable(output)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    loaded, tokenizer = load_model(model, dtype=cast(_DTYPES, dtype), device=device), load_tokenizer(model)
+    loaded, tokenizer = load_model(model, dtype=dtype.value, device=device), load_tokenizer(model)
     report = run_harness(
         loaded,
         tokenizer,

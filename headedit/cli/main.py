@@ -1,10 +1,9 @@
-"""The command line: parses, calls, prints. ``headedit COMMAND --help`` has an example for each command."""
+"""The command line: all commands, and how errors end. ``headedit COMMAND --help`` has an example for each command."""
 
 import logging
 import os
 import sys
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,19 +11,21 @@ from headedit.cli import (
     bench,
     config,
     demo,
+    doctor,
     eval,
     export,
     import_edits,
     lm_eval,
     merge,
     plan,
+    plot,
     report,
     spec,
     sweep,
     table,
     train,
 )
-from headedit.cli.shared import Device, Dtype, DtypeOption, console, print_files, print_rows
+from headedit.cli.shared import console
 from headedit.errors import HeadEditError
 from headedit.version import __version__
 
@@ -36,20 +37,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-app.add_typer(spec.app)
-app.add_typer(bench.app)
-app.add_typer(import_edits.app)
-app.add_typer(config.app)
-app.command()(demo.demo)
-app.command()(plan.plan)
-app.command()(train.train)
-app.command()(sweep.sweep)
-app.command("eval")(eval.evaluate)
-app.command()(export.export)
-app.command()(report.report)
-app.command("lm-eval")(lm_eval.lm_eval)
-app.command()(table.table)
-app.command()(merge.merge)
+_GROUPS: dict[str, dict[str, Any]] = {
+    "Start here": {"demo": demo.demo, "doctor": doctor.doctor},
+    "Train": {"train": train.train, "config": config.app, "plan": plan.plan, "sweep": sweep.sweep},
+    "Evaluate": {"eval": eval.evaluate, "lm-eval": lm_eval.lm_eval, "export": export.export, "table": table.table},
+    "Look at edits": {"plot": plot.plot, "report": report.report},
+    "Convert": {"merge": merge.merge, "import": import_edits.app},
+    "Models and methods": {"spec": spec.app, "bench": bench.app},
+}
+for _title, _commands in _GROUPS.items():
+    for _name, _command in _commands.items():
+        if isinstance(_command, typer.Typer):
+            app.add_typer(_command, rich_help_panel=_title)
+        else:
+            app.command(_name, rich_help_panel=_title)(_command)
 
 
 def _version(wanted: bool) -> None:
@@ -61,7 +62,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     from transformers.utils import logging as transformers_logging
 
@@ -70,55 +73,11 @@ def _options(
     transformers_logging.disable_progress_bar()
 
 
-@app.command("plot")
-def draw(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, or of saved edits.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the pictures.  [default: RUN]")
-    ] = None,
-    kind: Annotated[str | None, typer.Option("--kind", help="Kind of site to draw.")] = None,
-) -> None:
-    """Draw the gates of saved edits, and the run's history and pruning path if there are; needs no model.
-
-    Example: `headedit plot out`
-    """
-    from headedit.interpret import plots
-    from headedit.io.files import check_writable
-    from headedit.runs.history import HISTORY_FILE
-    from headedit.runs.pruning_path import PATH_FILE
-
-    figures = {"gates.png": plots.gates(run, kind=kind)}
-    if (run / HISTORY_FILE).is_file():
-        figures["history.png"] = plots.history(run)
-    if (run / PATH_FILE).is_file():
-        figures["path.png"] = plots.path(run)
-    folder = check_writable(run if output is None else output)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=150)
-    print_files([folder / name for name in figures])
-
-
-@app.command()
-def doctor(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a causal LM.")],
-    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file instead of the one known.")] = None,
-    dtype: DtypeOption = Dtype.auto,
-    device: Device = None,
-) -> None:
-    """Say what attaching would do to a model, what will not work on it, and why.
-
-    Example: `headedit doctor ./my-model`
-    """
-    from headedit.checks.doctor import doctor
-    from headedit.hf.loading import load_model
-
-    findings = doctor(load_model(model, dtype=dtype.value, device=device), spec)
-    print_rows(f"headedit doctor {model}", findings)
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """The command ``headedit``: exit 2 and one message for a user's mistake, a traceback with --debug."""
+    """Runs the command ``headedit``.
+
+    A user's mistake ends with exit code 2 and one message, an error of our own with 1; --debug shows the traceback.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [*(["--debug"] if debug else []), *(a for a in given if a != "--debug")]
@@ -137,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         print(
-            f"headedit: a fault of headedit itself, not of yours: {type(error).__name__}: {error}\n"
+            f"headedit: an error in headedit itself, not in your input: {type(error).__name__}: {error}\n"
             "Run the command again with --debug to see where, and please report it.",
             file=sys.stderr,
         )

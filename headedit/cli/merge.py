@@ -1,52 +1,51 @@
-"""The command ``headedit merge``: a model with edits in its weights, as a plain checkpoint."""
+"""The command ``headedit merge``: a plain checkpoint with the edits in its weights."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headedit.cli.shared import print_files, print_rows
+from headedit.cli.shared import Dtype, SpecFile, print_files, print_rows
 from headedit.errors import HeadEditError
 
 if TYPE_CHECKING:
     from headedit.edits import HeadEdits
 
 NOTE_FILE = "headedit_merge.json"
-_DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def merge(
     model: Annotated[str, typer.Argument(help="Folder or hub id of the base model.")],
     edits: Annotated[str, typer.Argument(help="Folder or hub id of saved edits.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the merged model; new or empty.")],
-    dtype: Annotated[str, typer.Option("--dtype", help="Dtype to load and write the model in.")] = "auto",
-    device: Annotated[str, typer.Option("--device", help="Where to merge.")] = "cpu",
-    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file for an architecture without one.")] = None,
-    safe: Annotated[bool, typer.Option("--safe/--no-safe", help="Refuse a result with NaN or infinity.")] = True,
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder for the merged model; it must be new or empty.")
+    ],
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="Dtype to load and save the model in.")] = Dtype.auto,
+    device: Annotated[str, typer.Option("--device", help="Device to merge on.")] = "cpu",
+    spec: SpecFile = None,
+    safe: Annotated[bool, typer.Option("--safe/--no-safe", help="Refuse a result that has NaN or infinity.")] = True,
 ) -> None:
-    """Write a plain checkpoint with the edits in its weights, which loads without headedit.
+    """Merge edits into a model's weights and save a plain checkpoint, which loads without headedit.
 
     Example: `headedit merge ./my-model out ./my-model-merged`
     """
     from headedit.edits import load
     from headedit.hf.loading import load_model
 
-    if dtype not in get_args(_DTYPES):
-        raise HeadEditError(f"--dtype: found '{dtype}', expected one of {', '.join(get_args(_DTYPES))}.")
     _check_free(output)
-    base: Any = load_model(model, dtype=cast(_DTYPES, dtype), device=device)
+    base: Any = load_model(model, dtype=dtype.value, device=device)
     handle = load(base, edits, spec=spec)
     note = describe(handle, model, edits)
     merged: Any = handle.merge_and_unload(safe_merge=safe)
     if merged is not base:
         note["rehomed_to"] = type(merged).__name__
     write_checkpoint(merged, _processor(model), note, output)
-    print_rows("headedit merge", _rows(note))
+    print_rows("headedit merge", _summary(note))
     print_files([output])
 
 
 def describe(handle: "HeadEdits", model: str, edits: str) -> dict[str, Any]:
-    """What a merge puts together, for the note beside the checkpoint."""
+    """The note that is saved with the checkpoint: the base model, the open heads and the versions."""
     import torch
     import transformers
 
@@ -73,10 +72,10 @@ def describe(handle: "HeadEdits", model: str, edits: str) -> dict[str, Any]:
 
 
 def write_checkpoint(model: Any, processor: Any | None, note: dict[str, Any], output: Path) -> None:
-    """Writes a folder whole or not at all: beside its place first, then moved there.
+    """Writes a checkpoint's folder in one step: first next to its place, then renamed.
 
     Raises:
-        HeadEditError: it cannot be written, or something is there; nothing is left of the attempt.
+        HeadEditError: it cannot be written, or the folder is not empty; nothing is left of the attempt.
     """
     import os
     import shutil
@@ -114,11 +113,11 @@ def write_checkpoint(model: Any, processor: Any | None, note: dict[str, Any], ou
 
 def _check_free(output: Path) -> None:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise HeadEditError(f"{output}: is there already and is not an empty folder. Choose another one.")
+        raise HeadEditError(f"{output}: already exists and is not an empty folder. Choose another one.")
 
 
 def _processor(model: str) -> Any | None:
-    """The processor of a model of several modalities, or the tokenizer; None where there is none."""
+    """The processor of a multimodal model, otherwise the tokenizer; None if there is neither."""
     from transformers import AutoProcessor, AutoTokenizer
 
     for auto in (AutoProcessor, AutoTokenizer):
@@ -145,7 +144,7 @@ def _sentence(note: dict[str, Any]) -> str:
     )
 
 
-def _rows(note: dict[str, Any]) -> list[tuple[str, str]]:
+def _summary(note: dict[str, Any]) -> list[tuple[str, str]]:
     heads, total = note["counts"]["any"]
     return [
         ("base model", f"{note['base_model']} ({note['base_class']})"),

@@ -1,4 +1,4 @@
-"""The command ``headedit plan``: what a run will take of a device's memory, and what to change if it does not fit."""
+"""The command ``headedit plan``: how much memory a run needs on each device, and what to change if it does not fit."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,38 +17,42 @@ if TYPE_CHECKING:
 def plan(
     config: Annotated[
         str | None,
-        typer.Argument(metavar="[CONFIG]", help="YAML file of a run, or a name that `headedit config list` shows."),
+        typer.Argument(metavar="CONFIG", help="YAML file of a run, or a name from `headedit config list`."),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id of a causal LM.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id of the base model.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Examples a step and device.  [default: the recipe's]")
+        int | None, typer.Option("--batch-size", min=1, help="Examples per step and device.  [default: the recipe's]")
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option("--max-length", min=2, help="Tokens of the longest example.")
+        int | None, typer.Option("--max-length", min=2, help="Length of the longest example, in tokens.")
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Dtype to load the model in.")] = None,
     quantization: Annotated[str | None, typer.Option("--quantization", help="4bit or 8bit.")] = None,
     checkpointing: Annotated[
-        bool | None, typer.Option("--checkpointing/--no-checkpointing", help="Gradient checkpointing.")
+        bool | None, typer.Option("--checkpointing/--no-checkpointing", help="Train with gradient checkpointing.")
     ] = None,
     attention: Annotated[
-        str | None, typer.Option("--attention", help="eager, sdpa or flash.  [default: the run's]")
+        str | None, typer.Option("--attention", help="Attention: eager, sdpa or flash.  [default: the run's]")
     ] = None,
     devices: Annotated[
-        int | None, typer.Option("--devices", min=1, help="Devices that share the model.  [default: 1]")
+        int | None, typer.Option("--devices", min=1, help="Number of devices that share the model.  [default: 1]")
     ] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="device_map: whole layers on each; fsdp: a part of every weight.")
+        str | None,
+        typer.Option(
+            "--split", help="How they share it: device_map puts whole layers on each, fsdp a part of every weight."
+        ),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option("--memory", help="Of a device, such as 24GiB.  [default: of this machine's]")
+        str | None,
+        typer.Option("--memory", help="Memory of one device, such as 24GiB.  [default: that of this machine]"),
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="Kind of device: cpu or cuda.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Over the config: section.key=value; may be repeated.")
+        list[str] | None, typer.Option("--set", help="A field of the config: section.key=value; may be repeated.")
     ] = None,
 ) -> None:
-    """Say what memory a run takes, before any weight is loaded, whether it fits, and what to change.
+    """Show how much memory a run needs, before any weight is loaded, whether it fits, and what to change.
 
     Example: `headedit plan run.yaml --memory 24GiB`
 
@@ -69,7 +73,7 @@ def plan(
         "data.max_length": max_length,
         "recipe.batch_size": batch_size,
         "training.gradient_checkpointing": checkpointing,
-        **({"data.train": "train.jsonl"} if config is None else {}),  # which is not read
+        **({"data.train": "train.jsonl"} if config is None else {}),  # never read
     }
     given = {key: value for key, value in named.items() if value is not None} | read_assignments(settings or [])
     run = read_run(config, given)
@@ -82,20 +86,20 @@ def plan(
     limit = memory_of(setup.device) if limit is None else limit
     planner = Planner(base, run.edits, spec=run.spec)
     found = planner.plan(setup)
-    _print(run, found, limit)
+    _print_plan(run, found, limit)
     for change in advise(planner, found, limit):
         _print_change(change.what, change.plan, limit)
 
 
-def _print(run: "RunConfig", found: "Plan", memory: int) -> None:
+def _print_plan(run: "RunConfig", found: "Plan", memory: int) -> None:
     from headedit.training.memory_plan.memory import show
     from headedit.training.memory_plan.planner import UNCERTAINTY
 
-    rows = [("a step", _described(found.setup)), *((what, show(size)) for what, size in found.rows())]
+    rows = [("a training step", _described(found.setup)), *((what, show(size)) for what, size in found.rows())]
     rows.append(("parameters of the edits", f"{found.parameters:,}"))
     print_rows(f"headedit plan {run.model.name}", rows)
     table = Table(title="each device", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("device", "base model", "edits", "kept", "working", "process", "in all"):
+    for column in ("device", "base model", "edits", "saved", "working", "process", "in all"):
         table.add_column(column, justify="left" if column == "device" else "right")
     for i, share in enumerate(found.shares):
         parts = (share.base, share.trained, share.kept, share.working, share.process, share.total)
@@ -104,8 +108,8 @@ def _print(run: "RunConfig", found: "Plan", memory: int) -> None:
     verdict = found.verdict(memory)
     colour = {"fits": "green", "tight": "yellow"}.get(verdict, "red")
     console.print(
-        f"[{colour}]{verdict}[/]: {show(found.total)} of {show(memory)}; what a step takes may be "
-        f"{UNCERTAINTY:.0%} more, {show(found.careful)} in all",
+        f"[{colour}]{verdict}[/]: {show(found.total)} of {show(memory)}; a step may take "
+        f"{UNCERTAINTY:.0%} more, {show(found.careful)} in total",
         soft_wrap=True,
     )
 

@@ -1,4 +1,4 @@
-"""The command ``headedit report``: a run as one HTML file, with evidence where its model and data can be had."""
+"""The command ``headedit report``: a run as one HTML file, with evidence if its model and data are available."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Base model.  [default: the run's]")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Folder or hub id of the base model.  [default: the run's]")
+    ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", "-d", help="Examples to measure on.  [default: those of run.yaml]")
+        str | None, typer.Option("--data", "-d", help="Examples to measure the heads on.  [default: those of run.yaml]")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="Folder or hub id of a tokenizer.  [default: the model's]")
@@ -32,25 +34,25 @@ def report(
         bool | None,
         typer.Option(
             "--evidence/--no-evidence",
-            help="Effects on the loss, tokens and probes.  [default: where --data is given or the run has a run.yaml]",
+            help="Measure each head: effect on the loss, tokens, probe.  [default: if there is --data or a run.yaml]",
         ),
     ] = None,
     evaluations: Annotated[
-        list[Path] | None, typer.Option("--eval", help="Report of headedit eval to take in; may be repeated.")
+        list[Path] | None, typer.Option("--eval", help="Report of `headedit eval` to include; may be repeated.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file.  [default: report.html in RUN]")
+        Path | None, typer.Option("--output", "-o", help="HTML file to write.  [default: report.html in RUN]")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Measure on at most so many examples.")] = 64,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Measure on at most this many examples.")] = 64,
     probes: Annotated[bool, typer.Option("--probes/--no-probes", help="Train a probe on every head.")] = True,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples a batch.")] = 16,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per batch.")] = 16,
     seed: Seed = 0,
     dtype: DtypeOption = Dtype.auto,
     device: Device = None,
     spec: Annotated[Path | None, typer.Option("--spec", help="Spec file for an architecture without one.")] = None,
     skip_broken: Skip = False,
 ) -> None:
-    """Put a run's config, figures, pictures and heads into one HTML file, which needs no network.
+    """Write a run's settings, results, pictures and heads to one HTML file, which needs no network.
 
     Example: `headedit report out --data test.jsonl`
     """
@@ -59,7 +61,7 @@ def report(
 
     given = any(value is not None for value in (model, data, tokenizer))
     if given and evidence is False:
-        raise HeadEditError("--model, --data and --tokenizer are for the evidence, which --no-evidence leaves out.")
+        raise HeadEditError("--model, --data and --tokenizer are only for the evidence, which --no-evidence turns off.")
     folder = RunFolder.read(run)
     tables = [_evaluation(path) for path in evaluations or []]
     frame = None
@@ -69,7 +71,7 @@ def report(
             loaded = _prepare(folder, model, data, tokenizer, dtype, device, spec, skip_broken)
             frame = _measure(run, loaded, limit, options)
         except HeadEditError as error:
-            raise HeadEditError(f"{error}\n--no-evidence makes the report without effects and tokens.") from None
+            raise HeadEditError(f"{error}\nUse --no-evidence for a report without effects and tokens.") from None
     elif evidence is None:
         console.print(f"There is no {RUN_YAML} in the run, so effects and tokens are left out; --data FILE adds them.")
     file = run / "report.html" if output is None else output
@@ -78,7 +80,7 @@ def report(
 
 
 class _Loaded(NamedTuple):
-    """What evidence is measured with: the base model, its tokenizer, examples, and the spec that was asked for."""
+    """What evidence is measured with: the base model, its tokenizer, the examples and the spec file, if given."""
 
     model: "nn.Module"
     tokenizer: Any
@@ -96,7 +98,7 @@ def _prepare(
     spec: Path | None,
     skip_broken: bool,
 ) -> _Loaded:
-    """Model, tokenizer and data as the options say, or else the run."""
+    """Loads model, tokenizer and examples: those of the options, otherwise those of the run."""
     from headedit.hf.loading import load_tokenizer
     from headedit.training.config import ModelConfig, read_run
 
@@ -139,7 +141,7 @@ def _of_run(
 
 
 def _measure(run: Path, loaded: _Loaded, limit: int, options: dict[str, Any]) -> "pandas.DataFrame":
-    """The evidence of the run's edits on some of the examples."""
+    """The table of evidence for the run's edits, measured on the first ``limit`` examples."""
     from headedit.edits import load
     from headedit.interpret.evidence.table import evidence
 
@@ -148,7 +150,7 @@ def _measure(run: Path, loaded: _Loaded, limit: int, options: dict[str, Any]) ->
 
 
 def _evaluation(path: Path) -> "Table":
-    """What ``headedit eval`` wrote, a row a task: the figures with edits and without, beside the constant answer."""
+    """A report of ``headedit eval``, one row per task: scores with and without edits, and of the constant answer."""
     from headedit.evaluation.reports.report import shown
     from headedit.evaluation.reports.saved_runs import read_run
     from headedit.interpret.report import Table
@@ -169,5 +171,5 @@ def _evaluation(path: Path) -> "Table":
         header=["task", "metric", "examples", "model", "edits off", "constant answer"],
         cells=cells,
         left=2,
-        notes=["In brackets the 95 % interval. Accuracy in per cent."],
+        notes=["In brackets the 95 % interval. Accuracy in percent."],
     )

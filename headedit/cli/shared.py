@@ -1,4 +1,4 @@
-"""What the commands share: reading a data file, writing a report, printing tables and file names."""
+"""What the commands share: options, reading a data file, writing reports, printing tables and file names."""
 
 from enum import Enum
 from pathlib import Path
@@ -20,7 +20,7 @@ console = Console(highlight=False)
 
 
 class Dtype(str, Enum):
-    """Dtypes that a model can be loaded in."""
+    """The data types that a model can be loaded in."""
 
     auto = "auto"
     float32 = "float32"
@@ -29,14 +29,13 @@ class Dtype(str, Enum):
 
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of a causal LM.")]
-Data = Annotated[
-    Path, typer.Option("--data", "-d", help="JSON list or JSON lines with instruction/answer or prompt/response.")
-]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Dtype to load the model in.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda:0, …  [default: a GPU if there is one]")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many records, drawn by the seed.")]
-Skip = Annotated[bool, typer.Option("--skip-broken", help="Leave broken records out and report them.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use at most this many records, sampled by --seed.")]
+Skip = Annotated[bool, typer.Option("--skip-broken", help="Skip broken records and report them, instead of stopping.")]
+Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
+Edits = Annotated[str | None, typer.Option("--edits", "-e", help="Folder or hub id of saved edits.")]
+SpecFile = Annotated[Path | None, typer.Option("--spec", help="Spec file for an architecture without one.")]
 
 
 def read_pairs(path: Path, limit: int | None, seed: int, skip_broken: bool) -> list[tuple[str, str]]:
@@ -53,14 +52,14 @@ def read_pairs(path: Path, limit: int | None, seed: int, skip_broken: bool) -> l
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Writes a report, whole or not at all."""
+    """Writes data as JSON; the file is complete or not written at all."""
     import json
 
     write_whole(path, json.dumps(data, indent=2) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all, in a folder that is made if it is not there."""
+    """Writes a text file, creating its folder; the file is complete or not written at all."""
     from headedit.io.files import write_atomically
 
     try:
@@ -85,20 +84,20 @@ def print_files(files: list[Path]) -> None:
 
 
 def listed(text: str) -> list[str]:
-    """The parts of a list with commas."""
+    """Splits a list at its commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
-    """The whole numbers of a list with commas."""
+    """Splits a list of whole numbers at its commas."""
     parts = listed(text)
     if not parts or not all(part.isdecimal() for part in parts):
-        raise HeadEditError(f"{option}: found '{text}', expected whole numbers with commas between, such as 8,200.")
+        raise HeadEditError(f"{option}: found '{text}', expected whole numbers separated by commas, such as 8,200.")
     return [int(part) for part in parts]
 
 
 def write_bench(result: "BenchResult", folder: Path, name: str, figure: "Figure | None") -> list[Path]:
-    """Prints the tables, and writes them as JSON and Markdown, and the picture."""
+    """Prints the tables of a benchmark and writes them as JSON and Markdown, and its picture as PNG."""
     from headedit.io.tables import format_cell
 
     for title, header, cells in result.tables:

@@ -1,4 +1,4 @@
-"""The commands ``headedit spec …``: what is known of where heads are."""
+"""The commands ``headedit spec …``: the files that say where a model's heads are."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from headedit.cli.shared import console, print_files, write_whole
 
 app = typer.Typer(
     name="spec",
-    help="Where the heads are: list, show and check the specs.",
+    help="List, show, check and draft the specs that say where a model's heads are.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -19,10 +19,10 @@ app = typer.Typer(
 
 @app.command("list")
 def list_specs(
-    types: Annotated[bool, typer.Option("--types", help="Name every model type.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the counts alone, as Markdown.")] = False,
+    types: Annotated[bool, typer.Option("--types", help="Show the name of every model type.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print only the counts, as Markdown.")] = False,
 ) -> None:
-    """List the spec files, what they cover, how an offset can be merged, and the counts over all causal LMs.
+    """List the spec files: their model types and sites, whether an offset merges, and counts over all causal LMs.
 
     Example: `headedit spec list --types`
     """
@@ -41,11 +41,11 @@ def list_specs(
         console.print(f"{what}: {number}")
 
 
-@app.command()
-def show(
-    model_type: Annotated[str, typer.Argument(help="A config.model_type, such as qwen3.")],
+@app.command("show")
+def show_spec(
+    model_type: Annotated[str, typer.Argument(help="Model type, as in a model's config, such as qwen3.")],
 ) -> None:
-    """Show the spec file of a model type.
+    """Print the spec file of a model type.
 
     Example: `headedit spec show qwen3`
     """
@@ -57,7 +57,7 @@ def show(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of a spec file, with which an editor completes one.
+    """Print the JSON schema of spec files, for completion in an editor.
 
     Example: `headedit spec schema > spec.schema.json`
     """
@@ -71,13 +71,17 @@ def schema() -> None:
 @app.command()
 def check(
     model: Annotated[
-        str | None, typer.Argument(help="Folder or hub id of a model, or a type, of which a tiny one is made.")
+        str | None, typer.Argument(help="A model: folder or hub id; or a model type, built tiny with random weights.")
     ] = None,
-    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file to check instead of the one known.")] = None,
-    kind: Annotated[list[str] | None, typer.Option("--kind", help="Kind of site; may be repeated.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Check every causal-LM type on a tiny model.")] = False,
+    spec: Annotated[
+        Path | None, typer.Option("--spec", help="Spec file to check, instead of the one that headedit finds.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", help="Check only this kind of site; may be repeated.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Check every causal-LM type, on tiny models.")] = False,
 ) -> None:
-    """Prove on a live model that the heads are where a spec says, and print the certificate.
+    """Prove on a real model that its heads are where the spec says, and print the certificate.
 
     Example: `headedit spec check qwen3`
     """
@@ -93,13 +97,11 @@ def check(
 
 @app.command()
 def draft(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File for the spec.  [default: print it]")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write it even where the probe does not prove it.")] = False,
+    model: Annotated[str, typer.Argument(help="A model: folder or hub id.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.  [default: print it]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write the spec even if it is not proved.")] = False,
 ) -> None:
-    """Propose a spec for a model that has none, from a traced forward pass, and prove it.
+    """Draft a spec for a model that has none, from a traced forward pass, and prove it.
 
     Example: `headedit spec draft ./my-model --output my_arch.yaml`
     """
@@ -114,8 +116,8 @@ def draft(
             console.print(f"problem: {escape(proof.path)}: {escape(problem)}", soft_wrap=True)
     if not drafted.ok and not force:
         raise HeadEditError(
-            "The drafted spec is not proved on this model, so it is not written. Correct it by hand and check it with "
-            "headedit spec check MODEL --spec FILE, or write it all the same with --force."
+            "The drafted spec could not be proved on this model, so it is not written. Correct it by hand and check it "
+            "with headedit spec check MODEL --spec FILE, or write it anyway with --force."
         )
     if output is not None:
         write_whole(output, drafted.yaml)

@@ -1,4 +1,4 @@
-"""The command ``headedit sweep``: a list of tasks and seeds, one table."""
+"""The command ``headedit sweep``: one config trained on several tasks and seeds, and one table of the results."""
 
 import csv
 import io
@@ -22,14 +22,18 @@ _REPORTS = "eval"
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="SWEEP", help="YAML file: base, tasks, seeds, fields, output.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="SWEEP", help="YAML file of the sweep: base, tasks, seeds, fields, output.")
+    ],
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Over the base of all runs, as for headedit train; may be repeated."),
+        typer.Option("--set", help="A field of every run's config, as for `headedit train`; may be repeated."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all runs and name them; train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list all runs; train nothing.")] = False,
 ) -> None:
-    """Train a config on a list of tasks and seeds, and make one table; called again, it goes on where it was.
+    """Train a config on several tasks and seeds, and print one table of the results.
+
+    Run the same command again to resume: finished runs are skipped and stopped ones continued.
 
     Example: `headedit sweep sweep.yaml --set model.name=./my-model`
     """
@@ -59,7 +63,7 @@ def sweep(
 
 
 def evaluated(run: "PlannedRun", handle: "Callable[[], HeadEdits]") -> dict[str, float]:
-    """Each task's headline of a run, of its base and of the constant answer; what was measured before is read."""
+    """The main metric of each task: of the run, its base and the constant answer; saved reports are read again."""
     from headedit.evaluation import evaluate
     from headedit.evaluation.tasks.task_files import find_tasks
 
@@ -91,7 +95,7 @@ def evaluated(run: "PlannedRun", handle: "Callable[[], HeadEdits]") -> dict[str,
 
 
 def write_sweep(rows: "Sequence[SweepRow]", folder: Path) -> list[Path]:
-    """Writes ``sweep.json``, ``sweep.csv`` with a line a run, and ``sweep.md`` with the table."""
+    """Writes ``sweep.json``, ``sweep.csv`` with one line per run, and ``sweep.md`` with the table."""
     from headedit.io.tables import markdown_table
     from headedit.training.sweep.run import figure_names, sweep_record
 
@@ -112,18 +116,18 @@ def write_sweep(rows: "Sequence[SweepRow]", folder: Path) -> list[Path]:
 
 
 def sweep_table(rows: "Sequence[SweepRow]") -> tuple[list[str], list[list[str]]]:
-    """Header and cells: a line for each task and set of fields, and for the mean of the tasks.
+    """Header and cells of the table: one line per task and set of fields, and one for the mean over tasks.
 
-    Figures are means over the seeds, ± the standard deviation where they differ.
+    Numbers are means over the seeds, ± the standard deviation where they differ.
     """
     from headedit.training.sweep.run import figure_names, grouped
 
     names = figure_names(rows)
     header = [*(["task"] if rows[0].task else []), *rows[0].fields, "runs", *names]
-    return header, [_cells(group, names) for group in grouped(rows)]
+    return header, [_group_cells(group, names) for group in grouped(rows)]
 
 
-def _cells(group: "SweepGroup", names: Sequence[str]) -> list[str]:
+def _group_cells(group: "SweepGroup", names: Sequence[str]) -> list[str]:
     runs = str(group.runs) if not group.failed else f"{group.runs}, {group.failed} failed"
     shown = []
     for spread in (group.figures.get(name) for name in names):

@@ -1,4 +1,4 @@
-"""The command ``headedit table``: runs side by side, and beside what papers print."""
+"""The command ``headedit table``: evaluations side by side, with published results if wanted."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +13,19 @@ from headedit.cli.shared import console, print_files, write_json, write_whole
 
 def table(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUN...", help="Reports of headedit eval, or folders of them.")
+        list[Path] | None, typer.Argument(metavar="RUN", help="Reports of `headedit eval`, or folders of them.")
     ] = None,
     published: Annotated[
-        bool, typer.Option("--published", help="Also the figures that papers print, marked as published.")
+        bool, typer.Option("--published", help="Also show results from papers, marked as published.")
     ] = False,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Published figures of this model alone.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Only the published results of this model.")
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File for the tables: JSON if it ends in .json, or Markdown.")
+        Path | None, typer.Option("--output", "-o", help="File to write: JSON if it ends in .json, otherwise Markdown.")
     ] = None,
 ) -> None:
-    """Lay evaluations beside each other and beside published figures.
+    """Compare evaluations with each other and with published results.
 
     Example: `headedit table reports/jola reports/localise --published --model Llama-3.1-8B-Instruct`
     """
@@ -44,7 +46,7 @@ def table(
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> None:
-    """Prints a table whose first ``left`` columns stand on the left and whose others stand on the right."""
+    """Prints a table with its first ``left`` columns aligned left and the others aligned right."""
     shown = Table(title=escape(title), title_justify="left", box=None, padding=(0, 1, 0, 0))
     for i, column in enumerate(header):
         shown.add_column(escape(column), justify="left" if i < left else "right", overflow="fold")

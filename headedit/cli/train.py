@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from headedit.cli.shared import Dtype, console, print_files, print_rows
+from headedit.cli.shared import Device, Dtype, Limit, Skip, SpecFile, console, print_files, print_rows
 from headedit.errors import HeadEditError
 
 if TYPE_CHECKING:
@@ -20,65 +20,67 @@ _SHOWN = 5
 def train(
     config: Annotated[
         str | None,
-        typer.Argument(metavar="[CONFIG]", help="YAML file of a run, or a name that `headedit config list` shows."),
+        typer.Argument(metavar="CONFIG", help="YAML file of a run, or a name from `headedit config list`."),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id of a causal LM.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id of the base model.")] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", help="JSON, JSON lines, CSV or Parquet file, or a dataset's id: instructions, …"),
+        typer.Option(
+            "--data", "-d", help="Training records: a JSON, JSON lines, CSV or Parquet file, or the id of a dataset."
+        ),
     ] = None,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", help="Folder for the edits and the run's history.")
+        str | None, typer.Option("--output", "-o", help="Folder for the edits and the record of the run.")
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="Over the config: section.key=value, such as training.learning_rate=1e-3, or a field of the recipe, "
-            "such as budget=0.05; may be repeated.",
+            help="A field of the config, such as training.learning_rate=1e-3, or of the recipe, such as budget=0.05; "
+            "may be repeated.",
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run that was stopped in the folder.")
+        bool, typer.Option("--resume", help="Resume the run that was stopped in the output folder.")
     ] = False,
-    valid: Annotated[str | None, typer.Option("--valid", help="Validation records, in any of these forms.")] = None,
+    valid: Annotated[
+        str | None, typer.Option("--valid", help="Validation records, in any form that --data takes.")
+    ] = None,
     valid_share: Annotated[
         float | None,
         typer.Option(
             "--valid-share",
             min=0.0,
             max=0.9,
-            help="Share of --data held out without --valid.  [default: 0.2, but localise holds out for itself]",
+            help="Share of --data to hold out if there is no --valid.  [default: 0.2; localise holds out its own]",
         ),
     ] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="Name of the recipe.  [default: localise]")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Recipe to train with.  [default: localise]")] = None,
     shape: Annotated[
-        list[str] | None, typer.Option("--edit", help="A field of the edits, such as gates=shared; may be repeated.")
+        list[str] | None, typer.Option("--edit", help="A field of EditConfig, such as gates=shared; may be repeated.")
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, help="Runs with other seeds, to see what they agree on.")
+        int | None,
+        typer.Option("--seeds", min=1, help="Number of seeds to train with, to see which heads they agree on."),
     ] = None,
     controls: Annotated[
-        bool, typer.Option("--controls", help="Also fit random heads and no gates, and try random vectors.")
+        bool,
+        typer.Option("--controls", help="Also train random heads and all heads without gates, and try random vectors."),
     ] = False,
     layers: Annotated[
         str | None, typer.Option("--layers", help="Layers to edit, such as 8:24.  [default: all]")
     ] = None,
-    spec: Annotated[str | None, typer.Option("--spec", help="Spec file for an architecture without one.")] = None,
-    max_length: Annotated[int | None, typer.Option("--max-length", min=2, help="Leave out longer examples.")] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Use this many records, drawn by the seed.")
+    spec: SpecFile = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=2, help="Drop examples of more tokens than this.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.  [default: 0]")] = None,
+    limit: Limit = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Random seed.  [default: 0]")] = None,
     dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Dtype to load the model in.")] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda:0, …  [default: a GPU if there is one]")
-    ] = None,
-    skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Leave broken records out and report them.")
-    ] = False,
+    device: Device = None,
+    skip_broken: Skip = False,
 ) -> None:
-    """Learn edits for a model, as a file says, or the options; these win over the file.
+    """Train edits for a model, by a config file or by options; options win over the file.
 
     Example: `headedit train --model ./my-model --data train.jsonl --output out --set epochs=10`
 
@@ -105,7 +107,7 @@ def train(
         "data.seed": seed,
         "recipe.name": recipe,
         "edits.layers": layers,
-        "spec": spec,
+        "spec": None if spec is None else str(spec),
         "seed": seed,
         "seeds": seeds,
         "controls": controls or None,
@@ -120,14 +122,14 @@ def train(
         given = _held_out(given)
     run = read_run(config, given)
     if int(os.environ.get("RANK", "0")) != 0:
-        console.quiet = True  # of several processes the first one speaks
-    trained = train_run(run, resume=resume, ready=tell)
+        console.quiet = True  # of several processes only the first one prints
+    trained = train_run(run, resume=resume, ready=print_data)
     print_rows(f"headedit train ({run.recipe_name})", rows_of(trained))
     print_files([trained.output_dir])
 
 
-def tell(edits: "HeadEdits", data: "Data") -> None:
-    """Prints what is about to be trained, and what became of the data."""
+def print_data(edits: "HeadEdits", data: "Data") -> None:
+    """Prints how the data was read, and how many parameters will be trained."""
     reports = [data.report[split] for split in ("train", "valid", "test") if split in data.report]
     for message in dict.fromkeys(message for report in reports for message in report["malformed_first"][:_SHOWN]):
         console.print(f"[yellow]left out:[/] {escape(message)}")
@@ -139,13 +141,13 @@ def tell(edits: "HeadEdits", data: "Data") -> None:
 
 
 def rows_of(run: "Run") -> list[tuple[str, str]]:
-    """A run in short, with its test set where it had one."""
+    """The run's summary, with the loss on its test set if it had one."""
     rows, record = run.rows(), run.record
     if "test_loss" in record:
         rows.append(
             (
                 "test loss",
-                f"{record['test_loss']:.4f} nats a token, the base's {record['test_loss_base']:.4f}, "
+                f"{record['test_loss']:.4f} nats per token, the base's {record['test_loss_base']:.4f}, "
                 f"on {record['test_examples']} examples",
             )
         )
@@ -153,7 +155,7 @@ def rows_of(run: "Run") -> list[tuple[str, str]]:
 
 
 def _held_out(given: dict[str, Any]) -> dict[str, Any]:
-    """A fifth of the examples for validation, unless the recipe holds out for itself or there is a set."""
+    """Adds a validation set of a fifth of the examples, unless one is given or the recipe holds out its own."""
     from headedit.training.recipes import DEFAULT, RECIPES
 
     if "data.valid" in given:

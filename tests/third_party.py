@@ -1,4 +1,4 @@
-"""Edited tiny models for the tests of the README's section "In company"."""
+"""Edited tiny models for the tests of the README's section "Works with"."""
 
 from tiny import randomise
 from torch import nn

@@ -1,0 +1,38 @@
+"""The command ``headedit plot``: pictures of saved edits and of a run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headedit.cli.shared import print_files
+
+
+def plot(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or of saved edits.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the pictures.  [default: RUN]")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="Kind of site to draw, such as attention or mlp.  [default: all]")
+    ] = None,
+) -> None:
+    """Draw the gates of saved edits, and a run's history and pruning path if it has them; needs no model.
+
+    Example: `headedit plot out`
+    """
+    from headedit.interpret import plots
+    from headedit.io.files import check_writable
+    from headedit.runs.history import HISTORY_FILE
+    from headedit.runs.pruning_path import PATH_FILE
+
+    figures = {"gates.png": plots.gates(run, kind=kind)}
+    if (run / HISTORY_FILE).is_file():
+        figures["history.png"] = plots.history(run)
+    if (run / PATH_FILE).is_file():
+        figures["path.png"] = plots.path(run)
+    folder = check_writable(run if output is None else output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=150)
+    print_files([folder / name for name in figures])
