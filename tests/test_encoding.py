@@ -9,7 +9,8 @@ from test_text import tokenizer, word_level
 from headedit import HeadEditError
 from headedit.data import Tokens
 from headedit.data.batches import PadRight, StoredRows
-from headedit.data.encoding import Encoder, cut_prompt, encode
+from headedit.data.encoder import Encoder, cut_prompt
+from headedit.data.encoding import encode
 from headedit.data.records import Example
 
 TOKENIZER = tokenizer(word_level)
@@ -35,7 +36,7 @@ def test_long_examples_are_left_out_and_reported_never_cut(caplog):
     with caplog.at_level(logging.WARNING):
         kept = encoded([("a", " b"), ("a b c a b", " c")], max_length=5)
     assert kept == encoded([("a", " b")])
-    assert "1 of 2 training examples are longer than 5 tokens and are left out; none was cut." in caplog.text
+    assert "1 of 2 training examples are longer than 5 tokens and are dropped; none was cut." in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_long_examples_are_left_out_and_reported_never_cut(caplog):
         ([], {}, r"The training set has nothing to use: it is empty"),
         ([("a", " b")], {"max_length": 2}, r"all 1 examples are longer than 2 tokens"),
         ([("a", " b")], {"with_tokenizer": None}, r"training example 1: is text, and there is no tokenizer"),
-        ([{"input_ids": [1]}], {}, r"training example 1: has input_ids but not as many labels"),
+        ([{"input_ids": [1]}], {}, r"training example 1: has 1 input_ids but 0 labels"),
         ([("a", " b"), {"text": "a"}], {}, r"training example 2: found the fields text; expected"),
     ],
 )

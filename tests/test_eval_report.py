@@ -1,5 +1,6 @@
 """``headedit.evaluate``: figures beside their baselines, the same for every batch size, and going on after a stop."""
 
+import importlib
 import json
 import math
 
@@ -14,6 +15,8 @@ from headedit.evaluation.answers import predictions
 from headedit.evaluation.answers.generation import generate
 from headedit.evaluation.reports.report_tables import markdown, tables
 from headedit.hf.loading import load_model, load_tokenizer
+
+evaluate_module = importlib.import_module("headedit.evaluation.evaluate")  # the function has the same name
 
 LETTERS = Task(
     name="letters", prompt="{{ prompt }}", answer="response", template="plain", max_new_tokens=10, num_beams=4
@@ -148,14 +151,14 @@ def test_a_stopped_evaluation_goes_on_where_it_was(model, edits, tmp_path, monke
         written.append(len(batch))
         predictions.append(file, batch)
 
-    monkeypatch.setattr("headedit.evaluation.evaluate.append", append)
+    monkeypatch.setattr(evaluate_module, "append", append)
     with pytest.raises(KeyboardInterrupt):
         run(model, LETTERS, data=rows, output=stopped, **options)
     assert not stopped.exists()
     assert len(kept.read_text().splitlines()) == 1 + 7 * 4
     with kept.open("a") as file:
         file.write('{"system": "base", "row": 3, "wh')  # as a kill leaves it
-    monkeypatch.setattr("headedit.evaluation.evaluate.append", lambda *a: (written.append(0), predictions.append(*a)))
+    monkeypatch.setattr(evaluate_module, "append", lambda *a: (written.append(0), predictions.append(*a)))
     again = run(model, LETTERS, data=rows, output=stopped, **options)
     assert len(written) == 7 + 3
     assert len(kept.read_text().splitlines()) == 1 + 2 * 20

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from headedit import HeadEditError, read_records
-from headedit.data.splits import draw, sample, split
+from headedit.data.splits import draw
 
 ROWS = [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(5)]
 PAIRS = [(f"p{i}", f"r{i}") for i in range(5)]
@@ -78,17 +78,16 @@ def test_files_that_are_not_text_or_not_there(tmp_path):
         read_records(tmp_path / "bytes")
 
 
-def test_samples_and_splits_are_seeded_and_lose_nothing():
-    assert sample(PAIRS, None, 0) == sample(PAIRS, 9, 0) == PAIRS
-    assert sample(PAIRS, 3, 1) == sample(PAIRS, 3, 1) != sample(PAIRS, 3, 2)
-    assert sample(PAIRS, 3, 1) == sorted(sample(PAIRS, 3, 1))
-    train, held_out = split(PAIRS, 0.4, 0)
-    assert (len(train), len(held_out)) == (3, 2)
-    assert sorted(train + held_out) == PAIRS
-    assert split(PAIRS, 0.4, 0) == (train, held_out)
-    assert split(PAIRS, 0, 0) == (PAIRS, None)
+def test_samples_and_splits_are_drawn_by_the_seed_and_lose_nothing():
+    assert draw(5, None, {}, 0) == draw(5, 9, {}, 0) == {"train": [0, 1, 2, 3, 4]}
+    assert draw(5, 3, {}, 1) == draw(5, 3, {}, 1) != draw(5, 3, {}, 2)
+    assert draw(5, 3, {}, 1)["train"] == sorted(draw(5, 3, {}, 1)["train"])
+    drawn = draw(5, None, {"valid": 0.4}, 0)
+    assert {name: len(part) for name, part in drawn.items()} == {"valid": 2, "train": 3}
+    assert sorted(drawn["train"] + drawn["valid"]) == [0, 1, 2, 3, 4]
+    assert draw(5, None, {"valid": 0.4}, 0) == drawn
     with pytest.raises(HeadEditError, match=r"5 records cannot be split .* share of 0\.05"):
-        split(PAIRS, 0.05, 0)
+        draw(5, None, {"valid": 0.05}, 0)
 
 
 def test_what_is_held_out_stays_the_same_whatever_the_number_of_examples():

@@ -1,7 +1,7 @@
-"""The command ``headedit eval``: tasks, or pairs of one's own, with edits and without, beside the baselines."""
+"""The command ``headedit eval``: tasks, or your own examples, with edits and without, next to the baselines."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,6 @@ from headedit.cli.shared import (
     console,
     listed,
     print_files,
-    read_pairs,
     write_whole,
 )
 from headedit.errors import HeadEditError
@@ -34,7 +33,7 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", "-d", help="File, folder or hub id of the tasks' records; alone, a file of pairs as for train."
+            "--data", "-d", help="File, folder or hub id of the tasks' records; without --tasks, examples as for train."
         ),
     ] = None,
     train: Annotated[
@@ -51,7 +50,7 @@ def evaluate(
     ] = None,
     limit: Limit = None,
     seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples a batch.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per batch.")] = 32,
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", min=1, help="[default: the task's, or the longest response]")
     ] = None,
@@ -60,9 +59,9 @@ def evaluate(
     spec: Annotated[Path | None, typer.Option("--spec", help="Spec file for an architecture without one.")] = None,
     skip_broken: Skip = False,
 ) -> None:
-    """Measure a model on tasks, with its edits and with them switched off; or exact match on pairs of your own.
+    """Evaluate a model on tasks, with its edits and with them switched off; or exact match on your own examples.
 
-    A stopped evaluation goes on where it was when it is called again with the same output.
+    A stopped evaluation is resumed when it is called again with the same output.
 
     Example: `headedit eval --model ./my-model --edits out --tasks arc_c,boolq --limit 500 --output reports`
     """
@@ -76,12 +75,10 @@ def evaluate(
 
     changes = read_assignments(settings or [])
     changes |= {k: v for k, v in (("scoring", scoring), ("max_new_tokens", max_new_tokens)) if v is not None}
-    records: Any = data
     if tasks is not None:
         chosen = find_tasks(listed(tasks), **changes)
     elif data is not None:
         chosen = find_tasks([EXACT_MATCH], **changes)
-        records = read_pairs(Path(data), None, seed, skip_broken)
     else:
         raise HeadEditError(f"Give --tasks, --data, or both. Tasks: {', '.join(packaged_tasks())}.")
     if not chosen:
@@ -95,7 +92,7 @@ def evaluate(
             task,
             edits=handle,
             tokenizer=tokenizer,
-            data=records,
+            data=data,
             train=train,
             limit=limit,
             seed=seed,

@@ -29,27 +29,11 @@ class Dtype(str, Enum):
 
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Folder or hub id of a causal LM.")]
-Data = Annotated[
-    Path, typer.Option("--data", "-d", help="JSON list or JSON lines with instruction/answer or prompt/response.")
-]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Dtype to load the model in.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda:0, …  [default: a GPU if there is one]")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use this many records, drawn by the seed.")]
 Skip = Annotated[bool, typer.Option("--skip-broken", help="Leave broken records out and report them.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
-
-
-def read_pairs(path: Path, limit: int | None, seed: int, skip_broken: bool) -> list[tuple[str, str]]:
-    """The records of a file, perhaps a sample of them; those that are broken and left out are printed."""
-    from headedit.data.records import read_records
-    from headedit.data.splits import sample
-
-    records = read_records(path, skip_broken=skip_broken)
-    for message in records.broken[:5]:
-        console.print(f"[yellow]left out:[/] {escape(message)}")
-    if records.broken:
-        console.print(f"{len(records.broken)} broken records of {path} are left out.")
-    return sample(records.pairs, limit, seed)
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

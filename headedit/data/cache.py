@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from headedit.data.batches import Encoded, StoredRows
-from headedit.data.encoding import EncodedRow, Encoder
+from headedit.data.encoder import Encoder, EncodingResult
 from headedit.data.records import Example
 from headedit.errors import HeadEditError
 from headedit.io.optional import library
@@ -30,7 +30,7 @@ class EncodedSet:
         self._rows = rows
 
     def column(self, name: str) -> list[Any]:
-        """A field of every example, such as ``tokens``; see ``EncodedRow``."""
+        """A field of every example, such as ``tokens``; see ``EncodingResult``."""
         return [row[name] for row in self._rows] if isinstance(self._rows, list) else list(self._rows[name])
 
     def select(self, indices: Sequence[int]) -> Sequence[Encoded]:
@@ -65,7 +65,7 @@ def encode_examples(examples: Sequence[Example], encoder: Encoder, *, name: str,
 def _stored(
     datasets: Any, folder: Path, examples: Sequence[Example], encoder: Encoder, name: str, progress: bool
 ) -> Any:
-    def encoded(index: int) -> EncodedRow:
+    def encoded(index: int) -> EncodingResult:
         return encoder(examples[index])
 
     number, text = datasets.Value("int32"), datasets.Value("string")
@@ -76,7 +76,7 @@ def _stored(
             encoded,
             input_columns="index",
             remove_columns=["index"],
-            features=datasets.Features({field: kinds[kind] for field, kind in EncodedRow.__annotations__.items()}),
+            features=datasets.Features({field: kinds[kind] for field, kind in EncodingResult.__annotations__.items()}),
             new_fingerprint=key,
             cache_file_name=str(folder / f"{key}.arrow"),
             writer_batch_size=100,

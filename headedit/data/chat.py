@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from headedit.data.formats import Message
-from headedit.data.tokens import Span, end_ids, text_ids
+from headedit.data.tokens import Span, end_ids, special_ids, text_ids
 from headedit.errors import HeadEditError
 
 _MARKS = re.compile(r"\{%-?\s*generation\b")
@@ -40,7 +40,7 @@ def chat_tokens(tokenizer: Any, messages: list[Message], where: str) -> tuple[li
             "The spans of a chat template need a fast tokenizer (one with a tokenizer.json). Load one, or use another "
             "template, such as chatml."
         )
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(end_ids(tokenizer))
+    special = special_ids(tokenizer)
     marked = _marked(tokenizer, messages, where, special)
     try:
         ids, spans = _located(tokenizer, *_rendered(tokenizer, messages, where), special)

@@ -10,7 +10,7 @@ from headedit.data.batches import Encoded
 from headedit.data.cache import encode_examples
 from headedit.data.config import DataConfig
 from headedit.data.conversation import last_exchange
-from headedit.data.encoding import Encoder
+from headedit.data.encoder import Encoder
 from headedit.data.records import Example, read_examples
 from headedit.data.splits import draw, overlap
 from headedit.errors import HeadEditError

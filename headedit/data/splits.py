@@ -2,12 +2,10 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from headedit.data.records import Example
 from headedit.errors import HeadEditError
-
-T = TypeVar("T")
 
 
 def draw(total: int, count: int | None, held_out: Mapping[str, int | float], seed: int) -> dict[str, list[int]]:
@@ -41,23 +39,6 @@ def draw(total: int, count: int | None, held_out: Mapping[str, int | float], see
     for name, size in sizes.items():
         drawn[name], order = sorted(order[:size]), order[size:]
     return drawn
-
-
-def sample(items: Sequence[T], count: int | None, seed: int) -> list[T]:
-    """At most ``count`` of the items, drawn by the seed, in their order."""
-    return [items[i] for i in draw(len(items), count, {}, seed)["train"]]
-
-
-def split(items: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T] | None]:
-    """The items in two parts by the seed: the rest, and a share held out (None for a share of 0).
-
-    Raises:
-        HeadEditError: one of the parts would be empty.
-    """
-    if not share:
-        return list(items), None
-    drawn = draw(len(items), None, {"valid": share}, seed)
-    return [items[i] for i in drawn["train"]], [items[i] for i in drawn["valid"]]
 
 
 def overlap(train: Sequence[Example], other: Sequence[Example]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from headedit.data import prompt_ids
-from headedit.data.tokens import text_ids
+from headedit.data.tokens import TokenisedPrompt, text_ids
 from headedit.edits.handle import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.answers import answers
@@ -145,9 +145,15 @@ def _predictions(
 
 
 def _longest_answer(tokenizer: Any, examples: Sequence[Example]) -> int:
-    """Tokens of the longest expected answer, with the end-of-text."""
-    texts = [" " + answer for example in examples for answer in example.answers]
-    return max(len(text_ids(tokenizer, text)) for text in texts) + 1
+    """Tokens of the longest expected answer, with the tokens that end it."""
+
+    def ending(example: Example) -> int:
+        return max(1, len(example.prompt.ending)) if isinstance(example.prompt, TokenisedPrompt) else 1
+
+    def length(answer: str) -> int:
+        return max(len(text_ids(tokenizer, before + answer)) for before in ("", " "))
+
+    return max(length(answer) + ending(example) for example in examples for answer in example.answers)
 
 
 def _fitting(

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from headedit.data import prompt_ids
+from headedit.data.batches import token_embeddings
+from headedit.data.tokens import TokenisedPrompt
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.beam_prefill import shared_prefill
-from headedit.hf.config import text_config
+from headedit.hf.config import context_length
 from headedit.hf.modes import evaluating
 
 _PLAIN = {
@@ -70,7 +72,7 @@ def continuations(
     Args:
         model: a causal LM, edited or not.
         tokenizer: its tokenizer.
-        prompts: texts to continue.
+        prompts: texts to continue; after a ``TokenisedPrompt`` the text ends before the tokens of its ending.
         max_new_tokens: longest continuation, in tokens.
         num_beams: beams of a beam search; 1 for greedy decoding.
         batch_size: prompts a batch.
@@ -90,7 +92,7 @@ def continuations(
     names = [f"Prompt {i + 1}" for i in range(len(ids))] if names is None else names
     for row, name in zip(ids, names, strict=True):
         check_room(model, len(row), max_new_tokens, name)
-    device = input_device(model)
+    device = token_embeddings(model).device
     pad, stops = padding(tokenizer), _stops(model, tokenizer)
     with evaluating(model):
         for rows in by_length([len(row) for row in ids], batch_size, progress, describe):
@@ -108,7 +110,8 @@ def continuations(
                 **_PLAIN,
             )
             new = out[:, width:].tolist()
-            texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+            answers = [_before(_ending(prompts[i]), ids) for i, ids in zip(rows, new, strict=True)]
+            texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
             lengths = [_length(row, stops) for row in new]
             found = zip(rows, map(Continuation, texts, lengths), strict=True)
             yield list(found)
@@ -133,20 +136,14 @@ def by_length(lengths: Sequence[int], batch_size: int, progress: bool, describe:
 
 def check_room(model: nn.Module, tokens: int, more: int, name: str) -> None:
     """Refuses a prompt of ``tokens`` that has no token, or that with ``more`` after it does not fit the context."""
-    room = getattr(text_config(model), "max_position_embeddings", None)
+    longest = context_length(model)
     if not tokens:
-        raise HeadEditError(f"{name} is empty, so there is nothing to go on from.")
-    if room is not None and tokens + more > room:
+        raise HeadEditError(f"{name} is empty, so there is nothing to continue.")
+    if longest is not None and tokens + more > longest:
         raise HeadEditError(
-            f"{name} has {tokens} tokens; with {more} new ones it does not fit the model's context of {room}. "
+            f"{name} has {tokens} tokens; with {more} new ones it does not fit the model's context of {longest}. "
             "Shorten it or lower max_new_tokens."
         )
-
-
-def input_device(model: nn.Module) -> torch.device:
-    """Where token ids go."""
-    device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[operator]
-    return device
 
 
 def padding(tokenizer: Any) -> int:
@@ -159,6 +156,17 @@ def _stops(model: nn.Module, tokenizer: Any) -> list[int]:
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = found if isinstance(found, list) else [found]
     return sorted({i for i in (*listed, tokenizer.eos_token_id) if i is not None})
+
+
+def _ending(prompt: str) -> list[int]:
+    return prompt.ending if isinstance(prompt, TokenisedPrompt) else []
+
+
+def _before(ending: Sequence[int], tokens: list[int]) -> list[int]:
+    """The tokens before the first place where all of ``ending`` follows; all of them if it does not, or is empty."""
+    width = len(ending)
+    places = range(len(tokens) - width + 1) if width else ()
+    return next((tokens[:i] for i in places if tokens[i : i + width] == ending), tokens)
 
 
 def _length(tokens: Sequence[int], stops: Sequence[int]) -> int:

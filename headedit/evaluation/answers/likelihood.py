@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from headedit.data import prompt_ids, response_ids
+from headedit.data.batches import token_embeddings
 from headedit.errors import HeadEditError
-from headedit.evaluation.answers.generation import by_length, check_room, input_device, padding
+from headedit.evaluation.answers.generation import by_length, check_room, padding
 from headedit.hf.modes import evaluating
 
 Normalise = Literal["none", "tokens", "bytes"]
@@ -132,7 +133,7 @@ def _run(model: nn.Module, rows: Sequence[_Row], pad: int) -> list[list[float]]:
     """Log-likelihood of the options of each row, from one forward pass."""
     width = max(len(row.tokens) for row in rows)
     first = min(row.start for row in rows) - 1  # the position that predicts the first token of an option
-    device = input_device(model)
+    device = token_embeddings(model).device
     ids = torch.tensor([row.tokens + [pad] * (width - len(row.tokens)) for row in rows], device=device)
     mask = torch.tensor([[1] * len(row.tokens) + [0] * (width - len(row.tokens)) for row in rows], device=device)
     takes = inspect.signature(model.forward).parameters

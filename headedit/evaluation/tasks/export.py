@@ -3,6 +3,7 @@
 from dataclasses import replace
 from os import PathLike
 
+from headedit.errors import HeadEditError
 from headedit.evaluation.tasks.records import Data, load_examples, load_rows
 from headedit.evaluation.tasks.task import Source, Task
 from headedit.evaluation.tasks.task_files import find_task
@@ -35,6 +36,8 @@ def training_records(
         HeadEditError: there is no such task or split, or a record is broken.
     """
     found = find_task(task, template="plain")
+    if found.prompt is None:
+        raise HeadEditError(f"The records of '{found.name}' are training examples already; train on their file.")
     source = Source(path="", split=split) if found.data is None else replace(found.data, split=split)
     if found.data is not None or data is not None:
         found = replace(found, data=source)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from headedit.data.encoding import ids_to_last_token
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
-from headedit.interpret.evidence.last_token import last_outputs, token_ids
+from headedit.interpret.evidence.last_token import last_outputs
 from headedit.interpret.evidence.probes import held_out_accuracy
 
 _FEWEST = 4  # of a class: some to fit on and some to measure on
@@ -123,7 +124,7 @@ def iti(
     _check_option("batch_size", batch_size, batch_size >= 1, "1 or more")
     grid = edits.gates(kind).additive
     kind = edits.module.kinds()[0] if kind is None else kind
-    rows = [token_ids(example, tokenizer, f"Example {i + 1}") for i, example in enumerate(examples)]
+    rows = [ids_to_last_token(example, tokenizer, f"Example {i + 1}") for i, example in enumerate(examples)]
     truth = _classes(labels, len(rows))
     train, valid = _split(truth, valid_share, seed)
     places = [(site, first) for site, _, first in edits.module.columns(kind)]
