@@ -248,7 +248,7 @@ def test_a_template_of_the_task_is_that_of_the_evaluation():
         ({"prompt": "p", "answer": "a", "template": None}, "template: null needs records that are training examples"),
     ],
 )
-def test_a_task_without_a_prompt_that_does_not_fit_is_refused(fields, message):
+def test_a_task_whose_prompt_does_not_fit_its_other_fields_is_refused(fields, message):
     with pytest.raises(HeadEditError, match=message):
         Task(name="mine", **fields)
 

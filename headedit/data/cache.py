@@ -1,4 +1,4 @@
-"""Encodes many examples once: large sets stay on disk, cached by ``datasets`` under what they were made from."""
+"""Encodes a large set once and keeps it on disk, cached by ``datasets`` under a hash of what it was made from."""
 
 import contextlib
 import hashlib
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from headedit.data.batches import Encoded, StoredRows
 from headedit.data.encoder import Encoder, EncodingResult
-from headedit.data.records import Example
+from headedit.data.records import Conversation
 from headedit.errors import HeadEditError
 from headedit.io.optional import library
 from headedit.version import __version__
@@ -40,12 +40,12 @@ class EncodedSet:
         return StoredRows(self._rows.select(indices).select_columns(["input_ids", "labels"]))
 
 
-def encode_examples(examples: Sequence[Example], encoder: Encoder, *, name: str, progress: bool) -> EncodedSet:
-    """Every example, encoded; from the cache where the same was done before.
+def encode_examples(examples: Sequence[Conversation], encoder: Encoder, *, name: str, progress: bool) -> EncodedSet:
+    """Encodes every example, or reads it from the cache if the same was encoded before.
 
-    What decides is the text of the examples, the tokenizer, its chat template and the encoder's choices. Sets of less
-    than a million characters, slow tokenizers, and a machine without ``datasets`` or with its caching disabled, get a
-    list in memory.
+    The key is the text of the examples, the tokenizer, its chat template and the encoder's choices. Sets of less than a
+    million characters, slow tokenizers, and machines without ``datasets`` or with its caching disabled, use a list in
+    memory.
     """
     bar = {"desc": f"tokenising {name}", "disable": not progress, "leave": False}
     datasets = None
@@ -63,7 +63,7 @@ def encode_examples(examples: Sequence[Example], encoder: Encoder, *, name: str,
 
 
 def _stored(
-    datasets: Any, folder: Path, examples: Sequence[Example], encoder: Encoder, name: str, progress: bool
+    datasets: Any, folder: Path, examples: Sequence[Conversation], encoder: Encoder, name: str, progress: bool
 ) -> Any:
     def encoded(index: int) -> EncodingResult:
         return encoder(examples[index])
@@ -84,7 +84,7 @@ def _stored(
         )
 
 
-def _key(examples: Sequence[Example], encoder: Encoder) -> str:
+def _key(examples: Sequence[Conversation], encoder: Encoder) -> str:
     tokenizer = encoder.tokenizer
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     for passing in ("truncation", "padding"):  # of the last call
@@ -108,7 +108,7 @@ def _key(examples: Sequence[Example], encoder: Encoder) -> str:
 
 @contextlib.contextmanager
 def _bars(datasets: Any, wanted: bool) -> Iterator[None]:
-    """``datasets``' own bars for a while, or none."""
+    """A context in which ``datasets`` shows its bars, or not."""
     before = datasets.are_progress_bars_disabled()
     (datasets.enable_progress_bars if wanted else datasets.disable_progress_bars)()
     try:

@@ -7,7 +7,7 @@ from headedit.data.batches import IGNORED
 from headedit.data.config import TooLong
 from headedit.data.conversation import Tokens, conversation_tokens, default_template
 from headedit.data.formats import Format
-from headedit.data.records import Example
+from headedit.data.records import Conversation
 from headedit.data.templates import Template
 from headedit.errors import HeadEditError
 
@@ -58,7 +58,7 @@ class Encoder:
         """The template of examples of this format."""
         return self.template or default_template(format, self.tokenizer)
 
-    def __call__(self, example: Example) -> EncodingResult:
+    def __call__(self, example: Conversation) -> EncodingResult:
         """The encoded example.
 
         Raises:

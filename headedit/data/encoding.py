@@ -15,7 +15,7 @@ from headedit.data.batches import IGNORED, Encoded, StoredRows, token_embeddings
 from headedit.data.conversation import last_exchange
 from headedit.data.encoder import Encoder
 from headedit.data.formats import to_messages
-from headedit.data.records import Example
+from headedit.data.records import Conversation
 from headedit.data.templates import CHATML_END, Template
 from headedit.data.tokens import Span, TokenisedPrompt, text_ids, without_end
 from headedit.errors import HeadEditError
@@ -189,10 +189,10 @@ def last_response(row: Encoded, where: str) -> Span:
     return next((i + 1 for i in reversed(range(end)) if labels[i] == IGNORED), 0), end
 
 
-def _conversation(example: Any, encoder: Encoder, where: str) -> Example:
+def _conversation(example: Any, encoder: Encoder, where: str) -> Conversation:
     if encoder.tokenizer is None:
         raise HeadEditError(f"{where}: is text, and there is no tokenizer; give tokenizer=...")
     if isinstance(example, tuple | list) and [type(part) for part in example] == [str, str]:
         turns = [{"role": "user", "content": example[0]}, {"role": "assistant", "content": example[1]}]
-        return Example(0, where, turns, "response")
-    return Example(0, where, *to_messages(example, where))
+        return Conversation(0, where, turns, "response")
+    return Conversation(0, where, *to_messages(example, where))

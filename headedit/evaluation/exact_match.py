@@ -40,7 +40,7 @@ def exact_match(
             ``headedit.data.formats`` names, conversations too, or records of ``input_ids`` and ``labels``; a list, a
             ``datasets.Dataset``, or a split of ``headedit.load_data``. The last response of each is expected, and all
             before it is the prompt.
-        edits: the handle of edits on the model; given, the base is measured too.
+        edits: the handle of edits on the model; if given, the base is measured too.
         max_new_tokens: longest response; by default the longest expected one and what ends it.
         batch_size: prompts per batch.
         progress: show bars.

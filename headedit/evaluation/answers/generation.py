@@ -1,4 +1,4 @@
-"""Batched generation, greedy or by beams: left-padded, sorted by length, with attention masks and the cache."""
+"""Batched generation, greedy or by beam search: left-padded, sorted by length, with attention masks and the cache."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ _PLAIN = {
     "repetition_penalty": 1.0,
     "return_dict_in_generate": False,
 }
-"""Decoding as published: what a model's own settings would add, such as a penalty that counts padding too, is off."""
+"""Decoding as published: a model's own settings, such as a penalty that also counts padding, are off."""
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What followed a prompt.
+    """What the model generated after a prompt.
 
     Fields:
         text: without special tokens.
@@ -44,7 +44,7 @@ class Continuation:
 
 
 def generate(model: nn.Module, tokenizer: Any, prompts: Sequence[str], **options: Any) -> list[str]:
-    """The texts of ``continuations``, in the order of the prompts; takes the same options and raises the same."""
+    """Generates the texts of ``continuations`` in the order of the prompts, with the same options and errors."""
     texts = [""] * len(prompts)
     for batch in continuations(model, tokenizer, prompts, **options):
         for i, continuation in batch:
@@ -65,9 +65,9 @@ def continuations(
     progress: bool = True,
     describe: str = "generating",
 ) -> Iterator[list[tuple[int, Continuation]]]:
-    """The model's continuation of each prompt, batch by batch as they are made, the longest prompts first.
+    """Generates the continuation of each prompt, batch by batch, the longest prompts first.
 
-    The model is put in eval mode for the time of it, so that gates are deterministic.
+    The model is in eval mode meanwhile, so that gates are deterministic.
 
     Args:
         model: a causal LM, edited or not.
@@ -75,8 +75,8 @@ def continuations(
         prompts: texts to continue; after a ``TokenisedPrompt`` the text ends before the tokens of its ending.
         max_new_tokens: longest continuation, in tokens.
         num_beams: beams of a beam search; 1 for greedy decoding.
-        batch_size: prompts a batch.
-        names: what to call each prompt in messages; by default its number.
+        batch_size: prompts per batch.
+        names: what messages call each prompt; by default its number.
         progress: show a bar.
         describe: what the bar says.
 
@@ -118,11 +118,11 @@ def continuations(
 
 
 def by_length(lengths: Sequence[int], batch_size: int, progress: bool, describe: str) -> Iterator[list[int]]:
-    """Indices in batches of nearly equal length, the longest first, so that what does not fit the memory shows at once.
+    """Yields indices in batches of similar length, the longest first, so that too little memory shows at once.
 
     Args:
-        lengths: of each sequence, in tokens.
-        batch_size: sequences a batch.
+        lengths: length of each sequence, in tokens.
+        batch_size: sequences per batch.
         progress: show a bar that counts sequences.
         describe: what the bar says.
     """
@@ -147,7 +147,7 @@ def check_room(model: nn.Module, tokens: int, more: int, name: str) -> None:
 
 
 def padding(tokenizer: Any) -> int:
-    """The token that fills a batch; masked, so that any will do."""
+    """The token that pads a batch; it is masked, so any token will do."""
     return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
 
 

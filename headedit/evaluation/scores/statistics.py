@@ -1,4 +1,4 @@
-"""How sure a figure is: Wilson's interval of a share, McNemar's exact test of two, and the bootstrap for the rest."""
+"""Uncertainty of figures: Wilson's interval of a share, McNemar's exact test, and the bootstrap for other metrics."""
 
 import math
 from collections.abc import Callable, Sequence

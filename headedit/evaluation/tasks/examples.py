@@ -1,4 +1,4 @@
-"""A record as an example of a task: its prompt, its options, and the answer that is right."""
+"""Makes an example of a record: its prompt, its options, and the right answer."""
 
 import re
 import string
@@ -51,7 +51,7 @@ def make_example(task: Task, record: object, tokenizer: Any, where: str) -> Exam
         return Example(where, question, _references(response, where))
     if not isinstance(record, Mapping):
         raise HeadEditError(f"{where}: expected an object with named fields, found {type(record).__name__}.")
-    labels, options = _options(task, record, where)
+    labels, options = _labels_and_options(task, record, where)
     instruction = render(task.prompt, {**record, "labels": labels, "options": options}, where)
     if task.options_in_prompt:
         labels = options = tuple(label for label in labels if _names(instruction, label))
@@ -64,7 +64,7 @@ def make_example(task: Task, record: object, tokenizer: Any, where: str) -> Exam
     return Example(where, prompt, answers, labels, options, group)
 
 
-def _options(task: Task, record: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _labels_and_options(task: Task, record: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if task.options is None:
         return (), ()
     if isinstance(task.options, list):

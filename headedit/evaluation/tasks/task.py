@@ -1,4 +1,4 @@
-"""What a task says: how a record becomes a prompt, what may be answered, and how answers are scored.
+"""A task: how a record becomes a prompt, what may be answered, and how answers are scored.
 
 A task is data: a YAML file or a ``Task`` made in Python, read by ``headedit.io.strict``, which refuses what it does
 not know. The prompt is a Jinja template over the fields of a record, as in promptsource and chat templates.
@@ -22,13 +22,13 @@ ACCURACY = "accuracy"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the records of a task are.
+    """The place of a task's records.
 
     Fields:
-        path: a JSON file, a folder with a file a split, the address of a JSON file, or the id of a data set on the
-            hub; ``{split}`` in a file's name or address stands for the split.
+        path: a JSON file, a folder with a file per split, the address of a JSON file, or the id of a data set on the
+            hub; ``{split}`` in a file's name or address is replaced by the split.
         split: the split that is evaluated.
-        train: the split that the majority answer is taken from; None for none.
+        train: the split that gives the majority answer; None for none.
         config: name of the configuration on the hub.
         revision: branch or commit on the hub.
         folder: name of this task's folder where a folder holds those of several tasks; by default the task's name.
@@ -61,15 +61,15 @@ class Task:
             tokenizer's own, ``plain`` for nothing; None, where ``prompt`` is, for what training takes by default.
         scoring: ``generation`` and extraction of the answer, or ``loglikelihood`` of each label as a continuation.
         normalise: divides a log-likelihood by the label's number of tokens or bytes.
-        delimiter: stands between the prompt and a label whose log-likelihood is taken.
+        delimiter: the text between the prompt and a label whose log-likelihood is computed.
         num_beams: beams of the generation.
         max_new_tokens: longest answer; None for the longest expected one and the end-of-text.
         metrics: ``accuracy``, or names of ``headedit.evaluation.scores.metrics``, perhaps with their options; the
             first is the headline.
-        group: the field that names the group of a record, for figures a group.
-        groups: the groups there are.
+        group: the field that names the group of a record, for figures per group.
+        groups: names of the groups.
         only: evaluate this group alone.
-        suite: a name that stands for all tasks that give it.
+        suite: a name for all tasks that give it.
         data: where the records are; None where they are always given.
         description: what the task is, and where it is from.
     """

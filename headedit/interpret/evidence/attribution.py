@@ -67,7 +67,7 @@ def attribute(
 
     Args:
         edits: the handle of the edited model; not changed, and its gradients neither.
-        data: (prompt, response) pairs, records with such fields, or rows with ``input_ids`` and ``labels``.
+        data: examples of any form that ``headedit.fit`` takes.
         tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
         batch_size: examples a batch.
         progress: show a bar.

@@ -65,7 +65,7 @@ def leave_one_out(
 
     Args:
         edits: the handle of the edited model; not changed.
-        data: (prompt, response) pairs, records with such fields, or rows with ``input_ids`` and ``labels``.
+        data: examples of any form that ``headedit.fit`` takes.
         tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
         heads: ``open``, ``all``, or (layer, head) of those wanted.
         batch_size: examples a batch.

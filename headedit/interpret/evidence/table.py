@@ -56,7 +56,7 @@ def evidence(
 
     Args:
         edits: the handle; not changed.
-        data: (prompt, response) pairs, records with such fields, or rows with ``input_ids`` and ``labels``.
+        data: examples of any form that ``headedit.fit`` takes.
         tokenizer: the model's tokenizer; without it there are no tokens, and all examples must hold ``input_ids``.
         probe: what ``iti`` found; or True, to have probes tell an example's own response from that of another example;
             or False.

@@ -95,8 +95,7 @@ def tokens(
     Args:
         edits: the handle; not changed.
         tokenizer: the model's tokenizer.
-        data: (prompt, response) pairs, records with such fields, or rows with ``input_ids`` and ``labels``, to measure
-            on; it costs a forward pass for each head.
+        data: examples of any form that ``headedit.fit`` takes, to measure on; it costs a forward pass for each head.
         heads: ``open``, ``all``, or (layer, head) of those wanted.
         top: number of tokens either way.
         batch_size: examples a batch.
