@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 import headedit
 from headedit import DataConfig, HeadEditError, Task, load_data
 from headedit.cli.main import main
-from headedit.data.batches import IGNORED
+from headedit.data.batches import IGNORED, StoredRows
 from headedit.data.encoding import encode, encode_for_generation, ids_to_last_token, last_response
 from headedit.data.tokens import prompt_ids, response_ids
 from headedit.interpret.evidence.attribution import attribute, integrate
@@ -79,6 +79,7 @@ FORMS = {
     "dataset": lambda folder: datasets.Dataset.from_list(messages()),
     "dataset of token ids": lambda folder: datasets.Dataset.from_list(rows()),
     "split": split,
+    "rows on disk": lambda folder: StoredRows(datasets.Dataset.from_list(rows())),
 }
 fit_module = importlib.import_module("headedit.training.fit")
 table_module = importlib.import_module("headedit.interpret.evidence.table")

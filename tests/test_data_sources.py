@@ -83,12 +83,13 @@ def test_the_id_of_a_dataset_names_its_config_and_split(monkeypatch, source, ask
             read_rows(source)
 
 
-def test_a_missing_package_is_named(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("module", "source"), [("datasets", "owner/name"), ("pyarrow.parquet", "d.parquet")])
+def test_a_missing_package_is_named(monkeypatch, tmp_path, module, source):
     (tmp_path / "d.parquet").touch()
-    for module, source in (("datasets", "owner/name"), ("pyarrow.parquet", str(tmp_path / "d.parquet"))):
-        monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(HeadEditError, match=rf"needs the package {module.partition('.')[0]}: pip install"):
-            list(read_rows(source))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(HeadEditError, match=rf"needs the package {module.partition('.')[0]}: pip install"):
+        list(read_rows(source))
 
 
 def test_a_broken_row_is_given_with_its_line_and_the_others_are_read(tmp_path):

@@ -68,15 +68,16 @@ def test_the_responses_of_a_chat_template_are_found_by_its_prefixes(messages, ch
             assert tokens.ids[:start] == given
 
 
-def test_without_a_torn_seam_the_tokens_are_the_templates_own():
-    for tokenizer in (byte_level(CHATML), byte_level(BRACKETS), metaspace(BRACKETS), metaspace(CHATML)):
-        tokens = conversation_tokens(TWO, "chat", tokenizer, "here")
-        own = list(tokenizer.apply_chat_template(TWO, tokenize=True, return_dict=True)["input_ids"])
-        assert tokens.ids == own[: len(tokens.ids)]
-        assert not tokenizer.decode(own[len(tokens.ids) :]).strip()
-        end = "<|im_end|>" if tokenizer.chat_template == CHATML else "</s>"
-        found = ["".join(text.split()) for text in responses(tokenizer, tokens)]
-        assert found == [f"Thesumisfive.{end}", f"theanswerisc{end}"]
+@pytest.mark.parametrize("build", [byte_level, metaspace])
+@pytest.mark.parametrize(("template", "end"), [(CHATML, "<|im_end|>"), (BRACKETS, "</s>")])
+def test_without_a_torn_seam_the_tokens_are_the_templates_own(build, template, end):
+    tokenizer = build(template)
+    tokens = conversation_tokens(TWO, "chat", tokenizer, "here")
+    own = list(tokenizer.apply_chat_template(TWO, tokenize=True, return_dict=True)["input_ids"])
+    assert tokens.ids == own[: len(tokens.ids)]
+    assert not tokenizer.decode(own[len(tokens.ids) :]).strip()
+    found = ["".join(text.split()) for text in responses(tokenizer, tokens)]
+    assert found == [f"Thesumisfive.{end}", f"theanswerisc{end}"]
 
 
 def test_marks_of_a_template_give_the_same_as_its_prefixes_and_the_end_of_the_turn():

@@ -1,4 +1,4 @@
-"""Log-likelihoods of options: those of one forward pass an option, whatever is shared, padded or batched."""
+"""Log-likelihoods of options: those of one forward pass per option, whatever is shared, padded or batched."""
 
 import pytest
 import torch
@@ -46,6 +46,7 @@ def by_hand(embedded, prompt, option):
 
 def test_batched_likelihoods_are_those_of_each_option_alone(embedded):
     asked = questions(12)
+    assert len(asked) == 12
     for (prompt, options), found in zip(asked, scores(embedded, asked, batch_size=5), strict=True):
         expected = [by_hand(embedded, prompt, option) for option in options]
         assert found.values == pytest.approx([value for value, _ in expected], abs=1e-4)
@@ -72,6 +73,7 @@ def test_the_choice_does_not_depend_on_the_batch_size(embedded, batch_size):
 def test_likelihoods_are_normalised_by_tokens_or_bytes(embedded):
     asked = questions(6)
     plain = scores(embedded, asked)
+    assert len(plain) == 6
     for (_, options), raw, tokens, size in zip(
         asked,
         plain,

@@ -46,7 +46,7 @@ class PadRight:
     pad_token_id: int = 0
 
     def __call__(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
-        """The batch of some examples."""
+        """Makes a batch of examples."""
         rows = list(rows)
         width = max(len(row["input_ids"]) for row in rows)
 

@@ -20,7 +20,7 @@ from headedit.version import __version__
 logger = logging.getLogger(__name__)
 
 _WORTH_STORING = 1_000_000
-"""Characters below which encoding takes less time than loading ``datasets``."""
+"""Number of characters below which encoding takes less time than loading ``datasets``."""
 
 
 class EncodedSet:

@@ -13,7 +13,7 @@ from headedit.errors import HeadEditError
 
 
 class EncodingResult(TypedDict):
-    """An encoded example, and what was done to it.
+    """An encoded conversation, and what was done to it.
 
     Fields:
         input_ids: token ids; empty where the example is not used.
@@ -55,11 +55,11 @@ class Encoder:
     skip_malformed: bool = False
 
     def template_of(self, format: Format) -> Template:
-        """The template of examples of this format."""
+        """The template for examples of a format."""
         return self.template or default_template(format, self.tokenizer)
 
     def __call__(self, example: Conversation) -> EncodingResult:
-        """The encoded example.
+        """Encodes a conversation.
 
         Raises:
             HeadEditError: the template refuses it, and malformed examples are not skipped.

@@ -44,7 +44,7 @@ class Data:
         """The examples as (all before the last response, that response), as texts for generation.
 
         Raises:
-            HeadEditError: there is no such split.
+            HeadEditError: the data have no such split.
         """
         if split not in self._examples:
             raise HeadEditError(f"There is no {_NAMES[split]} set in this data; give one as '{split}'.")
@@ -76,7 +76,7 @@ def load_data(config: DataConfig, tokenizer: Any, *, context: int | None = None,
     Args:
         config: the data section of a run.
         tokenizer: the model's tokenizer.
-        context: the most tokens that the model can read; the limit if the config has none.
+        context: the most tokens that the model can read, which is the limit if the config has none.
         progress: show bars.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Prompts and responses as tokens: a prompt is tokenised as generation will see it."""
+"""Tokenises prompts and responses; a prompt is tokenised as generation will see it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +34,7 @@ class TokenisedPrompt(str):
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of a prompt with the tokenizer's opening tokens, and without an end-of-text behind it.
+    """Token ids of a prompt with the tokenizer's opening tokens, and without an end-of-text after it.
 
     A ``Rendered`` prompt gets no opening tokens, one that begins with the begin-of-text token gets no second one, and
     a ``TokenisedPrompt`` has its ids.
@@ -62,7 +62,7 @@ def end_ids(tokenizer: Any) -> list[int]:
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """The tokens that are no text: those that the tokenizer calls special, and the end-of-text token."""
+    """The tokens that are not text: those that the tokenizer calls special, and the end-of-text token."""
     return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(end_ids(tokenizer))
 
 

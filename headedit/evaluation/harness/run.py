@@ -71,7 +71,7 @@ def run_harness(
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     names = _find_tasks(manager, tasks)
 
-    def measure() -> dict[str, Any]:
+    def run_tasks() -> dict[str, Any]:
         try:
             result = lm_eval.simple_evaluate(
                 model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
@@ -97,11 +97,11 @@ def run_harness(
         return dict(result)
 
     with evaluating(model):
-        given = measure()
+        given = run_tasks()
         without = None
         if edits is not None and base:
             with edits.disable_adapter():
-                without = measure()
+                without = run_tasks()
     return HarnessReport(
         rows=list(_harness_rows(given, without)),
         edited=edits is not None,

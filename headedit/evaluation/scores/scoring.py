@@ -30,15 +30,17 @@ def check_metrics(task: Task) -> None:
 
 
 def hits(examples: Sequence[Example], answers: Answers) -> list[bool]:
-    """Which answers are right: the right label, or the first line of a reference."""
+    """Marks which answers are right: the right label, or the first line of a reference."""
     return [
         answer is not None and answer in [first_line(a) for a in example.answers]
         for example, answer in zip(examples, answers, strict=True)
     ]
 
 
-def measure(task: Task, examples: Sequence[Example], answers: Answers, *, headline: bool = False) -> dict[str, float]:
-    """The figures of a task's metrics, or only those of its first metric."""
+def compute_metrics(
+    task: Task, examples: Sequence[Example], answers: Answers, *, headline: bool = False
+) -> dict[str, float]:
+    """Computes the figures of a task's metrics, or only those of its first metric."""
     names = list(task.metrics)[: 1 if headline else None]
     figures: dict[str, float] = {}
     for name in names:
@@ -67,14 +69,14 @@ def draws(task: Task, examples: Sequence[Example], predictions: Sequence[Predict
 
 
 def score(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction], drawn: Sequence[float]) -> Score:
-    """The figures of one system; ``predictions`` are those of ``examples``, in their order."""
+    """Computes the figures of one system; ``predictions`` are those of ``examples``, in their order."""
     answers = [prediction.prediction for prediction in predictions]
     groups: dict[str, list[int]] = {}
     for i, example in enumerate(examples):
         if example.group is not None:
             groups.setdefault(example.group, []).append(i)
     return Score(
-        metrics=measure(task, examples, answers),
+        metrics=compute_metrics(task, examples, answers),
         interval=percentiles(drawn) if drawn else wilson(sum(hits(examples, answers)), len(examples)),
         unparsed=sum(answer is None for answer in answers),
         seconds=sum(prediction.seconds for prediction in predictions),
@@ -87,7 +89,9 @@ def constant(task: Task, examples: Sequence[Example], trained: Sequence[Example]
     """Scores always giving the most frequent answer of the examples, or of training examples."""
     counted = Counter(example.answers[0] for example in (examples if trained is None else trained))
     answer = first_line(counted.most_common(1)[0][0])
-    return Baseline(answer=answer, value=_first(measure(task, examples, [answer] * len(examples), headline=True)))
+    return Baseline(
+        answer=answer, value=_first(compute_metrics(task, examples, [answer] * len(examples), headline=True))
+    )
 
 
 def paired_test(
@@ -100,12 +104,12 @@ def paired_test(
     edited, base = ([prediction.prediction for prediction in found[system]] for system in (EDITED, BASE))
     if not drawn[EDITED]:
         return mcnemar(hits(examples, edited), hits(examples, base))
-    headlines = [_first(measure(task, examples, answers, headline=True)) for answers in (edited, base)]
+    headlines = [_first(compute_metrics(task, examples, answers, headline=True)) for answers in (edited, base)]
     return paired_bootstrap(drawn[EDITED], drawn[BASE], headlines[0] - headlines[1])
 
 
 def _of_rows(task: Task, examples: Sequence[Example], answers: Answers, rows: Sequence[int]) -> float:
-    return _first(measure(task, [examples[i] for i in rows], [answers[i] for i in rows], headline=True))
+    return _first(compute_metrics(task, [examples[i] for i in rows], [answers[i] for i in rows], headline=True))
 
 
 def _first(figures: Mapping[str, float]) -> float:

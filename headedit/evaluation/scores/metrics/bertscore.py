@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from einops import einsum, reduce
 from torch import Tensor
 
 from headedit.errors import HeadEditError
@@ -74,9 +75,9 @@ def _match(predicted: Words, reference: Words) -> Tensor:
     (p, p_word), (r, r_word) = predicted, reference
     if not p_word.any() or not r_word.any():
         return torch.zeros(3)
-    likeness = p @ r.T  # [predicted tokens, reference tokens]
-    precision = likeness.max(dim=1).values[p_word].mean()
-    recall = likeness.max(dim=0).values[r_word].mean()
+    likeness = einsum(p, r, "predicted width, reference width -> predicted reference")
+    precision = reduce(likeness, "predicted reference -> predicted", "max")[p_word].mean()
+    recall = reduce(likeness, "predicted reference -> reference", "max")[r_word].mean()
     return torch.stack([precision, recall, 2 * precision * recall / (precision + recall)])
 
 

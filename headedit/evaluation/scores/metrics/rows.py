@@ -10,7 +10,7 @@ _PACKAGES = {"rouge_score": "rouge-score"}
 
 
 def check_rows(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    """Refuses rows that no metric can score.
+    """Raises an error for rows that no metric can score.
 
     Args:
         predictions: one text per row.
