@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from test_text import tokenizer, word_level
+from test_data_tokens import tokenizer, word_level
 
 from headedit import HeadEditError
 from headedit.data import Tokens

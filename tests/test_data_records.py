@@ -1,4 +1,4 @@
-"""Data files: both forms are read, and a broken one is named by file and line."""
+"""Data files: both forms are read, and a broken one is named by its file and line."""
 
 import json
 
