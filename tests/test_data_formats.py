@@ -38,12 +38,12 @@ ADAPTERS = {"instruction": "q", "input": "", "output": "long", "answer": "a"}
         ),
     ],
 )
-def test_the_format_is_told_by_the_fields(record, messages, format):
+def test_the_format_of_a_record_is_recognised_by_its_fields(record, messages, format):
     assert to_messages(record, "here") == (messages, format)
     assert to_messages(record, "here", format) == (messages, format)
 
 
-def test_an_explicit_format_overrides_what_would_be_told():
+def test_an_explicit_format_overrides_the_fields():
     assert to_messages(ADAPTERS, "here", "alpaca") == ([USER, {"role": "assistant", "content": "long"}], "alpaca")
     with pytest.raises(HeadEditError, match=r"here: found the fields instruction, .*; expected messages\."):
         to_messages(ADAPTERS, "here", "messages")
@@ -56,7 +56,7 @@ def turns(*pairs):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (turns(("humn", "q"), ("gpt", "a")), r"here, turn 1: the from 'humn' is not known\. Did you mean 'human'\?"),
+        (turns(("humn", "q"), ("gpt", "a")), r"here, turn 1: the from 'humn' is unknown\. Did you mean 'human'\?"),
         (turns(("human", "q"), ("gpt", " ")), r"here, turn 2: the response is empty"),
         (turns(("human", "q"), ("gpt", None)), r"here, turn 2: the field 'value' holds NoneType, expected text"),
         (turns(("human", "q")), r"here: the conversation has no response"),
@@ -64,15 +64,15 @@ def turns(*pairs):
         ({"messages": "q"}, r"here: the field 'messages' holds str, expected a list of turns"),
         ({"messages": ["q"]}, r"here, turn 1: expected role/content or from/value, found str"),
         ({"messages": [{"role": "user"}]}, r"here, turn 1: found the fields role; expected role/content or"),
-        ({"messages": [{"role": ["user"], "content": "q"}]}, r"here, turn 1: the role \['user'\] is not known"),
+        ({"messages": [{"role": ["user"], "content": "q"}]}, r"here, turn 1: the role \['user'\] is unknown"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, r"turn 1: the field 'content' holds list"),
     ],
 )
-def test_conversations_that_are_malformed(record, message):
+def test_a_malformed_conversation_is_refused_by_its_turn(record, message):
     with pytest.raises(HeadEditError, match=message):
         to_messages(record, "here")
 
 
-def test_a_conversation_is_no_pair_of_texts():
+def test_a_conversation_is_refused_as_a_pair_of_texts():
     with pytest.raises(HeadEditError, match=r"here: holds a conversation, .* headedit\.load_data"):
         to_pair({"messages": [USER, ASSISTANT]}, "here")

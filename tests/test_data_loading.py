@@ -55,7 +55,7 @@ def learned(row):
     return TOKENIZER.decode([label for label in row["labels"] if label != IGNORED])
 
 
-def test_files_for_every_split(write):
+def test_every_split_is_read_from_its_file_and_reported(write):
     train, test = write("train.jsonl", adapters(0, 40)), write("test.jsonl", adapters(100, 9))
     data = loaded(train=train, valid=0.25, test=test, examples=20, test_examples=4, seed=42)
     assert [len(part) for part in (data.train, data.valid, data.test)] == [15, 5, 4]
@@ -75,7 +75,7 @@ def test_files_for_every_split(write):
     assert loaded(train=train, valid=0.25, examples=20).report["train"]["indices"] != indices["train"]
 
 
-def test_sizes_are_drawn_from_the_training_source(write):
+def test_a_set_given_by_its_size_is_drawn_from_the_training_source(write):
     data = loaded(train=write("d.jsonl", shared([1] * 60)), valid=6, test=4, examples=30)
     assert [len(part) for part in (data.train, data.valid, data.test)] == [30, 6, 4]
     assert len({i for name in ("train", "valid", "test") for i in data.report[name]["indices"]}) == 40
@@ -83,7 +83,7 @@ def test_sizes_are_drawn_from_the_training_source(write):
         loaded(train=write("d.jsonl", shared([1] * 60)), test=60)
 
 
-def test_several_files_are_one_source(write):
+def test_several_files_are_read_as_one_source(write):
     data = loaded(train=[write("a.jsonl", adapters(0, 3)), write("b.jsonl", ["", *adapters(10, 2)])])
     assert [learned(row) for row in data.train] == [f"a{i}<|im_end|>" for i in (0, 1, 2, 10, 11)]
     assert data.report["train"]["indices"] == [0, 1, 2, 3, 4]
@@ -109,7 +109,7 @@ def test_every_response_of_a_conversation_is_learned(write):
     assert opened == [TOKENIZER.bos_token_id, *data.train[0]["input_ids"]]
 
 
-def test_what_is_too_long_is_dropped_cut_or_fatal_and_always_reported(write):
+def test_an_example_that_is_too_long_is_dropped_cut_or_fatal_and_always_reported(write):
     train = write("d.jsonl", shared([1, 4, 2]))
     whole = loaded(train=train).report["train"]["tokens"]
     dropped = loaded(train=train, context=whole["max"] - 1)
@@ -147,7 +147,7 @@ def test_malformed_records_are_fatal_or_counted(write):
         loaded(train=write("f.jsonl", ["", "", "", rows[3]]), template="alpaca")
 
 
-def test_the_format_can_be_given(write):
+def test_a_config_can_name_the_format_of_its_records(write):
     train = write("d.jsonl", adapters(0, 1))
     assert learned(loaded(train=train, format="alpaca").train[0]) == "the answer is 0<|im_end|>"
     with pytest.raises(HeadEditError, match=r"line 1: found the fields instruction.*expected conversations"):
@@ -183,7 +183,7 @@ def test_an_overlap_is_counted_and_named(write):
         ({"train": "a", "valid": 5, "valid_examples": 3}, r"valid_examples: is for a source of its own"),
     ],
 )
-def test_configs_are_strict(fields, message):
+def test_a_data_config_refuses_unknown_and_impossible_values(fields, message):
     with pytest.raises(HeadEditError, match=message):
         DataConfig.from_dict(fields, "run.yaml: data")
 
@@ -214,7 +214,7 @@ def test_a_large_set_is_encoded_once_and_stays_on_disk(write, stored, monkeypatc
     assert (in_memory.train, in_memory.report) == (list(first.train), first.report)
 
 
-def test_other_choices_are_encoded_anew(write, stored):
+def test_a_large_set_is_encoded_again_for_other_choices(write, stored):
     train = write("d.jsonl", shared([2, 3]))
     made = [loaded(train=train), loaded(train=train, template="chatml"), loaded(train=train, max_length=500)]
     made += [loaded(byte_level(CHATML), train=train), loaded(byte_level(CHATML.replace("\n", " ")), train=train)]

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from headedit import HeadEditError
-from headedit.data import Row, read_rows
+from headedit.data import SourceRow, read_rows
 
 VALUES = [{"prompt": f"p{i}", "response": f'r "{i}",\nand é'} for i in range(3)]
 
@@ -38,7 +38,7 @@ def write(kind, file):
         ("saved", ["record 1", "record 2", "record 3"]),
     ],
 )
-def test_every_kind_of_file(tmp_path, kind, places):
+def test_every_kind_of_file_gives_the_same_rows_with_their_places(tmp_path, kind, places):
     file = tmp_path / f"data.{kind}"
     write(kind, file)
     found = list(read_rows(str(file)))
@@ -46,7 +46,7 @@ def test_every_kind_of_file(tmp_path, kind, places):
     assert [row.where for row in found] == [f"{file}, {place}" for place in places]
 
 
-def test_splits_of_a_saved_dataset(tmp_path):
+def test_a_split_of_a_saved_dataset_is_chosen_by_its_name(tmp_path):
     datasets = pytest.importorskip("datasets")
     parts = {name: datasets.Dataset.from_list([{"prompt": name}]) for name in ("train", "held")}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "d")
@@ -66,7 +66,7 @@ def test_splits_of_a_saved_dataset(tmp_path):
         ("name:train", ("name", None, "train")),
     ],
 )
-def test_ids_of_datasets(monkeypatch, source, asked):
+def test_the_id_of_a_dataset_names_its_config_and_split(monkeypatch, source, asked):
     class Stub:
         @staticmethod
         def load_dataset(name, config, split):
@@ -83,26 +83,27 @@ def test_ids_of_datasets(monkeypatch, source, asked):
             read_rows(source)
 
 
-def test_what_is_not_installed_is_named(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("module", "source"), [("datasets", "owner/name"), ("pyarrow.parquet", "d.parquet")])
+def test_a_missing_package_is_named(monkeypatch, tmp_path, module, source):
     (tmp_path / "d.parquet").touch()
-    for module, source in (("datasets", "owner/name"), ("pyarrow.parquet", str(tmp_path / "d.parquet"))):
-        monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(HeadEditError, match=rf"needs the package {module.partition('.')[0]}: pip install"):
-            list(read_rows(source))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(HeadEditError, match=rf"needs the package {module.partition('.')[0]}: pip install"):
+        list(read_rows(source))
 
 
-def test_broken_rows_have_their_line_and_the_rest_is_read(tmp_path):
+def test_a_broken_row_is_given_with_its_line_and_the_others_are_read(tmp_path):
     file = tmp_path / "d.csv"
     file.write_text('prompt,response\na,b\nc\n\nd,"e"x\nf,g\n')
     assert list(read_rows(str(file))) == [
-        Row(f"{file}, line 2", {"prompt": "a", "response": "b"}),
-        Row(f"{file}, line 3", fault=f"{file}, line 3: has 1 fields, and the header has 2."),
-        Row(f"{file}, line 5", fault=f"{file}, line 5: not valid CSV (',' expected after '\"')."),
-        Row(f"{file}, line 6", {"prompt": "f", "response": "g"}),
+        SourceRow(f"{file}, line 2", {"prompt": "a", "response": "b"}),
+        SourceRow(f"{file}, line 3", fault=f"{file}, line 3: has 1 fields, and the header has 2."),
+        SourceRow(f"{file}, line 5", fault=f"{file}, line 5: not valid CSV (',' expected after '\"')."),
+        SourceRow(f"{file}, line 6", {"prompt": "f", "response": "g"}),
     ]
 
 
-def test_a_long_csv_field_is_read_and_the_limit_is_as_before(tmp_path):
+def test_a_long_csv_field_is_read_and_the_limit_of_the_module_is_restored(tmp_path):
     limit = csv.field_size_limit()
     (tmp_path / "d.csv").write_text(f"prompt,response\n{'a' * 200_000},b\n")
     (row,) = read_rows(str(tmp_path / "d.csv"))
@@ -111,12 +112,12 @@ def test_a_long_csv_field_is_read_and_the_limit_is_as_before(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["none.json", "none.csv", "none.parquet", "./none", "/none"])
-def test_a_file_that_is_not_there(name):
+def test_a_missing_file_is_named(name):
     with pytest.raises(HeadEditError, match=r"none\S*: cannot be read \("):
         list(read_rows(name))
 
 
-def test_what_is_no_parquet(tmp_path):
+def test_a_damaged_parquet_file_is_named(tmp_path):
     (tmp_path / "d.parquet").write_bytes(b"no")
     pytest.importorskip("pyarrow")
     with pytest.raises(HeadEditError, match=r"d\.parquet: is not a Parquet file that can be read"):

@@ -49,7 +49,7 @@ def check_prompts(tokenizer, messages, tokens, template):
 @pytest.mark.parametrize("messages", [TWO, SEAMS, SAME, conversation("a b", "c", system="the task")])
 @pytest.mark.parametrize("chat_template", [CHATML, THINKING])
 @pytest.mark.parametrize("bos", [True, False])
-def test_a_chat_template_by_prefixes(messages, chat_template, bos):
+def test_the_responses_of_a_chat_template_are_found_by_its_prefixes(messages, chat_template, bos):
     tokenizer = byte_level(chat_template, bos=bos, eos="<|im_end|>")
     tokens = conversation_tokens(messages, "chat", tokenizer, "here")
     contents = [m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant"]
@@ -68,15 +68,16 @@ def test_a_chat_template_by_prefixes(messages, chat_template, bos):
             assert tokens.ids[:start] == given
 
 
-def test_without_a_torn_seam_the_tokens_are_the_templates_own():
-    for tokenizer in (byte_level(CHATML), byte_level(BRACKETS), metaspace(BRACKETS), metaspace(CHATML)):
-        tokens = conversation_tokens(TWO, "chat", tokenizer, "here")
-        own = list(tokenizer.apply_chat_template(TWO, tokenize=True, return_dict=True)["input_ids"])
-        assert tokens.ids == own[: len(tokens.ids)]
-        assert not tokenizer.decode(own[len(tokens.ids) :]).strip()
-        end = "<|im_end|>" if tokenizer.chat_template == CHATML else "</s>"
-        found = ["".join(text.split()) for text in responses(tokenizer, tokens)]
-        assert found == [f"Thesumisfive.{end}", f"theanswerisc{end}"]
+@pytest.mark.parametrize("build", [byte_level, metaspace])
+@pytest.mark.parametrize(("template", "end"), [(CHATML, "<|im_end|>"), (BRACKETS, "</s>")])
+def test_without_a_torn_seam_the_tokens_are_the_templates_own(build, template, end):
+    tokenizer = build(template)
+    tokens = conversation_tokens(TWO, "chat", tokenizer, "here")
+    own = list(tokenizer.apply_chat_template(TWO, tokenize=True, return_dict=True)["input_ids"])
+    assert tokens.ids == own[: len(tokens.ids)]
+    assert not tokenizer.decode(own[len(tokens.ids) :]).strip()
+    found = ["".join(text.split()) for text in responses(tokenizer, tokens)]
+    assert found == [f"Thesumisfive.{end}", f"theanswerisc{end}"]
 
 
 def test_marks_of_a_template_give_the_same_as_its_prefixes_and_the_end_of_the_turn():
@@ -89,7 +90,7 @@ def test_marks_of_a_template_give_the_same_as_its_prefixes_and_the_end_of_the_tu
     assert conversation_tokens(TWO, "chat", byte_level(half), "x") == conversation_tokens(TWO, "chat", plain, "x")
 
 
-def test_marks_narrow_a_response():
+def test_marks_of_a_template_narrow_a_response():
     thoughts = (
         THINKING.replace("{{ m.content }}", "{% generation %}{{ m.content }}{% endgeneration %}")
         .replace("{% generation %}", "{% if m.role == 'assistant' %}{% generation %}")
@@ -101,13 +102,13 @@ def test_marks_narrow_a_response():
 
 
 @pytest.mark.parametrize("chat_template", [UNSTABLE_MARKED, UNSTABLE_MARKED_TO_THE_LINE_END])
-def test_a_template_that_is_not_prefix_stable_is_taken_by_its_marks(chat_template):
+def test_a_template_that_is_not_prefix_stable_is_read_by_its_marks(chat_template):
     tokenizer = byte_level(chat_template)
     tokens = conversation_tokens(TWO, "chat", tokenizer, "here")
     assert responses(tokenizer, tokens) == ["The sum is five.<|im_end|>", "the answer is c<|im_end|>"]
 
 
-def test_an_end_of_text_behind_the_last_turn_only():
+def test_an_end_of_text_after_the_last_turn_alone_is_kept():
     tokenizer = byte_level(ENDED)
     tokens = conversation_tokens(TWO, "chat", tokenizer, "here")
     assert responses(tokenizer, tokens) == ["The sum is five.<|im_end|>", "the answer is c<|im_end|>\n</s>"]
@@ -118,9 +119,9 @@ def test_a_template_that_ends_no_turn_gets_the_end_of_text():
     assert responses(byte_level(BARE), tokens) == ["The sum is five.\n", "the answer is c\n</s>"]
 
 
-def test_chat_templates_that_cannot_be_used():
+def test_a_chat_template_that_cannot_be_used_is_refused():
     for template, message in (
-        (UNSTABLE, r"here: the tokenizer's chat template renders a conversation otherwise once it goes on"),
+        (UNSTABLE, r"here: the tokenizer's chat template renders a conversation differently once it continues"),
         (PARTS, r"here: the tokenizer's chat template refuses|here: the tokenizer's chat template renders"),
         (REFUSING, r"here: the tokenizer's chat template refuses.*System role not supported"),
         (None, r"The tokenizer has no chat template; use another"),
@@ -134,7 +135,7 @@ def test_chat_templates_that_cannot_be_used():
 
 @pytest.mark.parametrize("make", [byte_level, metaspace])
 @pytest.mark.parametrize("messages", [TWO, SAME, conversation("a b", "c", system="the task")])
-def test_chatml(make, messages):
+def test_chatml_marks_every_turn_and_its_end(make, messages):
     tokenizer = make()
     tokens = conversation_tokens(messages, "chatml", tokenizer, "here")
     ends = [m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant"]
@@ -172,12 +173,12 @@ def test_alpaca_is_the_papers_and_ends_every_response():
         (TWO[1:], "alpaca", r"here: 'alpaca' needs user and assistant in turn, and found 'assistant' where 'user'"),
     ],
 )
-def test_conversations_that_do_not_fit_a_template(messages, template, message):
+def test_a_conversation_that_does_not_fit_a_template_is_refused(messages, template, message):
     with pytest.raises(HeadEditError, match=message):
         conversation_tokens(messages, template, byte_level(), "here")
 
 
-def test_the_template_that_suits_a_format():
+def test_every_format_has_a_default_template():
     assert default_template("llm-adapters", byte_level(CHATML)) == "alpaca"
     assert default_template("completion", byte_level(CHATML)) == "plain"
     assert default_template("sharegpt", byte_level(CHATML)) == "chat"

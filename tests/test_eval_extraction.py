@@ -27,7 +27,7 @@ WORDS = [f"answer{i}" for i in range(1, 6)]
         *("The answer is not A but C", "I don't know, but the answer is C", "The best choice would be option (C)"),
     ],
 )
-def test_the_letter_that_is_meant(text):
+def test_the_letter_that_a_response_means_is_extracted(text):
     assert extract_option(text, LETTERS, TEXTS) == "C"
 
 
@@ -35,7 +35,7 @@ def test_the_letter_that_is_meant(text):
     ("text", "letter"),
     [("A", "A"), ("I", "I"), ("(I)", "I"), ("The answer is A because", "A"), ("The answer is I", "I")],
 )
-def test_letters_that_are_words_too(text, letter):
+def test_letters_that_are_also_words_are_not_mistaken_for_answers(text, letter):
     assert extract_option(text, LETTERS, TEXTS) == letter
 
 
@@ -52,7 +52,7 @@ def test_letters_that_are_words_too(text, letter):
         *("A or B", "A, B and C", "A. or B.", "The answer is A or B", "The answer is B, no, the answer is C"),
     ],
 )
-def test_refusals_and_several_letters_are_no_answer(text):
+def test_refusals_and_several_letters_give_no_answer(text):
     assert extract_option(text, LETTERS, TEXTS) is None
 
 
@@ -66,7 +66,7 @@ def test_refusals_and_several_letters_are_no_answer(text):
         *(("There are 3 cats", None), ("answer12", None)),
     ],
 )
-def test_numbered_words(text, label):
+def test_a_numbered_word_is_extracted_in_every_spelling(text, label):
     assert extract_option(text, WORDS, WORDS) == label
 
 
@@ -77,11 +77,11 @@ def test_numbered_words(text, label):
         *(("That is not true", None), ("true/false", None), ("untrue", None)),
     ],
 )
-def test_words(text, label):
+def test_a_word_is_extracted_as_an_answer(text, label):
     assert extract_option(text, ["true", "false"], ["true", "false"]) == label
 
 
-def test_an_option_that_begins_another():
+def test_an_option_that_is_the_prefix_of_another_is_distinguished():
     cities = ["Paris", "Paris in Texas"]
     assert extract_option("It is Paris in Texas", cities, cities) == "Paris in Texas"
     assert extract_option("paris", cities, cities) == "Paris"

@@ -37,7 +37,7 @@ def test_beams_in_batches_give_what_the_model_gives_for_one_prompt(model, tokeni
     assert len(set(map(len, expected))) > 2
 
 
-def test_what_the_model_says_of_decoding_is_not_taken_over(model, tokenizer, prompts):
+def test_decoding_settings_of_the_model_are_not_used(model, tokenizer, prompts):
     options = {"max_new_tokens": 8, "num_beams": 2, "progress": False}
     expected = generate(model, tokenizer, prompts[:6], **options)
     model.generation_config.update(

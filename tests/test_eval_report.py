@@ -1,5 +1,6 @@
-"""``headedit.evaluate``: figures beside their baselines, the same for every batch size, and going on after a stop."""
+"""``headedit.evaluate``: figures next to their baselines, the same for every batch size, and resumed after a stop."""
 
+import importlib
 import json
 import math
 
@@ -9,11 +10,12 @@ import headedit
 from headedit import HeadEditError, Source, Task, evaluate
 from headedit.cli.main import main
 from headedit.demo import MODEL_FOLDER, tasks
-from headedit.evaluation.answers import likelihood as choices_module
-from headedit.evaluation.answers import predictions
+from headedit.evaluation.answers import likelihood, predictions
 from headedit.evaluation.answers.generation import generate
 from headedit.evaluation.reports.report_tables import markdown, tables
 from headedit.hf.loading import load_model, load_tokenizer
+
+evaluate_module = importlib.import_module("headedit.evaluation.evaluate")  # the function has the same name
 
 LETTERS = Task(
     name="letters", prompt="{{ prompt }}", answer="response", template="plain", max_new_tokens=10, num_beams=4
@@ -64,7 +66,7 @@ def run(model, task, **options):
     return evaluate(model, task, progress=False, **options)
 
 
-def test_edited_and_base_with_intervals_baselines_and_the_paired_test(model, edits):
+def test_a_report_has_edited_and_base_with_intervals_baselines_and_the_paired_test(model, edits):
     rows = cued(16)
     for row in rows[:6]:
         row["response"] = " z z z z"  # what neither says
@@ -103,7 +105,7 @@ def test_predictions_are_the_same_at_batch_sizes_1_7_and_32(task, model, tmp_pat
     assert len(set(found[1].values())) > 20
 
 
-def test_groups_and_their_mean(model):
+def test_a_report_has_every_group_and_the_mean_of_the_groups(model):
     report = run(model, CHOICE, data=choices(30))
     groups = report.score.groups
     assert set(groups) == {"short", "long"}
@@ -135,7 +137,7 @@ def test_generated_text_is_measured_by_its_metrics(model, edits):
     assert "| text: chrf | 12 |" in markdown([report])
 
 
-def test_a_stopped_evaluation_goes_on_where_it_was(model, edits, tmp_path, monkeypatch):
+def test_a_stopped_evaluation_is_resumed(model, edits, tmp_path, monkeypatch):
     rows, options = tasks.records("swap", 20, cued=False, seed=5), {"edits": edits, "batch_size": 4}
     whole = run(model, LETTERS, data=rows, output=tmp_path / "whole.json", **options)
     stopped = tmp_path / "stopped.json"
@@ -148,14 +150,14 @@ def test_a_stopped_evaluation_goes_on_where_it_was(model, edits, tmp_path, monke
         written.append(len(batch))
         predictions.append(file, batch)
 
-    monkeypatch.setattr("headedit.evaluation.evaluate.append", append)
+    monkeypatch.setattr(evaluate_module, "append", append)
     with pytest.raises(KeyboardInterrupt):
         run(model, LETTERS, data=rows, output=stopped, **options)
     assert not stopped.exists()
     assert len(kept.read_text().splitlines()) == 1 + 7 * 4
     with kept.open("a") as file:
         file.write('{"system": "base", "row": 3, "wh')  # as a kill leaves it
-    monkeypatch.setattr("headedit.evaluation.evaluate.append", lambda *a: (written.append(0), predictions.append(*a)))
+    monkeypatch.setattr(evaluate_module, "append", lambda *a: (written.append(0), predictions.append(*a)))
     again = run(model, LETTERS, data=rows, output=stopped, **options)
     assert len(written) == 7 + 3
     assert len(kept.read_text().splitlines()) == 1 + 2 * 20
@@ -186,11 +188,11 @@ def test_predictions_of_another_evaluation_are_not_mixed_in(change, message, mod
     assert (tmp_path / "r.predictions.jsonl").read_bytes() == before
 
 
-def test_a_model_that_is_no_better_than_a_constant_is_said_to_be(model):
+def test_a_model_that_is_no_better_than_a_constant_gets_a_remark(model):
     rows = [{"prompt": "copy : a b c d =", "response": " a b c d"}] * 3
     report = run(model, LETTERS, data=[*rows, {"prompt": "copy : a b =", "response": " x"}])
     assert (report.accuracy, report.constant.value) == (0.75, 0.75)
-    assert report.remarks == ["The model is not told apart from the constant answer 'a b c d'."]
+    assert report.remarks == ["The model cannot be distinguished from the constant answer 'a b c d'."]
     assert run(model, LETTERS, data=cued(20)).remarks == []
 
 
@@ -210,7 +212,7 @@ def test_the_task_says_how_it_is_scored(model, tmp_path, monkeypatch):
 
     def option_scores(model, tokenizer, questions, **options):
         asked.append((questions[0][1], options["normalise"]))
-        return choices_module.option_scores(model, tokenizer, questions, **options)
+        return likelihood.option_scores(model, tokenizer, questions, **options)
 
     monkeypatch.setattr("headedit.evaluation.answers.answers.option_scores", option_scores)
     rows = choices(2)
@@ -218,7 +220,7 @@ def test_the_task_says_how_it_is_scored(model, tmp_path, monkeypatch):
     assert asked == [([f" {text}" for text in rows[0]["choices"]], "bytes")]
 
 
-def test_what_is_saved(model, tmp_path):
+def test_an_evaluation_saves_its_report_and_its_predictions(model, tmp_path):
     report = run(model, CHOICE, data=choices(6), output=tmp_path / "deep" / "choice.json")
     data = json.loads((tmp_path / "deep" / "choice.json").read_text())
     assert data["score"]["metrics"] == report.score.metrics
@@ -231,7 +233,7 @@ def test_what_is_saved(model, tmp_path):
     assert all(math.isfinite(score) and score < 0 for score in line["scores"])
 
 
-def test_faults_are_told(model, edits, tmp_path):
+def test_a_fault_of_an_evaluation_is_named(model, edits, tmp_path):
     long = [{"prompt": "a =", "response": "b"}, {"prompt": "a " * 60, "response": "b"}]
     with pytest.raises(HeadEditError, match=r"record 2 has 61 tokens; with 10 new ones it does not fit .* of 64"):
         run(model, LETTERS, data=long)

@@ -42,7 +42,7 @@ def examples(task, tokenizer, data=None, **options):
     return load_examples(task, load_rows(task, data), tokenizer, **options)
 
 
-def test_the_tasks_of_the_paper_are_there():
+def test_the_tasks_of_the_paper_are_packaged():
     known = packaged_tasks()
     assert sorted(known) == sorted([*COMMONSENSE, "mmlu_pro", "common_gen", "e2e_nlg", "web_nlg", "xsum"])
     assert [task.name for task in find_tasks(["commonsense"])] == COMMONSENSE
@@ -53,7 +53,7 @@ def test_the_tasks_of_the_paper_are_there():
     assert all(task.data is not None for task in known.values())
 
 
-def test_a_commonsense_record(tokenizer):
+def test_a_commonsense_record_becomes_an_example(tokenizer):
     record = {
         "instruction": "Q?\n\nAnswer1: x Answer2: y Answer3: z\n\nAnswer format: answer1/answer2/answer3",
         "answer": "answer3",
@@ -70,7 +70,7 @@ def test_a_commonsense_record(tokenizer):
 
 
 @pytest.mark.parametrize("answer", ["B", "b", 1, "wolf"])
-def test_an_mmlu_pro_record(answer, tokenizer):
+def test_an_mmlu_pro_record_becomes_an_example(answer, tokenizer):
     record = {"question": "Which?", "options": ["cat", "wolf"], "category": "law", "answer": answer}
     found = example("mmlu_pro", record, tokenizer)
     assert "about law. Please return the answer in the format of [The answer is (X)] at the end.\n" in found.prompt
@@ -106,14 +106,14 @@ def test_an_mmlu_pro_record(answer, tokenizer):
         ),
     ],
 )
-def test_a_generation_record_and_its_references(task, record, prompt, tokenizer):
+def test_a_generation_record_becomes_an_example_with_its_references(task, record, prompt, tokenizer):
     found = example(task, record | {"references": ["One.", "Two."], "target": "One."}, tokenizer)
     assert found.prompt == f"{ALPACA}### Instruction:\n{prompt}\n\n### Response:\n"
     assert (found.answers, found.labels) == (("One.", "Two."), ())
     assert example(task, record | {"references": [], "target": "One."}, tokenizer).answers == ("One.",)
 
 
-def test_a_task_of_ones_own(tmp_path, tokenizer):
+def test_a_task_of_a_user_is_read_from_its_file(tmp_path, tokenizer):
     (tmp_path / "mine.yaml").write_text(MINE)
     rows = [{"question": f"{i}?", "choices": ["x", "y"], "correct": i % 2} for i in range(9)]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -128,7 +128,7 @@ def test_a_task_of_ones_own(tmp_path, tokenizer):
     assert len(drawn) == 4
 
 
-def test_a_folder_of_several_tasks(tmp_path, tokenizer):
+def test_the_records_of_a_task_are_found_in_a_folder_of_several_tasks(tmp_path, tokenizer):
     row = {"instruction": "Q? answer1 answer2", "answer": "answer1"}
     for split, count in (("test", 3), ("train", 2)):
         file = tmp_path / "ARC-Challenge" / f"{split}.json"
@@ -162,7 +162,7 @@ def test_the_hub_is_asked_for_what_the_task_says(monkeypatch):
     assert asked[2] == ("json", None, {"split": "test", "data_files": {"test": address}})
 
 
-def test_one_group_of_a_task(tokenizer):
+def test_one_group_of_a_task_can_be_evaluated(tokenizer):
     rows = [
         {"question": "?", "options": ["x", "y"], "category": group, "answer": "A"} for group in ("law", "math", "law")
     ]
@@ -188,14 +188,14 @@ def test_one_group_of_a_task(tokenizer):
         ({"data": {"split": "test"}}, r"mine\.yaml: data: the key 'path' is missing"),
     ],
 )
-def test_a_faulty_task_file_is_told_by_file_and_field(change, message, tmp_path):
+def test_a_faulty_task_file_is_named_with_its_field(change, message, tmp_path):
     content = {**yaml.safe_load(MINE), **change}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
     with pytest.raises(HeadEditError, match=message):
         find_task(tmp_path / "mine.yaml")
 
 
-def test_a_task_that_is_not_known():
+def test_an_unknown_task_is_refused_with_the_nearest_name():
     with pytest.raises(HeadEditError, match=r"no task 'boolk'\. Did you mean 'boolq'\? A task of your own is a YAML"):
         find_task("boolk")
     with pytest.raises(HeadEditError, match=r"A task has no field 'beams'\. Did you mean 'num_beams'"):
@@ -219,13 +219,13 @@ def test_a_task_that_is_not_known():
         (["x"], "row 3: expected an object with named fields, found list"),
     ],
 )
-def test_a_faulty_record_is_told_by_its_row(record, message, tmp_path, tokenizer):
+def test_a_faulty_record_is_named_by_its_row(record, message, tmp_path, tokenizer):
     (tmp_path / "mine.yaml").write_text(MINE)
     with pytest.raises(HeadEditError, match=message):
         make_example(find_task(tmp_path / "mine.yaml"), record, tokenizer, "row 3")
 
 
-def test_broken_rows_stop_it_or_are_left_out(tmp_path, tokenizer):
+def test_a_broken_row_stops_an_evaluation_or_is_left_out(tmp_path, tokenizer):
     (tmp_path / "mine.yaml").write_text(MINE)
     good = {"question": "?", "choices": ["x", "y"], "correct": 0}
     lines = [json.dumps(good), "{", json.dumps(good | {"correct": "z"})]
@@ -244,5 +244,5 @@ def test_broken_rows_stop_it_or_are_left_out(tmp_path, tokenizer):
         examples(task, tokenizer, skip_broken=True)
 
 
-def test_a_task_is_public():
+def test_task_and_source_are_public():
     assert {"Task", "Source", "Report", "evaluate"} <= set(headedit.__all__)

@@ -104,7 +104,7 @@ def test_probes_tell_own_responses_from_those_of_others(frame, edits, tokenizer)
         {"input_ids": ids + response, "labels": [-100] * len(ids) + response}
         for ids, response in (([3, 4], [5, 2]), ([6], [5, 2]), ([7, 8], [9]))
     ]
-    examples, labels = own_or_other(rows, end=2)
+    examples, labels = own_or_other(rows, tokenizer)
     assert [e["input_ids"] for e in examples] == [[3, 4, 5], [3, 4, 9], [6, 5], [6, 9], [7, 8, 9], [7, 8, 5]]
     assert labels == [1, 0] * 3
     assert frame["probe_accuracy"].between(0, 1).all()
@@ -224,7 +224,7 @@ def test_mistakes_are_explained(frame, edits, tokenizer, llama, monkeypatch):
     other = iti(edits, [{"input_ids": [3, 4, i]} for i in range(8)], [0, 1] * 4, progress=False)
     with pytest.raises(HeadEditError, match=r"probe: is of \(4, 8\) layers and heads"):
         evidence(small, rows, probe=other, progress=False)
-    with pytest.raises(HeadEditError, match="probe: example 1 is no prompt with a response behind it"):
+    with pytest.raises(HeadEditError, match="probe: example 1 does not end with a response after a prompt"):
         own_or_other([{"input_ids": [3, 4], "labels": [-100, 9]}], None)
     with pytest.raises(HeadEditError, match="all examples have the same response"):
         own_or_other([{"input_ids": [3, 4], "labels": [-100, 4]}] * 2, None)

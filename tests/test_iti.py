@@ -12,11 +12,12 @@ from zoo import zoo_model
 import headedit
 from headedit import EditConfig, HeadEditError
 from headedit.data import prompt_ids
+from headedit.data.encoding import ids_to_last_token
 from headedit.demo import MODEL_FOLDER
 from headedit.hf.loading import load_tokenizer
 from headedit.interpret.evidence import probes
 from headedit.interpret.evidence.iti import HeadEvidence, _split, iti
-from headedit.interpret.evidence.last_token import last_outputs, token_ids
+from headedit.interpret.evidence.last_token import last_outputs
 from headedit.interpret.evidence.probes import fit_probes, held_out_accuracy
 from headedit.interpret.plots.evidence import evidence
 
@@ -299,12 +300,13 @@ def test_heads_that_come_in_groups_are_read():
 def test_text_is_read_at_the_last_token_of_its_response():
     tokenizer = load_tokenizer(str(MODEL_FOLDER))
     pair = ("a b c", " c b a")
-    ids = token_ids(pair, tokenizer, "Example 1")
+    ids = ids_to_last_token(pair, tokenizer, "Example 1")
     assert tokenizer.decode(ids[-1:]).strip() == "a"
     assert ids == prompt_ids(tokenizer, "".join(pair))
     assert ids[-1] != tokenizer.eos_token_id
     record = {"prompt": pair[0], "response": pair[1]}
-    assert token_ids(record, tokenizer, "Example 1") == token_ids({"input_ids": ids}, None, "Example 1") == ids
+    assert ids_to_last_token(record, tokenizer, "Example 1") == ids
+    assert ids_to_last_token({"input_ids": ids}, None, "Example 1") == ids
 
 
 def test_equal_heads_are_ranked_by_their_place():

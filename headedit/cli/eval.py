@@ -1,7 +1,7 @@
 """The command ``headedit eval``: tasks, or your own examples, with edits and without, next to the baselines."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,6 @@ from headedit.cli.shared import (
     console,
     listed,
     print_files,
-    read_pairs,
     write_whole,
 )
 from headedit.errors import HeadEditError
@@ -85,12 +84,10 @@ def evaluate(
 
     changes = read_assignments(settings or [])
     changes |= {k: v for k, v in (("scoring", scoring), ("max_new_tokens", max_new_tokens)) if v is not None}
-    records: Any = data
     if tasks is not None:
         chosen = find_tasks(listed(tasks), **changes)
     elif data is not None:
         chosen = find_tasks([EXACT_MATCH], **changes)
-        records = read_pairs(Path(data), None, seed, skip_broken)
     else:
         raise HeadEditError(f"Give --tasks, --data, or both. Tasks: {', '.join(packaged_tasks())}.")
     if not chosen:
@@ -104,7 +101,7 @@ def evaluate(
             task,
             edits=handle,
             tokenizer=tokenizer,
-            data=records,
+            data=data,
             train=train,
             limit=limit,
             seed=seed,

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from rich.markup import escape
 
-from headedit.cli.shared import Device, Dtype, DtypeOption, Seed, Skip, console, print_files, read_pairs, write_whole
+from headedit.cli.shared import Device, Dtype, DtypeOption, Seed, Skip, console, print_files, write_whole
 from headedit.errors import HeadEditError
 
 if TYPE_CHECKING:
@@ -79,6 +80,10 @@ def report(
     print_files([file])
 
 
+_SHOWN = 5
+"""Messages about malformed records that are printed."""
+
+
 class _Loaded(NamedTuple):
     """What evidence is measured with: the base model, its tokenizer, the examples and the spec file, if given."""
 
@@ -115,28 +120,30 @@ def _prepare(
         chosen = dataclasses.replace(chosen, device=device, device_map=None)
     read = chosen.load_tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
     base = chosen.load()
-    if config is None:
-        assert data is not None
-        examples: Sequence[Any] = read_pairs(Path(data), None, 0, skip_broken)
-    else:
-        examples = _of_run(config, data, read, base, skip_broken)
+    examples = _examples(config, data, read, base, skip_broken)
     return _Loaded(base, read, examples, (None if config is None else config.spec) if spec is None else spec)
 
 
-def _of_run(
-    config: "RunConfig", data: str | None, tokenizer: Any, model: "nn.Module", skip_broken: bool
+def _examples(
+    config: "RunConfig | None", data: str | None, tokenizer: Any, model: "nn.Module", skip_broken: bool
 ) -> Sequence[Any]:
-    """Encoded as the run does it: examples of a file, or the run's own test, validation or training examples."""
-    from headedit.data.loading import load_data
-    from headedit.hf.config import text_config
+    """Encoded as for training: examples of a file, or the run's own test, validation or training examples."""
+    from headedit.data import DataConfig, load_data
+    from headedit.hf.config import context_length
 
-    choices = config.data
-    if data is not None:
+    if data is None:
+        assert config is not None
+        choices = config.data
+    elif config is None:
+        choices = DataConfig(train=data)
+    else:
         nothing: dict[str, Any] = dict.fromkeys(("valid", "test", "examples", "valid_examples", "test_examples"))
-        choices = dataclasses.replace(choices, **{**nothing, "train": data})
+        choices = dataclasses.replace(config.data, **{**nothing, "train": data})
     if skip_broken:
         choices = dataclasses.replace(choices, skip_malformed=True)
-    found = load_data(choices, tokenizer, context=getattr(text_config(model), "max_position_embeddings", None))
+    found = load_data(choices, tokenizer, context=context_length(model))
+    for message in found.report["train"]["malformed_first"][:_SHOWN]:
+        console.print(f"[yellow]left out:[/] {escape(message)}")
     return found.test or found.valid or found.train
 
 

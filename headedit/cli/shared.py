@@ -38,19 +38,6 @@ Edits = Annotated[str | None, typer.Option("--edits", "-e", help="Folder or hub 
 SpecFile = Annotated[Path | None, typer.Option("--spec", help="Spec file for an architecture without one.")]
 
 
-def read_pairs(path: Path, limit: int | None, seed: int, skip_broken: bool) -> list[tuple[str, str]]:
-    """The records of a file, perhaps a sample of them; those that are broken and left out are printed."""
-    from headedit.data.records import read_records
-    from headedit.data.splits import sample
-
-    records = read_records(path, skip_broken=skip_broken)
-    for message in records.broken[:5]:
-        console.print(f"[yellow]left out:[/] {escape(message)}")
-    if records.broken:
-        console.print(f"{len(records.broken)} broken records of {path} are left out.")
-    return sample(records.pairs, limit, seed)
-
-
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Writes data as JSON; the file is complete or not written at all."""
     import json

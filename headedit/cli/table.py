@@ -29,10 +29,10 @@ def table(
 
     Example: `headedit table reports/jola reports/localise --published --model Llama-3.1-8B-Instruct`
     """
-    from headedit.evaluation.reports.comparison import LEFT, compare
+    from headedit.evaluation.reports.comparison import LEFT, compare_runs
     from headedit.evaluation.reports.saved_runs import read_run
 
-    comparison = compare([read_run(run) for run in runs or []], with_published=published, model=model)
+    comparison = compare_runs([read_run(run) for run in runs or []], with_published=published, model=model)
     for title, header, cells in comparison.tables():
         print_table(title, header, cells, left=LEFT)
     for note in comparison.notes:

@@ -1,11 +1,11 @@
-"""How a file becomes records, a record a conversation, and that tokens: in one place, for training and evaluation."""
+"""Reads files as records, records as conversations, and conversations as tokens, for training and evaluation."""
 
 from headedit.data.config import DataConfig
 from headedit.data.conversation import Tokens, conversation_tokens, default_template, last_exchange, to_pair
 from headedit.data.formats import Format, Message, to_messages
 from headedit.data.loading import Data, load_data
 from headedit.data.records import Records, read_records
-from headedit.data.sources import Row, read_rows
+from headedit.data.sources import SourceRow, read_rows
 from headedit.data.templates import ALPACA, Template
 from headedit.data.tokens import prompt_ids, response_ids
 
@@ -16,7 +16,7 @@ __all__ = [
     "Format",
     "Message",
     "Records",
-    "Row",
+    "SourceRow",
     "Template",
     "Tokens",
     "conversation_tokens",

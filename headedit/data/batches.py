@@ -1,17 +1,20 @@
-"""Encoded examples, and batches of them."""
+"""Encoded examples, and padded batches of them on the device of a model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from headedit.errors import HeadEditError
 
 IGNORED = -100
 """The label of a token that carries no loss, as in transformers."""
 
 Encoded = dict[str, list[int]]
-"""``input_ids`` and ``labels``."""
+"""An example as ``input_ids`` and ``labels``, the label of a token at its own place."""
 
 
 class StoredRows(Sequence[Encoded]):
@@ -43,7 +46,7 @@ class PadRight:
     pad_token_id: int = 0
 
     def __call__(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
-        """The batch of some examples."""
+        """Makes a batch of examples."""
         rows = list(rows)
         width = max(len(row["input_ids"]) for row in rows)
 
@@ -55,3 +58,49 @@ class PadRight:
             "attention_mask": padded(([1] * len(row["input_ids"]) for row in rows), 0),
             "labels": padded((row["labels"] for row in rows), IGNORED),
         }
+
+
+def token_embeddings(model: nn.Module) -> Tensor:
+    """The weight of the model's token embeddings, [vocabulary, width].
+
+    Raises:
+        HeadEditError: there is not exactly one, as in a model that reads several streams of tokens.
+    """
+    get = getattr(model, "get_input_embeddings", None)
+    weight = getattr(get(), "weight", None) if callable(get) else None
+    if not isinstance(weight, Tensor):
+        raise HeadEditError(f"{type(model).__name__} has no single table of token embeddings, so it reads no text.")
+    return weight
+
+
+def batches(
+    model: nn.Module, rows: Sequence[Encoded], batch_size: int, *, what: str, progress: bool, passes: int = 1
+) -> Iterator[tuple[Tensor, dict[str, Any], Tensor]]:
+    """Yields padded batches of rows of similar length, on the device of the model's embeddings.
+
+    Args:
+        model: the model that is to read them.
+        rows: encoded examples.
+        batch_size: rows per batch.
+        what: what the bar says.
+        progress: show a bar.
+        passes: forward passes per batch, which the bar counts.
+
+    Yields:
+        The rows' numbers, [batch]; what to call the model with; and labels, [batch, tokens].
+
+    Raises:
+        HeadEditError: ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise HeadEditError(f"batch_size: found {batch_size}, expected 1 or more.")
+    device, collate = token_embeddings(model).device, PadRight()
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    starts = range(0, len(order), batch_size)
+    with tqdm(total=passes * len(starts), desc=what, unit="pass", disable=not progress, leave=False) as bar:
+        for start in starts:
+            chosen = order[start : start + batch_size]
+            batch = {key: value.to(device) for key, value in collate([rows[i] for i in chosen]).items()}
+            labels = batch.pop("labels")
+            yield torch.tensor(chosen), {**batch, "use_cache": False}, labels
+            bar.update(passes)

@@ -1,4 +1,4 @@
-"""Encodes many examples once: large sets stay on disk, cached by ``datasets`` under what they were made from."""
+"""Encodes a large set once and keeps it on disk, cached by ``datasets`` under a hash of what it was made from."""
 
 import contextlib
 import hashlib
@@ -11,8 +11,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from headedit.data.batches import Encoded, StoredRows
-from headedit.data.encoding import EncodedRow, Encoder
-from headedit.data.records import Example
+from headedit.data.encoder import Encoder, EncodingResult
+from headedit.data.records import Conversation
 from headedit.errors import HeadEditError
 from headedit.io.optional import library
 from headedit.version import __version__
@@ -20,7 +20,7 @@ from headedit.version import __version__
 logger = logging.getLogger(__name__)
 
 _WORTH_STORING = 1_000_000
-"""Characters below which encoding takes less time than loading ``datasets``."""
+"""Number of characters below which encoding takes less time than loading ``datasets``."""
 
 
 class EncodedSet:
@@ -30,7 +30,7 @@ class EncodedSet:
         self._rows = rows
 
     def column(self, name: str) -> list[Any]:
-        """A field of every example, such as ``tokens``; see ``EncodedRow``."""
+        """A field of every example, such as ``tokens``; see ``EncodingResult``."""
         return [row[name] for row in self._rows] if isinstance(self._rows, list) else list(self._rows[name])
 
     def select(self, indices: Sequence[int]) -> Sequence[Encoded]:
@@ -40,12 +40,12 @@ class EncodedSet:
         return StoredRows(self._rows.select(indices).select_columns(["input_ids", "labels"]))
 
 
-def encode_examples(examples: Sequence[Example], encoder: Encoder, *, name: str, progress: bool) -> EncodedSet:
-    """Every example, encoded; from the cache where the same was done before.
+def encode_examples(examples: Sequence[Conversation], encoder: Encoder, *, name: str, progress: bool) -> EncodedSet:
+    """Encodes every example, or reads it from the cache if the same was encoded before.
 
-    What decides is the text of the examples, the tokenizer, its chat template and the encoder's choices. Sets of less
-    than a million characters, slow tokenizers, and a machine without ``datasets`` or with its caching disabled, get a
-    list in memory.
+    The key is the text of the examples, the tokenizer, its chat template and the encoder's choices. Sets of less than a
+    million characters, slow tokenizers, and machines without ``datasets`` or with its caching disabled, use a list in
+    memory.
     """
     bar = {"desc": f"tokenising {name}", "disable": not progress, "leave": False}
     datasets = None
@@ -63,9 +63,9 @@ def encode_examples(examples: Sequence[Example], encoder: Encoder, *, name: str,
 
 
 def _stored(
-    datasets: Any, folder: Path, examples: Sequence[Example], encoder: Encoder, name: str, progress: bool
+    datasets: Any, folder: Path, examples: Sequence[Conversation], encoder: Encoder, name: str, progress: bool
 ) -> Any:
-    def encoded(index: int) -> EncodedRow:
+    def encoded(index: int) -> EncodingResult:
         return encoder(examples[index])
 
     number, text = datasets.Value("int32"), datasets.Value("string")
@@ -76,7 +76,7 @@ def _stored(
             encoded,
             input_columns="index",
             remove_columns=["index"],
-            features=datasets.Features({field: kinds[kind] for field, kind in EncodedRow.__annotations__.items()}),
+            features=datasets.Features({field: kinds[kind] for field, kind in EncodingResult.__annotations__.items()}),
             new_fingerprint=key,
             cache_file_name=str(folder / f"{key}.arrow"),
             writer_batch_size=100,
@@ -84,7 +84,7 @@ def _stored(
         )
 
 
-def _key(examples: Sequence[Example], encoder: Encoder) -> str:
+def _key(examples: Sequence[Conversation], encoder: Encoder) -> str:
     tokenizer = encoder.tokenizer
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     for passing in ("truncation", "padding"):  # of the last call
@@ -108,7 +108,7 @@ def _key(examples: Sequence[Example], encoder: Encoder) -> str:
 
 @contextlib.contextmanager
 def _bars(datasets: Any, wanted: bool) -> Iterator[None]:
-    """``datasets``' own bars for a while, or none."""
+    """A context in which ``datasets`` shows its bars, or not."""
     before = datasets.are_progress_bars_disabled()
     (datasets.enable_progress_bars if wanted else datasets.disable_progress_bars)()
     try:

@@ -1,9 +1,9 @@
-"""A tokenizer's own chat template: the tokens of a conversation, and exactly which of them are responses.
+"""The tokens of a conversation in the tokenizer's own chat template, and exactly which of them are responses.
 
-A response is what a rendering has more than the rendering of the turns before it with the header of an answer, which is
-what generation is given. That is exact where the template is prefix-stable, so each rendering is checked to be the
-begin of the whole one. Where the template marks what the assistant says (``{% generation %}``), a response begins no
-earlier than its mark, and a template that is not prefix-stable is taken by its marks alone.
+A response is what a rendering adds to the rendering of the turns before it with the header of an answer, which is what
+generation is given. That is exact where the template is prefix-stable, so each rendering is checked to be a prefix of
+the whole one. Where the template marks what the assistant says (``{% generation %}``), a response begins no earlier
+than its mark; of a template that is not prefix-stable only the marks are used.
 """
 
 import re
@@ -11,14 +11,14 @@ from itertools import pairwise
 from typing import Any
 
 from headedit.data.formats import Message
-from headedit.data.tokens import Span, end_ids, text_ids
+from headedit.data.tokens import Span, end_ids, special_ids, text_ids
 from headedit.errors import HeadEditError
 
 _MARKS = re.compile(r"\{%-?\s*generation\b")
 
 
 def chat_text(tokenizer: Any, messages: list[Message], where: str, *, prompt: bool = False) -> str:
-    """The conversation as text; with the header of an answer behind it for ``prompt``.
+    """Renders a conversation as text; with ``prompt`` the header of an answer follows it.
 
     Raises:
         HeadEditError: the tokenizer has no template, or the template refuses the conversation.
@@ -29,8 +29,8 @@ def chat_text(tokenizer: Any, messages: list[Message], where: str, *, prompt: bo
 def chat_tokens(tokenizer: Any, messages: list[Message], where: str) -> tuple[list[int], list[Span]]:
     """Token ids of a conversation, and where its responses are, each with the token that ends the turn.
 
-    The template is rendered twice a response and the text tokenised once. Where a token would reach across the begin
-    of a response, the text is cut there, so that every prompt has the tokens that generation will see.
+    The template is rendered twice per response and the text tokenised once. Where a token would reach across the
+    beginning of a response, the text is split there, so that every prompt has the tokens that generation will see.
 
     Raises:
         HeadEditError: the template refuses the conversation or is not prefix-stable, or the tokenizer gives no offsets.
@@ -40,7 +40,7 @@ def chat_tokens(tokenizer: Any, messages: list[Message], where: str) -> tuple[li
             "The spans of a chat template need a fast tokenizer (one with a tokenizer.json). Load one, or use another "
             "template, such as chatml."
         )
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(end_ids(tokenizer))
+    special = special_ids(tokenizer)
     marked = _marked(tokenizer, messages, where, special)
     try:
         ids, spans = _located(tokenizer, *_rendered(tokenizer, messages, where), special)
@@ -75,7 +75,7 @@ def _applied(tokenizer: Any, messages: list[Message], where: str, **options: Any
 def _marked(
     tokenizer: Any, messages: list[Message], where: str, special: set[int]
 ) -> tuple[list[int], list[Span]] | None:
-    """By the template's marks; None where it has none, or not one for each response with the whole of its text."""
+    """Tokens and spans by the template's marks; None unless it marks the whole text of each response."""
     if not _MARKS.search(str(getattr(tokenizer, "chat_template", None))):
         return None
     responses = [message["content"].strip() for message in messages if message["role"] == "assistant"]
@@ -89,7 +89,7 @@ def _marked(
 
 
 def _rendered(tokenizer: Any, messages: list[Message], where: str) -> tuple[str, list[Span]]:
-    """The text, and where its responses are, in characters, each with what ends the turn."""
+    """The text, and the spans of its responses in characters, each with what ends the turn."""
     whole = chat_text(tokenizer, messages, where)
     spans: list[Span] = []
     for i, message in enumerate(messages):
@@ -118,8 +118,8 @@ def _rendered(tokenizer: Any, messages: list[Message], where: str) -> tuple[str,
 
 def _unstable(where: str) -> HeadEditError:
     return HeadEditError(
-        f"{where}: the tokenizer's chat template renders a conversation otherwise once it goes on, so what the model "
-        "said cannot be told from what it was given. Use another template, such as chatml, or a chat template with "
+        f"{where}: the tokenizer's chat template renders a conversation differently once it continues, so responses "
+        "cannot be separated from prompts. Use another template, such as chatml, or a chat template with "
         "{% generation %} marks."
     )
 
@@ -138,7 +138,7 @@ def _located(tokenizer: Any, text: str, spans: list[Span], special: set[int]) ->
 
 
 def _mapped(tokenizer: Any, text: str, spans: list[Span], special: set[int]) -> tuple[list[int], list[Span], list[int]]:
-    """Token ids, the spans in tokens, and the begins of those whose prompt has other tokens when it stands alone.
+    """Token ids, the spans in tokens, and where those begin whose prompt has other tokens on its own.
 
     A special token divides a text, so a prompt is compared from the last one on.
     """
@@ -164,7 +164,7 @@ def _mapped(tokenizer: Any, text: str, spans: list[Span], special: set[int]) -> 
 
 
 def _closed(tokenizer: Any, ids: list[int], span: Span, special: set[int]) -> Span:
-    """The span up to the token that ends the turn, which a template's marks may leave out, or go beyond."""
+    """The span up to the token that ends the turn, which a template's marks may leave out or pass."""
     start, end = span
     last = end
     while last > start + 1 and not tokenizer.decode(ids[last - 1]).strip():

@@ -1,4 +1,4 @@
-"""Which data a run is given, and how it becomes examples: the section ``data`` of a run."""
+"""The data of a run and how it becomes examples: the section ``data`` of a run's file."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -26,18 +26,18 @@ class DataConfig:
             examples, held out of them. None for no validation examples.
         test: the same.
         format: ``response``, ``completion``, ``llm-adapters``, ``alpaca``, ``messages`` or ``sharegpt``, see
-            ``headedit.data.formats``; None to tell by the fields of each record.
+            ``headedit.data.formats``; None to recognise it by the fields of each record.
         template: ``alpaca`` (the JoLA paper's), ``chatml``, ``chat`` (the tokenizer's own) or ``plain``; None for
             ``alpaca`` for instructions, ``plain`` for prompts, and ``chat`` for conversations, or ``chatml`` where the
             tokenizer has no chat template.
         max_length: the most tokens of an example; None for the model's context.
-        too_long: what to do with more: ``drop`` leaves the example out, ``cut_prompt`` takes tokens from the left,
-            after the begin-of-text, and never a part of a response, ``fail`` stops. All of it is reported.
-        skip_malformed: leave records that cannot be used out, and report them, instead of stopping at the first.
+        too_long: what to do with an example of more: ``drop`` it, ``cut_prompt`` to cut tokens from the left, after
+            the begin-of-text and never a part of a response, or ``fail``. The counts are always reported.
+        skip_malformed: leave out and report malformed records, instead of stopping at the first.
         examples: how many training examples to draw; None for all.
         valid_examples: how many to draw from the source ``valid``.
         test_examples: how many to draw from the source ``test``.
-        seed: of all draws.
+        seed: seed of all draws.
     """
 
     train: Source
@@ -73,5 +73,5 @@ class DataConfig:
 
     @staticmethod
     def from_dict(data: object, where: str) -> "DataConfig":
-        """A config from plain data, as it stands in a run's ``data``."""
+        """A config from plain data, as in the section ``data`` of a run."""
         return strict.build(DataConfig, data, where)

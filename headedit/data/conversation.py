@@ -1,4 +1,4 @@
-"""A conversation in a template: its tokens with the spans of the responses, and its last prompt as text."""
+"""Puts a conversation into a template: its tokens with the spans of the responses, and its last prompt as text."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ class Tokens:
 
 
 def default_template(format: Format, tokenizer: Any) -> Template:
-    """``alpaca`` for instructions, ``plain`` for prompts, the tokenizer's own or ``chatml`` for conversations."""
+    """The default: ``alpaca`` for instructions, ``plain`` for prompts, and the tokenizer's or ``chatml`` for chats."""
     if format in INSTRUCTIONS:
         return "alpaca"
     if format in CONVERSATIONS:
@@ -33,7 +33,7 @@ def default_template(format: Format, tokenizer: Any) -> Template:
 
 
 def conversation_tokens(messages: list[Message], template: Template, tokenizer: Any, where: str) -> Tokens:
-    """The conversation in the template, every response closed by what ends a turn, the last by end-of-text.
+    """Tokenises a conversation in a template; the end of a turn closes every response, end-of-text the last.
 
     Args:
         messages: the conversation, its last turn a response.
@@ -51,7 +51,7 @@ def conversation_tokens(messages: list[Message], template: Template, tokenizer: 
 
 
 def last_exchange(messages: list[Message], template: Template, tokenizer: Any, where: str) -> Exchange:
-    """Everything up to the last response as text, for ``prompt_ids`` and generation, and that response.
+    """Splits a conversation into all before its last response as text, for ``prompt_ids``, and that response.
 
     Raises:
         HeadEditError: the conversation does not fit the template.
@@ -66,9 +66,9 @@ def last_exchange(messages: list[Message], template: Template, tokenizer: Any, w
 
 
 def to_pair(record: object, where: str) -> tuple[str, str]:
-    """Prompt and response of one record, as texts that need no tokenizer.
+    """Prompt and response of one record as texts, without a tokenizer.
 
-    A record has ``prompt`` with ``response`` or ``completion``, used as they stand, or ``instruction`` with
+    A record has ``prompt`` with ``response`` or ``completion``, used unchanged, or ``instruction`` with
     ``answer`` or ``output`` and perhaps ``input``, put into the Alpaca template.
 
     Raises:

@@ -1,134 +1,39 @@
-"""Examples as token ids: the loss is on the responses, and a response is never cut silently."""
+"""Examples of any form as token ids and labels: one encoder for training, evaluation, interpretation and reports.
+
+An example is a (prompt, response) pair, a record of any form that ``headedit.data.formats`` names, conversations among
+them, or a record with ``input_ids`` and ``labels``.
+"""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
+from torch import nn
 from tqdm.auto import tqdm
 
-from headedit.data.batches import IGNORED, Encoded, StoredRows
-from headedit.data.config import TooLong
-from headedit.data.conversation import Tokens, conversation_tokens, default_template
-from headedit.data.formats import Format, Message, to_messages
-from headedit.data.records import Example
-from headedit.data.templates import Template
+from headedit.data.batches import IGNORED, Encoded, StoredRows, token_embeddings
+from headedit.data.conversation import last_exchange
+from headedit.data.encoder import Encoder
+from headedit.data.formats import to_messages
+from headedit.data.records import Conversation
+from headedit.data.templates import CHATML_END, Template
+from headedit.data.tokens import Span, TokenisedPrompt, text_ids, without_end
 from headedit.errors import HeadEditError
+from headedit.hf.config import context_length
 
 logger = logging.getLogger(__name__)
-
-
-class EncodedRow(TypedDict):
-    """An encoded example and how it came about.
-
-    Fields:
-        input_ids: token ids; empty where the example is not used.
-        labels: the same on the responses and what ends them, else ``IGNORED``.
-        tokens: number of tokens before anything was cut.
-        cut: number of tokens that were cut.
-        ends: the last token of every response that is kept.
-        lost: number of responses that were cut, always whole.
-        template: the template.
-        fault: why the template refuses the example, else empty.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    tokens: int
-    cut: int
-    ends: list[int]
-    lost: int
-    template: str
-    fault: str
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """How a conversation becomes tokens.
-
-    Fields:
-        tokenizer: the model's tokenizer.
-        max_length: the most tokens; None for no limit.
-        template: None for the one that suits the format.
-        too_long: see ``DataConfig``; what is to ``fail`` is left out here, as by ``drop``.
-        skip_malformed: give a fault for what the template refuses, instead of an error.
-    """
-
-    tokenizer: Any
-    max_length: int | None = None
-    template: Template | None = None
-    too_long: TooLong = "drop"
-    skip_malformed: bool = False
-
-    def template_of(self, format: Format) -> Template:
-        """The template of examples of this format."""
-        return self.template or default_template(format, self.tokenizer)
-
-    def __call__(self, example: Example) -> EncodedRow:
-        """The encoded example.
-
-        Raises:
-            HeadEditError: the template refuses it, and malformed examples are not skipped.
-        """
-        template = self.template_of(example.format)
-        try:
-            tokens = conversation_tokens(example.messages, template, self.tokenizer, example.where)
-        except HeadEditError as error:
-            if not self.skip_malformed:
-                raise
-            return _row(Tokens([], []), None, template, str(error))
-        kept: Tokens | None = tokens
-        if self.max_length is not None and len(tokens.ids) > self.max_length:
-            bos = self.tokenizer.bos_token_id
-            kept = cut_prompt(tokens, self.max_length, bos) if self.too_long == "cut_prompt" else None
-        return _row(tokens, kept, template)
-
-
-def cut_prompt(tokens: Tokens, max_length: int, bos_token_id: int | None) -> Tokens | None:
-    """The last ``max_length`` tokens or fewer, behind the begin-of-text token where there is one.
-
-    Earlier responses go whole or stay whole, each with at least one token before it to be foretold from.
-
-    Returns:
-        What is left; None where not even the last response would be whole.
-    """
-    opening = tokens.ids[:1] if tokens.ids[:1] == [bos_token_id] else []
-    begin = len(tokens.ids) - max_length + len(opening)
-    for start, end in tokens.spans:
-        if begin < end and start + len(opening) <= begin:
-            begin = end
-    spans = [(a - begin + len(opening), b - begin + len(opening)) for a, b in tokens.spans if a >= begin]
-    return Tokens(opening + tokens.ids[begin:], spans) if spans else None
-
-
-def _row(tokens: Tokens, kept: Tokens | None, template: str, fault: str = "") -> EncodedRow:
-    ids, spans = (kept.ids, kept.spans) if kept is not None else ([], [])
-    labels = [IGNORED] * len(ids)
-    for start, end in spans:
-        labels[start:end] = ids[start:end]
-    return {
-        "input_ids": ids,
-        "labels": labels,
-        "tokens": len(tokens.ids),
-        "cut": len(tokens.ids) - len(ids) if ids else 0,
-        "ends": [ids[end - 1] for _, end in spans],
-        "lost": len(tokens.spans) - len(spans) if ids else 0,
-        "template": template,
-        "fault": fault,
-    }
 
 
 def encode(
     examples: Iterable[Any], tokenizer: Any, *, max_length: int | None, name: str, progress: bool = True
 ) -> Sequence[Encoded]:
-    """``input_ids`` and ``labels`` of every example, labels only on the responses and their end-of-text.
+    """Encodes a set of examples to train on: ``input_ids``, and ``labels`` on the responses and what ends them.
 
     Args:
-        examples: (prompt, response) pairs, records of any form that ``headedit.data.formats`` names, or records that
-            hold ``input_ids`` and ``labels`` already and pass as they are; a ``datasets.Dataset`` of any of these.
-            Rows that ``load_data`` keeps on disk stay there, and are as long as it let them.
+        examples: examples of any form, in a list, a ``datasets.Dataset`` or a split of ``load_data``. Rows that
+            ``load_data`` keeps on disk stay there, and are as long as it let them.
         tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
-        max_length: examples of more tokens are left out, and the log says how many; None for no limit.
+        max_length: longer examples are dropped, and the log says how many; None for no limit.
         name: what to call the set in messages.
         progress: show a bar.
 
@@ -141,14 +46,14 @@ def encode(
     too_long = 0
     encoder = Encoder(tokenizer)
     for i, example in enumerate(tqdm(examples, desc=f"tokenising {name}", disable=not progress, leave=False)):
-        row = _encode_one(example, encoder, i, f"{name} example {i + 1}")
+        row = encode_example(example, encoder, f"{name} example {i + 1}")
         if max_length is not None and len(row["input_ids"]) > max_length:
             too_long += 1
         else:
             kept.append(row)
     if too_long and kept:
         logger.warning(
-            "%d of %d %s examples are longer than %d tokens and are left out; none was cut.",
+            "%d of %d %s examples are longer than %d tokens and are dropped; none was cut.",
             too_long,
             too_long + len(kept),
             name,
@@ -160,18 +65,134 @@ def encode(
     return kept
 
 
-def _encode_one(example: Any, encoder: Encoder, index: int, where: str) -> Encoded:
-    if isinstance(example, Mapping) and "input_ids" in example:
-        if "labels" not in example or len(example["labels"]) != len(example["input_ids"]):
-            raise HeadEditError(f"{where}: has input_ids but not as many labels.")
-        return {key: [int(i) for i in example[key]] for key in ("input_ids", "labels")}
+def encode_all(examples: Iterable[Any], tokenizer: Any, model: nn.Module) -> list[Encoded]:
+    """Encodes examples to measure a model on: none is dropped, so that figures per example keep their order.
+
+    Args:
+        examples: as for ``encode``.
+        tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
+        model: the model that is to read them.
+
+    Raises:
+        HeadEditError: there are none; one is of another form, has no labelled token after its first, is longer than
+            the model's context, or has an id that the model does not know.
+    """
+    encoder = Encoder(tokenizer)
+    rows = [encode_example(example, encoder, f"Example {i + 1}") for i, example in enumerate(examples)]
+    if not rows:
+        raise HeadEditError("There is nothing to measure on: the set of examples is empty.")
+    check_lengths([row["input_ids"] for row in rows], model)
+    known = token_embeddings(model).shape[0]
+    for i, row in enumerate(rows):
+        if all(label == IGNORED for label in row["labels"][1:]):
+            raise HeadEditError(f"Example {i + 1} has no labelled token after its first, so it has no loss.")
+        wrong = next((token for token in row["input_ids"] if not 0 <= token < known), None)
+        if wrong is not None:
+            raise HeadEditError(
+                f"Example {i + 1} has the token id {wrong}, but the model knows {known} tokens. Give the model's own "
+                "tokenizer."
+            )
+    return rows
+
+
+def check_lengths(rows: Sequence[Sequence[int]], model: nn.Module) -> None:
+    """Raises a ``HeadEditError`` that names the first of the rows of token ids that is longer than the context."""
+    longest = context_length(model)
+    for i, ids in enumerate(rows):
+        if longest is not None and len(ids) > longest:
+            raise HeadEditError(
+                f"Example {i + 1} has {len(ids)} tokens, more than the model's context of {longest}. "
+                "Shorten it or leave it out."
+            )
+
+
+def is_encoded(example: Any) -> bool:
+    """Whether an example holds token ids rather than text."""
+    return isinstance(example, Mapping) and "input_ids" in example
+
+
+def encode_example(example: Any, encoder: Encoder, where: str) -> Encoded:
+    """One example of any form as token ids and labels; ``input_ids`` and ``labels`` are taken as they are.
+
+    Raises:
+        HeadEditError: the example is of another form, or text without a tokenizer; ``where`` names it.
+    """
+    if is_encoded(example):
+        row = {key: [int(i) for i in example.get(key, ())] for key in ("input_ids", "labels")}
+        if len(row["labels"]) != len(row["input_ids"]):
+            raise HeadEditError(f"{where}: has {len(row['input_ids'])} input_ids but {len(row['labels'])} labels.")
+        return row
+    result = encoder(_conversation(example, encoder, where))
+    return {"input_ids": result["input_ids"], "labels": result["labels"]}
+
+
+def encode_for_generation(
+    example: Any, tokenizer: Any, where: str, template: Template | None = None
+) -> tuple[TokenisedPrompt, str]:
+    """Prompt and expected response of one example: its last response, and all before it with the tokens of training.
+
+    The expected response of token ids is their text without special tokens.
+
+    Args:
+        example: an example of any form.
+        tokenizer: the model's tokenizer.
+        where: names the example in messages.
+        template: None for the default of the format; not used for token ids.
+
+    Raises:
+        HeadEditError: the example is of another form, or has no labelled token.
+    """
+    encoder = Encoder(tokenizer, template=template)
+    row = encode_example(example, encoder, where)
+    start, end = last_response(row, where)
+    ids, response = row["input_ids"][:start], row["labels"][start:end]
+    body = without_end(response, tokenizer)
+    ending = response[len(body) : len(body) + 1]
+    if is_encoded(example):
+        return TokenisedPrompt(tokenizer.decode(ids), ids, ending), tokenizer.decode(body, skip_special_tokens=True)
+    conversation = _conversation(example, encoder, where)
+    chosen = encoder.template_of(conversation.format)
+    prompt, text = last_exchange(conversation.messages, chosen, tokenizer, where)
+    return TokenisedPrompt(prompt, ids, text_ids(tokenizer, CHATML_END) if chosen == "chatml" else ending), text
+
+
+def ids_to_last_token(example: Any, tokenizer: Any, where: str) -> list[int]:
+    """Token ids up to the last token of an example's last response, without what ends it; ``input_ids`` as they are.
+
+    Raises:
+        HeadEditError: the example is of another form, empty, or text without a tokenizer; ``where`` names it.
+    """
+    if is_encoded(example):
+        ids = [int(i) for i in example["input_ids"]]
+    else:
+        encoder = Encoder(tokenizer)
+        conversation = _conversation(example, encoder, where)
+        ids = without_end(encoder(conversation)["input_ids"], tokenizer)
+        closing = text_ids(tokenizer, CHATML_END)
+        if encoder.template_of(conversation.format) == "chatml" and ids[-len(closing) :] == closing:
+            ids = ids[: -len(closing)]
+    if not ids:
+        raise HeadEditError(f"{where}: is empty; there is no token to read the heads at.")
+    return ids
+
+
+def last_response(row: Encoded, where: str) -> Span:
+    """Where the last response of an encoded example is: the last tokens in a row that have labels.
+
+    Raises:
+        HeadEditError: no token has a label.
+    """
+    labels = row["labels"]
+    end = next((i + 1 for i in reversed(range(len(labels))) if labels[i] != IGNORED), 0)
+    if not end:
+        raise HeadEditError(f"{where}: has no labelled token, so it has no response.")
+    return next((i + 1 for i in reversed(range(end)) if labels[i] == IGNORED), 0), end
+
+
+def _conversation(example: Any, encoder: Encoder, where: str) -> Conversation:
     if encoder.tokenizer is None:
         raise HeadEditError(f"{where}: is text, and there is no tokenizer; give tokenizer=...")
-    row = encoder(Example(index, where, *_conversation(example, where)))
-    return {"input_ids": row["input_ids"], "labels": row["labels"]}
-
-
-def _conversation(example: Any, where: str) -> tuple[list[Message], Format]:
     if isinstance(example, tuple | list) and [type(part) for part in example] == [str, str]:
-        return [{"role": "user", "content": example[0]}, {"role": "assistant", "content": example[1]}], "response"
-    return to_messages(example, where)
+        turns = [{"role": "user", "content": example[0]}, {"role": "assistant", "content": example[1]}]
+        return Conversation(0, where, turns, "response")
+    return Conversation(0, where, *to_messages(example, where))

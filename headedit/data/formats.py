@@ -1,4 +1,4 @@
-"""The forms in which people keep examples, and each of them as a conversation: a list of messages.
+"""Reads the common forms of examples as conversations: lists of messages.
 
 | format | fields |
 |---|---|
@@ -46,17 +46,17 @@ _ROLES = {
 
 
 def to_messages(record: object, where: str, format: Format | None = None) -> tuple[list[Message], Format]:
-    """The conversation in a record, and the record's format.
+    """Reads the conversation in a record, and finds the record's format.
 
-    Turns after the last response are left off, as there is nothing to learn from them.
+    Turns after the last response are left out, as there is nothing to learn from them.
 
     Args:
         record: an object with named fields.
         where: names the record in messages.
-        format: the format it has to have; by default the first that fits.
+        format: the format that it must have; by default the first that fits.
 
     Raises:
-        HeadEditError: the record is not of this form, or of none that is known, or has no or an empty response.
+        HeadEditError: the record is not of this format, or of no known one, or has no response or an empty one.
     """
     if not isinstance(record, Mapping):
         raise HeadEditError(f"{where}: expected an object with named fields, found {type(record).__name__}.")
@@ -118,7 +118,7 @@ def _turn(turn: object, where: str) -> Message:
         )
     role = _ROLES.get(turn[who]) if isinstance(turn[who], str) else None
     if role is None:
-        raise HeadEditError(f"{where}: the {who} {turn[who]!r} is not known.{suggest(turn[who], _ROLES)}")
+        raise HeadEditError(f"{where}: the {who} {turn[who]!r} is unknown.{suggest(turn[who], _ROLES)}")
     content = _joined(turn[what])
     if content is None:
         raise HeadEditError(f"{where}: the field '{what}' holds {type(turn[what]).__name__}, expected text.")

@@ -1,4 +1,4 @@
-"""``load_data``: the encoded splits of a run, and a report of everything that happened to the data on the way."""
+"""``load_data``: the encoded splits of a run, and a report of everything that was done to the data."""
 
 import statistics
 from collections import Counter
@@ -10,8 +10,8 @@ from headedit.data.batches import Encoded
 from headedit.data.cache import encode_examples
 from headedit.data.config import DataConfig
 from headedit.data.conversation import last_exchange
-from headedit.data.encoding import Encoder
-from headedit.data.records import Example, read_examples
+from headedit.data.encoder import Encoder
+from headedit.data.records import Conversation, read_examples
 from headedit.data.splits import draw, overlap
 from headedit.errors import HeadEditError
 
@@ -37,14 +37,14 @@ class Data:
     valid: Sequence[Encoded] | None
     test: Sequence[Encoded] | None
     report: dict[str, Any]
-    _examples: dict[str, list[Example]] = field(repr=False)
+    _examples: dict[str, list[Conversation]] = field(repr=False)
     _encoder: Encoder = field(repr=False)
 
     def pairs(self, split: Split) -> list[tuple[str, str]]:
-        """Of each example all up to its last response as text, for generation, and that response.
+        """The examples as (all before the last response, that response), as texts for generation.
 
         Raises:
-            HeadEditError: there is no such split.
+            HeadEditError: the data have no such split.
         """
         if split not in self._examples:
             raise HeadEditError(f"There is no {_NAMES[split]} set in this data; give one as '{split}'.")
@@ -71,12 +71,12 @@ class Data:
 
 
 def load_data(config: DataConfig, tokenizer: Any, *, context: int | None = None, progress: bool = True) -> Data:
-    """Reads, draws, splits and encodes the data of a run.
+    """Reads, samples, splits and encodes the data of a run.
 
     Args:
-        config: sources and choices.
+        config: the data section of a run.
         tokenizer: the model's tokenizer.
-        context: the most tokens that the model can take, the limit where the config has none.
+        context: the most tokens that the model can read, which is the limit if the config has none.
         progress: show bars.
 
     Raises:
@@ -94,9 +94,9 @@ def load_data(config: DataConfig, tokenizer: Any, *, context: int | None = None,
     return Data(encoded["train"], encoded.get("valid"), encoded.get("test"), report, chosen, encoder)
 
 
-def _chosen(config: DataConfig, progress: bool) -> tuple[dict[str, list[Example]], dict[str, Any]]:
-    """The examples of each split, and the begin of the report."""
-    chosen: dict[str, list[Example]] = {}
+def _chosen(config: DataConfig, progress: bool) -> tuple[dict[str, list[Conversation]], dict[str, Any]]:
+    """The examples of each split, and the first entries of the report."""
+    chosen: dict[str, list[Conversation]] = {}
     report: dict[str, Any] = {}
     given = {"test": config.test, "valid": config.valid}
     held_out = {name: value for name, value in given.items() if isinstance(value, int | float)}
@@ -121,9 +121,9 @@ def _chosen(config: DataConfig, progress: bool) -> tuple[dict[str, list[Example]
 
 
 def _encode(
-    examples: list[Example], encoder: Encoder, name: str, report: dict[str, Any], progress: bool
-) -> tuple[Sequence[Encoded], list[Example]]:
-    """The encoded examples and those of the examples that are used; the report is completed."""
+    examples: list[Conversation], encoder: Encoder, name: str, report: dict[str, Any], progress: bool
+) -> tuple[Sequence[Encoded], list[Conversation]]:
+    """Encodes examples, keeps those that are used, and completes the report."""
     rows = encode_examples(examples, encoder, name=_NAMES[name], progress=progress)
     lengths, cut, ends = rows.column("tokens"), rows.column("cut"), rows.column("ends")
     faults = [fault for fault in rows.column("fault") if fault]
@@ -134,7 +134,7 @@ def _encode(
         first = examples[long[0]]
         raise HeadEditError(
             f"{first.where}: has {lengths[long[0]]} tokens, more than the limit of {encoder.max_length}; so have "
-            f"{len(long)} of {len(examples)} {_NAMES[name]} examples. Raise max_length, or choose too_long: drop or "
+            f"{len(long)} of {len(examples)} {_NAMES[name]} examples. Raise max_length, or set too_long to drop or "
             "cut_prompt."
         )
     if not kept:

@@ -1,4 +1,4 @@
-"""Records as conversations or as pairs of texts; what is broken is named by its line, and fatal or counted."""
+"""Reads records as conversations or as pairs of texts; broken ones are named by their line, and fatal or counted."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from headedit.data.conversation import to_pair
 from headedit.data.formats import Format, Message, to_messages
-from headedit.data.sources import Row, read_rows
+from headedit.data.sources import SourceRow, read_rows
 from headedit.errors import HeadEditError
 
 T = TypeVar("T")
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Records:
-    """What a file held.
+    """The records of a file.
 
     Fields:
         pairs: (prompt, response) texts, in the order of the file.
@@ -29,14 +29,14 @@ class Records:
 
 
 @dataclass(frozen=True)
-class Example:
+class Conversation:
     """A conversation to learn from.
 
     Fields:
-        index: its number among all records of its source, from 0, those that are broken counted in.
+        index: its number among all records of its source, broken ones too, from 0.
         where: its file and line, for messages.
         messages: the turns, the last of them a response.
-        format: of its record.
+        format: the format of its record.
     """
 
     index: int
@@ -46,18 +46,18 @@ class Example:
 
     @property
     def prompt(self) -> str:
-        """Everything in it that is no response, without regard to case and white space."""
+        """Everything except the responses, with case and white space normalised."""
         texts = (message["content"] for message in self.messages if message["role"] != "assistant")
         return " ".join("\n".join(texts).split()).casefold()
 
     @property
     def length(self) -> int:
-        """Characters of all turns."""
+        """Number of characters of all turns."""
         return sum(len(message["content"]) for message in self.messages)
 
 
 def read_records(path: "str | PathLike[str]", *, skip_broken: bool = False) -> Records:
-    """The (prompt, response) pairs of a JSON, JSON lines, CSV or Parquet file.
+    """Reads the (prompt, response) pairs of a JSON, JSON lines, CSV or Parquet file.
 
     Records hold ``instruction`` and ``answer`` (perhaps ``input``), or ``prompt`` and ``response``; see
     ``headedit.data.to_pair``. ``headedit.load_data`` reads conversations and datasets too.
@@ -75,15 +75,15 @@ def read_records(path: "str | PathLike[str]", *, skip_broken: bool = False) -> R
 
 def read_examples(
     sources: Sequence[str], *, split: str, format: Format | None, skip_malformed: bool, progress: bool
-) -> tuple[list[Example], list[str]]:
-    """The conversations of some sources, one after the other, and a message for each record that was left out.
+) -> tuple[list[Conversation], list[str]]:
+    """Reads the conversations of sources in their order, and a message for each record that was left out.
 
     Raises:
         HeadEditError: a source cannot be read, there is nothing in them, or a record is malformed and not skipped.
     """
 
-    def example(index: int, row: Row) -> Example:
-        return Example(index, row.where, *to_messages(row.value, row.where, format))
+    def example(index: int, row: SourceRow) -> Conversation:
+        return Conversation(index, row.where, *to_messages(row.value, row.where, format))
 
     rows = (row for source in sources for row in read_rows(source, split))
     hint = None if skip_malformed else "leave such records out with skip_malformed: true (--skip-broken)"
@@ -92,9 +92,9 @@ def read_examples(
 
 
 def _usable(
-    rows: Iterable[Row], convert: Callable[[int, Row], T], hint: str | None, name: str
+    rows: Iterable[SourceRow], convert: Callable[[int, SourceRow], T], hint: str | None, name: str
 ) -> tuple[list[T], list[str]]:
-    """What the rows become, and why some are left out; the first of those is fatal where there is a hint."""
+    """Converts rows, and says why some are left out; with a hint the first of those is an error."""
     kept: list[T] = []
     broken: list[str] = []
     for i, row in enumerate(rows):
@@ -104,7 +104,7 @@ def _usable(
             kept.append(convert(i, row))
         except HeadEditError as error:
             if hint is not None:
-                raise HeadEditError(f"{error} Mend it, or {hint}.") from None
+                raise HeadEditError(f"{error} Correct it, or {hint}.") from None
             broken.append(str(error))
     if not kept:
         reason = f"all {len(broken)} records are broken, the first: {broken[0]}" if broken else "it holds no records"

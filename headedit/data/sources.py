@@ -1,4 +1,4 @@
-"""Rows of JSON, JSON lines, CSV and Parquet files and of datasets, each with where it stands; broken ones by line."""
+"""Reads the rows of JSON, JSON lines, CSV and Parquet files and of datasets, each with its place in the source."""
 
 import csv
 import io
@@ -15,21 +15,21 @@ from headedit.io.optional import library
 _ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:+-]+))?")
 
 
-class Row(NamedTuple):
-    """What stands at one place of a source, or why it cannot be read."""
+class SourceRow(NamedTuple):
+    """A row of a source with its place, or why it cannot be read."""
 
     where: str
     value: Any = None
     fault: str | None = None
 
 
-def read_rows(source: str, split: str = "train") -> Iterator[Row]:
-    """The rows of a file, of a folder that ``datasets`` saved, or of a dataset by its id.
+def read_rows(source: str, split: str = "train") -> Iterator[SourceRow]:
+    """Reads the rows of a file, of a folder that ``datasets`` saved, or of a dataset by its id.
 
     Args:
-        source: a path; the ending of a file tells its form, and one that is not known is read as JSON. What is not
-            there and has no ending is taken for ``owner/name``, ``owner/name/config``, perhaps with ``:split``.
-        split: of a dataset, where the source names none.
+        source: a path; a file is read by its ending, as JSON if that is unknown. A path that does not exist and has no
+            ending is read as a dataset's id: ``owner/name``, ``owner/name/config``, perhaps with ``:split``.
+        split: the split of a dataset, if the source names none.
 
     Raises:
         HeadEditError: the source cannot be read at all.
@@ -54,7 +54,7 @@ def _text(file: Path) -> str:
         raise HeadEditError(f"{file}: is not UTF-8 text (byte {error.start}).") from None
 
 
-def _json_rows(file: Path) -> Iterator[Row]:
+def _json_rows(file: Path) -> Iterator[SourceRow]:
     text = _text(file)
     if not text.lstrip().startswith("["):
         for number, line in enumerate(text.split("\n"), start=1):
@@ -68,19 +68,19 @@ def _json_rows(file: Path) -> Iterator[Row]:
     except RecursionError:
         raise HeadEditError(f"{file}: the JSON is nested too deeply.") from None
     for number, row in enumerate(rows, start=1):
-        yield Row(f"{file}, record {number}", row)
+        yield SourceRow(f"{file}, record {number}", row)
 
 
-def _line(line: str, where: str) -> Row:
+def _line(line: str, where: str) -> SourceRow:
     try:
-        return Row(where, json.loads(line))
+        return SourceRow(where, json.loads(line))
     except json.JSONDecodeError as error:
-        return Row(where, fault=f"{where}: not valid JSON ({error.msg}, column {error.colno}).")
+        return SourceRow(where, fault=f"{where}: not valid JSON ({error.msg}, column {error.colno}).")
     except RecursionError:
-        return Row(where, fault=f"{where}: the JSON is nested too deeply.")
+        return SourceRow(where, fault=f"{where}: the JSON is nested too deeply.")
 
 
-def _csv_rows(file: Path) -> Iterator[Row]:
+def _csv_rows(file: Path) -> Iterator[SourceRow]:
     lines = io.StringIO(_text(file), newline="")
     limit = csv.field_size_limit(sys.maxsize)  # a conversation may be longer than the module's default
     try:
@@ -90,7 +90,7 @@ def _csv_rows(file: Path) -> Iterator[Row]:
     yield from rows
 
 
-def _records(reader: Any, file: Path) -> Iterator[Row]:
+def _records(reader: Any, file: Path) -> Iterator[SourceRow]:
     header: list[str] | None = None
     while True:
         where = f"{file}, line {reader.line_num + 1}"
@@ -99,31 +99,31 @@ def _records(reader: Any, file: Path) -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Row(where, fault=f"{where}: not valid CSV ({error}).")
+            yield SourceRow(where, fault=f"{where}: not valid CSV ({error}).")
             continue
         if header is None:
             header = fields
         elif len(fields) == len(header):
-            yield Row(where, dict(zip(header, fields, strict=True)))
+            yield SourceRow(where, dict(zip(header, fields, strict=True)))
         elif fields:
-            yield Row(where, fault=f"{where}: has {len(fields)} fields, and the header has {len(header)}.")
+            yield SourceRow(where, fault=f"{where}: has {len(fields)} fields, and the header has {len(header)}.")
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
+def _parquet_rows(file: Path) -> Iterator[SourceRow]:
     parquet = library("pyarrow.parquet", "A Parquet file")
     number = 0
     try:
         for batch in parquet.ParquetFile(file).iter_batches():
             for value in batch.to_pylist():
                 number += 1
-                yield Row(f"{file}, record {number}", value)
+                yield SourceRow(f"{file}, record {number}", value)
     except OSError as error:
         raise HeadEditError(f"{file}: cannot be read ({error.strerror or error}).") from None
     except ValueError as error:  # pyarrow's ArrowInvalid is one
         raise HeadEditError(f"{file}: is not a Parquet file that can be read ({error}).") from None
 
 
-def _saved_rows(folder: Path, split: str) -> Iterator[Row]:
+def _saved_rows(folder: Path, split: str) -> Iterator[SourceRow]:
     datasets = library("datasets", "A folder of a saved dataset")
     try:
         saved = datasets.load_from_disk(str(folder))
@@ -139,7 +139,7 @@ def _saved_rows(folder: Path, split: str) -> Iterator[Row]:
     return _dataset_rows(saved, str(folder))
 
 
-def _hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:
+def _hub_rows(name: str, config: str | None, split: str) -> Iterator[SourceRow]:
     datasets = library("datasets", f"The dataset '{name}'")
     try:
         loaded = datasets.load_dataset(name, config, split=split)
@@ -151,12 +151,12 @@ def _hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:
     return _dataset_rows(loaded, f"{name}:{split}")
 
 
-def _dataset_rows(dataset: Any, name: str) -> Iterator[Row]:
-    return (Row(f"{name}, record {number}", row) for number, row in enumerate(dataset, start=1))
+def _dataset_rows(dataset: Any, name: str) -> Iterator[SourceRow]:
+    return (SourceRow(f"{name}, record {number}", row) for number, row in enumerate(dataset, start=1))
 
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {".csv": _csv_rows, ".parquet": _parquet_rows}
+_READERS: dict[str, Callable[[Path], Iterator[SourceRow]]] = {".csv": _csv_rows, ".parquet": _parquet_rows}

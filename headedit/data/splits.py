@@ -1,25 +1,23 @@
-"""Seeded samples and splits, as indices that a run can write down, and what two sets have in common."""
+"""Draws samples and splits by a seed, as indices that a run can record, and counts what two sets have in common."""
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-from headedit.data.records import Example
+from headedit.data.records import Conversation
 from headedit.errors import HeadEditError
-
-T = TypeVar("T")
 
 
 def draw(total: int, count: int | None, held_out: Mapping[str, int | float], seed: int) -> dict[str, list[int]]:
-    """Indices of the training examples, as ``train``, and of the sets that are held out; each in rising order.
+    """Draws the indices of the training examples, as ``train``, and of the held-out sets; each in ascending order.
 
     The sets are drawn before the training examples, so a set of a given size is the same whatever ``count`` is.
 
     Args:
         total: number of records.
         count: the most training examples; None for all that are left.
-        held_out: for each set a whole number of records, or a share below 1 of the training examples.
-        seed: of the draw.
+        held_out: for each set a number of records, or a share below 1 of the training examples.
+        seed: seed of the draw.
 
     Raises:
         HeadEditError: a set would be empty.
@@ -33,8 +31,8 @@ def draw(total: int, count: int | None, held_out: Mapping[str, int | float], see
             f"a {name} set of {size}" if size >= 1 else f"a {name} share of {size}" for name, size in held_out.items()
         )
         raise HeadEditError(
-            f"{total} records cannot be split into a training set and {wanted}. Give more records, a file of their "
-            f"own for {' and '.join(f'{name} (--{name})' for name in held_out)}, or train without."
+            f"{total} records cannot be split into a training set and {wanted}. Give more records, a separate "
+            f"file for {' and '.join(f'{name} (--{name})' for name in held_out)}, or train without."
         )
     order = random.Random(seed).sample(range(total), total)
     drawn: dict[str, list[int]] = {}
@@ -43,25 +41,8 @@ def draw(total: int, count: int | None, held_out: Mapping[str, int | float], see
     return drawn
 
 
-def sample(items: Sequence[T], count: int | None, seed: int) -> list[T]:
-    """At most ``count`` of the items, drawn by the seed, in their order."""
-    return [items[i] for i in draw(len(items), count, {}, seed)["train"]]
-
-
-def split(items: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T] | None]:
-    """The items in two parts by the seed: the rest, and a share held out (None for a share of 0).
-
-    Raises:
-        HeadEditError: one of the parts would be empty.
-    """
-    if not share:
-        return list(items), None
-    drawn = draw(len(items), None, {"valid": share}, seed)
-    return [items[i] for i in drawn["train"]], [items[i] for i in drawn["valid"]]
-
-
-def overlap(train: Sequence[Example], other: Sequence[Example]) -> dict[str, Any]:
-    """Examples of another set whose prompt stands in the training set too, case and white space apart.
+def overlap(train: Sequence[Conversation], other: Sequence[Conversation]) -> dict[str, Any]:
+    """Counts examples of another set whose prompt is also in the training set, ignoring case and white space.
 
     Returns:
         ``count``; ``indices`` of those examples in their source; ``same_response``, how many have the same last

@@ -1,7 +1,7 @@
-"""Templates that are the same for every tokenizer: what stands before a response, and what ends it.
+"""Templates that are the same for every tokenizer: the text before a response, and what ends it.
 
-Each takes a conversation apart into exchanges, (prompt, response) texts, where a prompt is all that stands between the
-end of one response and the begin of the next.
+Each splits a conversation into exchanges, (prompt, response) texts, where a prompt is everything between the end of one
+response and the beginning of the next.
 """
 
 from typing import Literal
@@ -23,12 +23,12 @@ CHATML_END = "<|im_end|>"
 
 
 def exchanges(messages: list[Message], template: Template, where: str) -> list[Exchange]:
-    """The conversation in ``alpaca``, ``chatml`` or ``plain``; every response without what ends it.
+    """Splits a conversation into exchanges in ``alpaca``, ``chatml`` or ``plain``; responses without their ends.
 
-    - ``alpaca``: the paper's prompt; a system text stands in the place of its first sentence, and later turns have
-      their instruction and response only.
+    - ``alpaca``: the paper's prompt; a system text replaces its first sentence, and later turns have only their
+      instruction and response.
     - ``chatml``: ``<|im_start|>role``, the text and ``<|im_end|>``, line by line.
-    - ``plain``: prompt and response as they stand.
+    - ``plain``: prompt and response unchanged.
 
     Raises:
         HeadEditError: the turns do not fit the template.

@@ -1,4 +1,4 @@
-"""Prompts and responses as tokens: a prompt is tokenised as generation will see it."""
+"""Tokenises prompts and responses; a prompt is tokenised as generation will see it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,25 +10,48 @@ Span = tuple[int, int]
 
 
 class Rendered(str):
-    """A text that a chat template made: it has its opening tokens, or means to have none."""
+    """A text that a chat template made: it already has its opening tokens, if any."""
 
     __slots__ = ()
 
 
-def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of a prompt with the tokenizer's opening tokens, and without an end-of-text behind it.
+class TokenisedPrompt(str):
+    """A prompt as text, with the token ids that a model was trained on.
 
-    A ``Rendered`` prompt gets no opening tokens, and one that begins with the begin-of-text token no second one.
+    Fields:
+        ids: token ids of the prompt.
+        ending: token ids that end a response to it.
     """
+
+    ids: list[int]
+    ending: list[int]
+
+    def __new__(cls, text: str, ids: Sequence[int] = (), ending: Sequence[int] = ()) -> "TokenisedPrompt":
+        """The prompt."""
+        made = super().__new__(cls, text)
+        made.ids, made.ending = list(ids), list(ending)
+        return made
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of a prompt with the tokenizer's opening tokens, and without an end-of-text after it.
+
+    A ``Rendered`` prompt gets no opening tokens, one that begins with the begin-of-text token gets no second one, and
+    a ``TokenisedPrompt`` has its ids.
+    """
+    if isinstance(prompt, TokenisedPrompt):
+        return list(prompt.ids)
     return _ids(tokenizer, [prompt], opening=not isinstance(prompt, Rendered))[0]
 
 
 def response_ids(tokenizer: Any, prompt: str, response: str) -> list[int]:
     """Token ids of a response as it follows its prompt, closed by the end-of-text token.
 
-    Where the text of both together does not begin with the prompt's own tokens (a merge across the seam),
-    the response is tokenised alone, so that in any case the prompt is what generation will see.
+    Where the tokens of both together do not begin with the prompt's own tokens (a merge across the seam), and after a
+    ``TokenisedPrompt``, the response is tokenised alone, so that the prompt is always what generation will see.
     """
+    if isinstance(prompt, TokenisedPrompt):
+        return _ids(tokenizer, [response], opening=False)[0] + end_ids(tokenizer)
     opening = not isinstance(prompt, Rendered)
     return _exchange_ids(tokenizer, prompt, response, opening=opening)[1] + end_ids(tokenizer)
 
@@ -38,15 +61,30 @@ def end_ids(tokenizer: Any) -> list[int]:
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
+def special_ids(tokenizer: Any) -> set[int]:
+    """The tokens that are not text: those that the tokenizer calls special, and the end-of-text token."""
+    return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(end_ids(tokenizer))
+
+
+def without_end(ids: Sequence[int], tokenizer: Any) -> list[int]:
+    """Token ids without the special tokens at their end, such as end-of-text, and white space between these."""
+    special = special_ids(tokenizer) - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
+    end = last = len(ids)
+    while last and (ids[last - 1] in special or (last < len(ids) and not tokenizer.decode([ids[last - 1]]).strip())):
+        last -= 1
+        end = last if ids[last] in special else end
+    return list(ids[:end])
+
+
 def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text as it stands."""
+    """Token ids of a text, without special tokens around it."""
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def exchange_tokens(tokenizer: Any, exchanges: Sequence[Exchange], closing: list[int]) -> tuple[list[int], list[Span]]:
     """Token ids of a conversation, and where its responses are, each with what closes it; the last with end-of-text.
 
-    Every exchange is tokenised by itself, so the time grows with the length, whatever the number of turns.
+    Each exchange is tokenised separately, so the time grows with the length, not with the number of turns.
     """
     ids: list[int] = []
     spans: list[Span] = []
@@ -70,7 +108,7 @@ def _exchange_ids(tokenizer: Any, prompt: str, response: str, *, opening: bool) 
 
 
 def _ids(tokenizer: Any, texts: list[str], *, opening: bool) -> list[list[int]]:
-    """Token ids of texts, with the tokenizer's opening tokens or as they stand, and no end-of-text behind them."""
+    """Token ids of texts, with or without the tokenizer's opening tokens, and without an end-of-text after them."""
     found = [list(ids) for ids in tokenizer(texts, add_special_tokens=opening, verbose=False)["input_ids"]]
     for ids in found:
         if opening and len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:

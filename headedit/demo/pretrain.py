@@ -20,12 +20,12 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from headedit.data import to_pair
+from headedit.data.batches import IGNORED
 from headedit.demo import tasks
 from headedit.evaluation.exact_match import exact_match
 
 CUED_SHARE = 0.6
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
-IGNORED = -100
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,4 +1,4 @@
-"""Evaluating edited models: tasks, generation and choices, metrics, and reports with their baselines."""
+"""Evaluation of edited models: tasks, answers by generation or likelihood, scores, and reports with baselines."""
 
 from headedit.evaluation.evaluate import evaluate
 from headedit.evaluation.exact_match import exact_match

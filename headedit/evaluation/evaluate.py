@@ -1,4 +1,4 @@
-"""``headedit.evaluate``: a model on a task, with its edits and without, beside the baselines."""
+"""``headedit.evaluate``: a model on a task, with its edits and without, next to the baselines."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from headedit.data import prompt_ids
-from headedit.data.tokens import text_ids
+from headedit.data.tokens import TokenisedPrompt, text_ids
 from headedit.edits.handle import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.answers import answers
@@ -22,7 +22,7 @@ from headedit.evaluation.reports.report import Report
 from headedit.evaluation.reports.report_tables import markdown
 from headedit.evaluation.scores import scoring
 from headedit.evaluation.tasks.examples import Example
-from headedit.evaluation.tasks.records import Data, load_examples, load_rows, load_training_rows
+from headedit.evaluation.tasks.records import TaskData, load_examples, load_rows, load_training_rows
 from headedit.evaluation.tasks.task import Task
 from headedit.evaluation.tasks.task_files import find_task
 from headedit.hf.loading import load_tokenizer
@@ -35,8 +35,8 @@ def evaluate(
     *,
     edits: HeadEdits | None = None,
     tokenizer: Any = None,
-    data: Data | None = None,
-    train: Data | None = None,
+    data: TaskData | None = None,
+    train: TaskData | None = None,
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 32,
@@ -45,23 +45,24 @@ def evaluate(
     progress: bool = True,
     **changes: Any,
 ) -> Report:
-    """Evaluates a model on a task; with edits the base too, by switching them off.
+    """Evaluates a model on a task; with edits also the base model, by switching them off.
 
     Args:
         model: a causal LM.
         task: the name of a task that comes with headedit, the path of a task file, or a ``Task``.
         edits: the handle of edits on the model; given, the base is measured in the same process.
         tokenizer: by default the one at the model's own name or path.
-        data: records, or where they are: a file, a folder, an address or an id on the hub; by default the task says.
+        data: records, or where they are: a file, a folder, an address or an id on the hub; by default the task's. For a
+            task without a prompt, examples of every form that ``headedit.fit`` takes.
         train: the same of training records, which the majority answer is taken from.
         limit: use this many examples, drawn by the seed.
-        seed: of that draw.
-        batch_size: examples a batch; predictions do not depend on it in float32.
-        output: a JSON file for the report; the same as Markdown and the predictions, line by line as they come, stand
-            beside it. If it was stopped, the same call goes on from there.
+        seed: seed of that draw.
+        batch_size: examples per batch; predictions do not depend on it in float32.
+        output: a JSON file for the report; a Markdown file and the predictions are written next to it. A stopped
+            evaluation is resumed by the same call.
         skip_broken: leave out and report what is broken or too long, instead of stopping at the first.
         progress: show bars.
-        changes: fields of the task that are to be different, such as ``scoring="loglikelihood"`` or ``num_beams=1``.
+        changes: fields of the task to change, such as ``scoring="loglikelihood"`` or ``num_beams=1``.
 
     Raises:
         HeadEditError: the task or a record is faulty, the split is empty, a prompt does not fit the model's context, or
@@ -108,12 +109,12 @@ def evaluate(
         base=scores.get(BASE),
         constant=scoring.constant(task, examples),
         majority=scoring.constant(task, examples, trained) if trained else None,
-        test=scoring.compare(task, examples, found, draws) if BASE in found else None,
+        test=scoring.paired_test(task, examples, found, draws) if BASE in found else None,
         left_out=left_out,
         settings={**settings, "batch_size": batch_size, "limit": limit, "seed": seed},
     )
     if file is not None:
-        _write(file, report)
+        _write_report(file, report)
     return report
 
 
@@ -127,7 +128,7 @@ def _predictions(
     settings: dict[str, Any],
     options: dict[str, Any],
 ) -> dict[str, list[Prediction]]:
-    """What each system predicts, by its name; those that the file beside the report holds are not made again."""
+    """The predictions of each system, by its name; those in the file next to the report are not made again."""
     kept = None if file is None else file.with_suffix(".predictions.jsonl")
     done = [] if kept is None else resume(kept, settings)
     found: dict[str, list[Prediction]] = {}
@@ -145,9 +146,15 @@ def _predictions(
 
 
 def _longest_answer(tokenizer: Any, examples: Sequence[Example]) -> int:
-    """Tokens of the longest expected answer, with the end-of-text."""
-    texts = [" " + answer for example in examples for answer in example.answers]
-    return max(len(text_ids(tokenizer, text)) for text in texts) + 1
+    """Tokens of the longest expected answer, with the tokens that end it."""
+
+    def ending(example: Example) -> int:
+        return max(1, len(example.prompt.ending)) if isinstance(example.prompt, TokenisedPrompt) else 1
+
+    def length(answer: str) -> int:
+        return max(len(text_ids(tokenizer, before + answer)) for before in ("", " "))
+
+    return max(length(answer) + ending(example) for example in examples for answer in example.answers)
 
 
 def _fitting(
@@ -168,7 +175,7 @@ def _fitting(
     return fitting, too_long
 
 
-def _write(file: Path, report: Report) -> None:
+def _write_report(file: Path, report: Report) -> None:
     try:
         write_atomically(file, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
         write_atomically(file.with_suffix(".md"), markdown([report]).encode())

@@ -1,6 +1,6 @@
-"""Exact match of the generated response with the expected one: the task of a plain list of pairs."""
+"""Exact match of the generated response with the expected one: the task of any set of training examples."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -12,43 +12,46 @@ from headedit.evaluation.tasks.task import Task
 
 EXACT_MATCH = Task(
     name="exact match",
-    prompt="{{ prompt }}",
-    answer="response",
-    template="plain",
+    prompt=None,
+    answer=None,
+    template=None,
     num_beams=1,
     max_new_tokens=None,
-    description="greedy responses compared with the expected ones, first line against first line",
+    description="greedy responses compared with the expected ones, first line with first line",
 )
 
 
 def exact_match(
     model: nn.Module,
     tokenizer: Any,
-    pairs: Sequence[tuple[str, str]],
+    examples: Iterable[Any],
     *,
     edits: HeadEdits | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = 32,
     progress: bool = True,
 ) -> Report:
-    """Greedy responses compared with the expected ones, first line against first line.
+    """Compares greedy responses with the expected ones, first line with first line.
 
     Args:
         model: a causal LM.
         tokenizer: its tokenizer.
-        pairs: (prompt, expected response).
-        edits: the handle of edits on the model; given, the base is measured too.
-        max_new_tokens: longest response; by default the longest expected one and the end-of-text.
-        batch_size: prompts a batch.
+        examples: what ``headedit.fit`` trains on: (prompt, response) pairs, records of any form that
+            ``headedit.data.formats`` names, conversations too, or records of ``input_ids`` and ``labels``; a list, a
+            ``datasets.Dataset``, or a split of ``headedit.load_data``. The last response of each is expected, and all
+            before it is the prompt.
+        edits: the handle of edits on the model; if given, the base is measured too.
+        max_new_tokens: longest response; by default the longest expected one and what ends it.
+        batch_size: prompts per batch.
         progress: show bars.
 
     Raises:
-        HeadEditError: ``pairs`` is empty, or a prompt does not fit the context.
+        HeadEditError: there are no examples, one is of another form, or a prompt does not fit the context.
     """
     return evaluate(
         model,
         EXACT_MATCH,
-        data=pairs,
+        data=examples,
         edits=edits,
         tokenizer=tokenizer,
         batch_size=batch_size,

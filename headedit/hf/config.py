@@ -36,3 +36,9 @@ def _own_config(config: Any, layer: int) -> Any:
 def decoder_config(config: Any) -> Any:
     """The part of a config that describes the text decoder."""
     return config.get_text_config(decoder=True)
+
+
+def context_length(model: nn.Module) -> int | None:
+    """The most tokens that the model's text decoder can read; None where its config does not say."""
+    found = getattr(text_config(model), "max_position_embeddings", None)
+    return None if found is None else int(found)

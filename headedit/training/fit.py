@@ -10,13 +10,13 @@ from typing import Any
 from accelerate.utils import wait_for_everyone
 
 from headedit.data.batches import Encoded
-from headedit.data.encoding import encode
+from headedit.data.encoding import encode, is_encoded
 from headedit.edits import HeadEdits
 from headedit.edits.files.card import write_card
 from headedit.edits.files.storage import load_tensors
 from headedit.edits.gate_set import heads_of, open_gates
 from headedit.errors import HeadEditError
-from headedit.hf.config import text_config
+from headedit.hf.config import context_length
 from headedit.hf.loading import load_tokenizer
 from headedit.hf.quantized import differentiable
 from headedit.io.files import check_writable
@@ -200,9 +200,9 @@ def _encoded(
     progress: bool,
 ) -> tuple[Sequence[Encoded], Sequence[Encoded] | None, int]:
     train, valid = _listed(train), None if valid is None else _listed(valid)
-    if tokenizer is None and any(not _is_encoded(row) for row in [*train[:1], *(valid or [])[:1]]):
+    if tokenizer is None and any(not is_encoded(row) for row in [*train[:1], *(valid or [])[:1]]):
         tokenizer = load_tokenizer(getattr(edits.model.config, "_name_or_path", ""))
-    length = getattr(text_config(edits.model), "max_position_embeddings", None) if max_length is None else max_length
+    length = context_length(edits.model) if max_length is None else max_length
     encoding = functools.partial(encode, tokenizer=tokenizer, max_length=length, progress=progress)
     pad = getattr(tokenizer, "pad_token_id", None)
     rows = encoding(train, name="training")
@@ -227,7 +227,3 @@ def _stability(edits: HeadEdits, seed: int, figures: list[dict[str, Any]]) -> St
 
 def _listed(examples: Iterable[Any]) -> Sequence[Any]:
     return examples if isinstance(examples, Sequence) else list(examples)
-
-
-def _is_encoded(row: Any) -> bool:
-    return isinstance(row, dict) and "input_ids" in row

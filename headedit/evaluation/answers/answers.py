@@ -1,4 +1,4 @@
-"""The answers of one system to a task's examples, as they come: by generation and extraction, or by likelihood."""
+"""The answers of one system to a task's examples: by generation and extraction, or by likelihood."""
 
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -27,20 +27,20 @@ def answers(
     batch_size: int,
     progress: bool,
 ) -> Generator[list[Prediction], None, None]:
-    """Predictions batch by batch, each batch as soon as it is there; none where there are no examples.
+    """Yields predictions batch by batch; none if there are no examples.
 
     Args:
         model: the model.
         tokenizer: its tokenizer.
-        task: how it is scored.
+        task: says how answers are found.
         examples: indices and examples.
-        system: what the predictions call the model.
+        system: name of the model in the predictions.
         max_new_tokens: longest answer, in tokens.
-        batch_size: examples a batch.
+        batch_size: examples per batch.
         progress: show a bar.
 
     Raises:
-        HeadEditError: an example does not fit the model's context, or a batch not the memory.
+        HeadEditError: an example does not fit the model's context, or a batch does not fit the memory.
     """
     if not examples:
         return

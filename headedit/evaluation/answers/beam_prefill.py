@@ -1,7 +1,7 @@
-"""The prompt of a beam search, run once for all beams instead of once a beam.
+"""Runs the prompt of a beam search once for all beams instead of once per beam.
 
 ``generate`` repeats each prompt for every beam before the first forward pass. Where the cache is a plain one of keys
-and values, it is filled with one row a prompt and then repeated, which leaves the same cache for less work.
+and values, it is filled with one row per prompt and then repeated, which gives the same cache for less work.
 """
 
 import inspect
@@ -17,7 +17,7 @@ _PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 
 @torch.no_grad()
 def shared_prefill(model: nn.Module, ids: Tensor, mask: Tensor, beams: int) -> dict[str, Any]:
-    """The cache of all prompt tokens but the last, for ``generate``; nothing where the model keeps another cache.
+    """Fills the cache with all prompt tokens but the last, for ``generate``; empty if the model keeps another cache.
 
     Args:
         model: a causal LM.

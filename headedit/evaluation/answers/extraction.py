@@ -1,4 +1,4 @@
-"""The answer in a generated text: which option it names, if it names just one.
+"""Extracts the answer from a generated text: the option that it names, if it names exactly one.
 
 The published parsers take the first capital letter from A to J, so that "Answer: C" gives A, or match words by case.
 Here a statement ("the answer is (C)", "Answer: c") counts before anything else, then a text that is or opens with an
@@ -75,7 +75,7 @@ def _opening(line: str, labels: Sequence[str], options: Sequence[str], letters: 
 
 
 def _only_named(line: str, labels: Sequence[str], letters: bool) -> str | None:
-    """The only label that stands anywhere in the response, letters in brackets first."""
+    """The only label that occurs in the response, letters in brackets first."""
     named = set()
     if letters:  # small ones count in brackets alone, and neither an article nor a pronoun is a letter
         one = rf"({'|'.join(labels)})"
@@ -87,7 +87,7 @@ def _only_named(line: str, labels: Sequence[str], letters: bool) -> str | None:
 
 
 def _found(text: str, labels: Sequence[str], *, bare_digits: bool = False) -> Iterator[str]:
-    """The labels that stand in a text, whatever their case, without those that it negates."""
+    """The labels that occur in a text, ignoring case, without those that it negates."""
     for match in re.finditer(_pattern(labels, bare_digits=bare_digits), text, re.IGNORECASE):
         if not _NEGATED.search(text[: match.start()]):
             yield next(label for label in labels if re.fullmatch(_spelled(label, bare_digits), match[0], re.IGNORECASE))
@@ -100,7 +100,7 @@ def _pattern(labels: Sequence[str], *, bare_digits: bool = False) -> str:
 
 
 def _spelled(label: str, bare_digits: bool) -> str:
-    """A pattern for a label: ``answer1`` is also written "answer 1" and, where only an answer can stand, "1"."""
+    """A pattern for a label: ``answer1`` is also written "answer 1" and, where only an answer can be, "1"."""
     numbered = re.fullmatch(r"([^\W\d]+)(\d+)", label)
     if not numbered:
         return re.escape(label)

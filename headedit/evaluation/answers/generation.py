@@ -1,4 +1,4 @@
-"""Batched generation, greedy or by beams: left-padded, sorted by length, with attention masks and the cache."""
+"""Batched generation, greedy or by beam search: left-padded, sorted by length, with attention masks and the cache."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from headedit.data import prompt_ids
+from headedit.data.batches import token_embeddings
+from headedit.data.tokens import TokenisedPrompt
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.beam_prefill import shared_prefill
-from headedit.hf.config import text_config
+from headedit.hf.config import context_length
 from headedit.hf.modes import evaluating
 
 _PLAIN = {
@@ -25,12 +27,12 @@ _PLAIN = {
     "repetition_penalty": 1.0,
     "return_dict_in_generate": False,
 }
-"""Decoding as published: what a model's own settings would add, such as a penalty that counts padding too, is off."""
+"""Decoding as published: a model's own settings, such as a penalty that also counts padding, are off."""
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What followed a prompt.
+    """What the model generated after a prompt.
 
     Fields:
         text: without special tokens.
@@ -42,7 +44,7 @@ class Continuation:
 
 
 def generate(model: nn.Module, tokenizer: Any, prompts: Sequence[str], **options: Any) -> list[str]:
-    """The texts of ``continuations``, in the order of the prompts; takes the same options and raises the same."""
+    """Generates the texts of ``continuations`` in the order of the prompts, with the same options and errors."""
     texts = [""] * len(prompts)
     for batch in continuations(model, tokenizer, prompts, **options):
         for i, continuation in batch:
@@ -63,18 +65,18 @@ def continuations(
     progress: bool = True,
     describe: str = "generating",
 ) -> Iterator[list[tuple[int, Continuation]]]:
-    """The model's continuation of each prompt, batch by batch as they are made, the longest prompts first.
+    """Generates the continuation of each prompt, batch by batch, the longest prompts first.
 
-    The model is put in eval mode for the time of it, so that gates are deterministic.
+    The model is in eval mode meanwhile, so that gates are deterministic.
 
     Args:
         model: a causal LM, edited or not.
         tokenizer: its tokenizer.
-        prompts: texts to continue.
+        prompts: texts to continue; after a ``TokenisedPrompt`` the text ends before the tokens of its ending.
         max_new_tokens: longest continuation, in tokens.
         num_beams: beams of a beam search; 1 for greedy decoding.
-        batch_size: prompts a batch.
-        names: what to call each prompt in messages; by default its number.
+        batch_size: prompts per batch.
+        names: what messages call each prompt; by default its number.
         progress: show a bar.
         describe: what the bar says.
 
@@ -90,7 +92,7 @@ def continuations(
     names = [f"Prompt {i + 1}" for i in range(len(ids))] if names is None else names
     for row, name in zip(ids, names, strict=True):
         check_room(model, len(row), max_new_tokens, name)
-    device = input_device(model)
+    device = token_embeddings(model).device
     pad, stops = padding(tokenizer), _stops(model, tokenizer)
     with evaluating(model):
         for rows in by_length([len(row) for row in ids], batch_size, progress, describe):
@@ -108,18 +110,19 @@ def continuations(
                 **_PLAIN,
             )
             new = out[:, width:].tolist()
-            texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+            answers = [_before(_ending(prompts[i]), ids) for i, ids in zip(rows, new, strict=True)]
+            texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
             lengths = [_length(row, stops) for row in new]
             found = zip(rows, map(Continuation, texts, lengths), strict=True)
             yield list(found)
 
 
 def by_length(lengths: Sequence[int], batch_size: int, progress: bool, describe: str) -> Iterator[list[int]]:
-    """Indices in batches of nearly equal length, the longest first, so that what does not fit the memory shows at once.
+    """Yields indices in batches of similar length, the longest first, so that too little memory shows at once.
 
     Args:
-        lengths: of each sequence, in tokens.
-        batch_size: sequences a batch.
+        lengths: length of each sequence, in tokens.
+        batch_size: sequences per batch.
         progress: show a bar that counts sequences.
         describe: what the bar says.
     """
@@ -132,25 +135,19 @@ def by_length(lengths: Sequence[int], batch_size: int, progress: bool, describe:
 
 
 def check_room(model: nn.Module, tokens: int, more: int, name: str) -> None:
-    """Refuses a prompt of ``tokens`` that has no token, or that with ``more`` after it does not fit the context."""
-    room = getattr(text_config(model), "max_position_embeddings", None)
+    """Raises a ``HeadEditError`` for a prompt without tokens, or that with ``more`` tokens does not fit the context."""
+    longest = context_length(model)
     if not tokens:
-        raise HeadEditError(f"{name} is empty, so there is nothing to go on from.")
-    if room is not None and tokens + more > room:
+        raise HeadEditError(f"{name} is empty, so there is nothing to continue.")
+    if longest is not None and tokens + more > longest:
         raise HeadEditError(
-            f"{name} has {tokens} tokens; with {more} new ones it does not fit the model's context of {room}. "
+            f"{name} has {tokens} tokens; with {more} new ones it does not fit the model's context of {longest}. "
             "Shorten it or lower max_new_tokens."
         )
 
 
-def input_device(model: nn.Module) -> torch.device:
-    """Where token ids go."""
-    device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[operator]
-    return device
-
-
 def padding(tokenizer: Any) -> int:
-    """The token that fills a batch; masked, so that any will do."""
+    """The token that pads a batch; it is masked, so any token will do."""
     return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
 
 
@@ -159,6 +156,17 @@ def _stops(model: nn.Module, tokenizer: Any) -> list[int]:
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = found if isinstance(found, list) else [found]
     return sorted({i for i in (*listed, tokenizer.eos_token_id) if i is not None})
+
+
+def _ending(prompt: str) -> list[int]:
+    return prompt.ending if isinstance(prompt, TokenisedPrompt) else []
+
+
+def _before(ending: Sequence[int], tokens: list[int]) -> list[int]:
+    """The tokens before the first place where all of ``ending`` follows; all of them if it does not, or is empty."""
+    width = len(ending)
+    places = range(len(tokens) - width + 1) if width else ()
+    return next((tokens[:i] for i in places if tokens[i : i + width] == ending), tokens)
 
 
 def _length(tokens: Sequence[int], stops: Sequence[int]) -> int:

@@ -1,8 +1,8 @@
-"""Log-likelihood of each option as the continuation of its prompt, batched; what options share is run once.
+"""Log-likelihood of each option as the continuation of its prompt, batched; shared beginnings are run once.
 
 The log-likelihood of an option of tokens o_1 … o_m needs the model on prompt + o_1 … o_(m-1). Options whose inputs
-begin one another are read off the same row: letters, or ``answer1`` to ``answer5``, cost one forward pass a prompt.
-Rows are padded on the right, where causal attention never looks, so that every architecture sees the same positions.
+are prefixes of each other are read from the same row: letters, or ``answer1`` to ``answer5``, cost one forward pass per
+prompt. Rows are padded on the right, where causal attention never looks, so every architecture sees the same positions.
 """
 
 import inspect
@@ -14,21 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from headedit.data import prompt_ids, response_ids
+from headedit.data.batches import token_embeddings
 from headedit.errors import HeadEditError
-from headedit.evaluation.answers.generation import by_length, check_room, input_device, padding
+from headedit.evaluation.answers.generation import by_length, check_room, padding
 from headedit.hf.modes import evaluating
 
 Normalise = Literal["none", "tokens", "bytes"]
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One forward pass: the options of an example that are read off it.
+class _Pass:
+    """One row of a forward pass: the options of an example that are read from it.
 
     Fields:
         tokens: prompt and the beginning of an option.
         start: where the options begin.
-        options: index and tokens of each option whose input the row begins with.
+        options: index and tokens of each option whose input is a prefix of the row.
     """
 
     tokens: list[int]
@@ -38,7 +39,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class Scores:
-    """The options of one example.
+    """The scores of the options of one example.
 
     Fields:
         values: log-likelihood of each, in nats, perhaps divided by its length.
@@ -50,7 +51,7 @@ class Scores:
 
     @property
     def best(self) -> int:
-        """Index of the likeliest option, the first where several are."""
+        """Index of the most likely option, the first of several."""
         return max(range(len(self.values)), key=lambda i: self.values[i])
 
 
@@ -66,15 +67,15 @@ def option_scores(
     progress: bool = True,
     describe: str = "scoring",
 ) -> Iterator[list[tuple[int, Scores]]]:
-    """Log-likelihoods of the options of every question, batch by batch as they are made, the longest first.
+    """Computes log-likelihoods of the options of every question, batch by batch, the longest first.
 
     Args:
         model: a causal LM, edited or not.
         tokenizer: its tokenizer.
         questions: (prompt, options), the options as they follow the prompt.
         normalise: divide by the option's number of tokens, or of its bytes in UTF-8.
-        batch_size: questions a batch.
-        names: what to call each question in messages; by default its number.
+        batch_size: questions per batch.
+        names: what messages call each question; by default its number.
         progress: show a bar.
         describe: what the bar says.
 
@@ -92,7 +93,7 @@ def option_scores(
         head = prompt_ids(tokenizer, prompt)
         tails = [_option_ids(tokenizer, prompt, option, name) for option in options]
         check_room(model, len(head), max(map(len, tails)), name)
-        planned.append((_rows(head, tails), [len(tail) for tail in tails]))
+        planned.append((_passes(head, tails), [len(tail) for tail in tails]))
     lengths = [max(len(row.tokens) for row in rows) for rows, _ in planned]
     pad = padding(tokenizer)
     with evaluating(model):
@@ -101,7 +102,7 @@ def option_scores(
             rows = [(i, row) for i in batch for row in planned[i][0]]
             for start in range(0, len(rows), batch_size):
                 part = rows[start : start + batch_size]
-                for (i, row), values in zip(part, _run(model, [row for _, row in part], pad), strict=True):
+                for (i, row), values in zip(part, _run_passes(model, [row for _, row in part], pad), strict=True):
                     found |= {(i, option): value for (option, _), value in zip(row.options, values, strict=True)}
             yield [(i, _scores(questions[i][1], planned[i][1], found, i, normalise)) for i in batch]
 
@@ -114,9 +115,9 @@ def _option_ids(tokenizer: Any, prompt: str, option: str, name: str) -> list[int
     return ids
 
 
-def _rows(head: list[int], tails: list[list[int]]) -> list[_Row]:
-    """The fewest inputs that every option's own input is the beginning of."""
-    rows: list[_Row] = []
+def _passes(head: list[int], tails: list[list[int]]) -> list[_Pass]:
+    """The fewest rows such that every option's input is a prefix of one."""
+    rows: list[_Pass] = []
     for i in sorted(range(len(tails)), key=lambda i: -len(tails[i])):
         inner = tails[i][:-1]
         for row in rows:
@@ -124,15 +125,15 @@ def _rows(head: list[int], tails: list[list[int]]) -> list[_Row]:
                 row.options.append((i, tails[i]))
                 break
         else:
-            rows.append(_Row(head + inner, len(head), [(i, tails[i])]))
+            rows.append(_Pass(head + inner, len(head), [(i, tails[i])]))
     return rows
 
 
-def _run(model: nn.Module, rows: Sequence[_Row], pad: int) -> list[list[float]]:
+def _run_passes(model: nn.Module, rows: Sequence[_Pass], pad: int) -> list[list[float]]:
     """Log-likelihood of the options of each row, from one forward pass."""
     width = max(len(row.tokens) for row in rows)
     first = min(row.start for row in rows) - 1  # the position that predicts the first token of an option
-    device = input_device(model)
+    device = token_embeddings(model).device
     ids = torch.tensor([row.tokens + [pad] * (width - len(row.tokens)) for row in rows], device=device)
     mask = torch.tensor([[1] * len(row.tokens) + [0] * (width - len(row.tokens)) for row in rows], device=device)
     takes = inspect.signature(model.forward).parameters

@@ -1,6 +1,6 @@
-"""Predictions as they come, a JSON object a line, so that a stopped evaluation goes on where it was.
+"""Writes predictions as they are made, one JSON object per line, so that a stopped evaluation can be resumed.
 
-The first line says what is evaluated. A line that was cut off by the stop is dropped, and its example is done again.
+The first line says what is evaluated. A line that was cut off is dropped, and its example is run again.
 """
 
 import hashlib
@@ -15,12 +15,12 @@ from headedit.io import strict
 
 KIND = "headedit predictions"
 EDITED, BASE = "edited", "base"
-"""What the model is called with its edits, and with them switched off."""
+"""Names of the model with its edits, and with them switched off."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What one system answered to one example.
+    """The answer of one system to one example.
 
     Fields:
         system: ``edited``, ``base``, or ``model`` where there are no edits.
@@ -31,7 +31,7 @@ class Prediction:
         answers: the right label, or the references.
         scores: of the options, where they were scored.
         tokens: tokens generated or scored.
-        seconds: its share of its batch's time.
+        seconds: its share of the time of its batch.
     """
 
     system: str
@@ -46,18 +46,18 @@ class Prediction:
 
 
 def digest(parts: Iterable[Any]) -> str:
-    """A fingerprint of plain data."""
+    """A hash of plain data."""
     return hashlib.sha256(json.dumps(list(parts), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def resume(file: Path, header: dict[str, Any]) -> list[Prediction]:
-    """The predictions that a file holds already; the file is made if it is not there.
+    """Reads the predictions that a file already holds; creates the file if it does not exist.
 
     Raises:
         HeadEditError: it holds the predictions of another evaluation, or something else.
     """
     if not file.exists() or not file.stat().st_size:
-        _write(file, "w", [{"kind": KIND, **header}])
+        _write_lines(file, "w", [{"kind": KIND, **header}])
         return []
     content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
@@ -74,11 +74,11 @@ def resume(file: Path, header: dict[str, Any]) -> list[Prediction]:
 
 
 def append(file: Path, predictions: Sequence[Prediction]) -> None:
-    """Adds lines, and has them written before it returns."""
-    _write(file, "a", map(asdict, predictions))
+    """Appends predictions to a file; they are written when it returns."""
+    _write_lines(file, "a", map(asdict, predictions))
 
 
-def _write(file: Path, mode: str, rows: Iterable[dict[str, Any]]) -> None:
+def _write_lines(file: Path, mode: str, rows: Iterable[dict[str, Any]]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open(mode, encoding="utf-8") as stream:
@@ -102,5 +102,5 @@ def _check_header(file: Path, found: Any, wanted: dict[str, Any]) -> None:
         if found.get(key) != value:
             raise HeadEditError(
                 f"{file}: holds predictions of another evaluation: {key} was {found.get(key)!r}, is {value!r}. "
-                "Give another output, or delete the file to begin anew."
+                "Give another output, or delete the file to begin again."
             )

@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness found, with edits and without, as a table."""
+"""The results of lm-evaluation-harness, with edits and without, as a table."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from headedit.evaluation.scores.statistics import PairedTest
 from headedit.io.tables import markdown_table
 
 LEFT = 4
-"""Columns that hold words, which stand on the left."""
+"""Number of columns that hold words, which are aligned left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,10 @@ class HarnessRow:
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessReport:
-    """What the harness measured.
+    """The results of the harness.
 
     Fields:
-        rows: one a task and metric.
+        rows: one per task and metric.
         edited: whether the values are of an edited model.
         settings: how it was run.
         versions: of the harness, and of each task.
@@ -73,7 +73,7 @@ class HarnessReport:
         """The table, with how it was measured."""
         header, rows = self.cells()
         tests = sorted({row.paired.name for row in self.rows if row.paired is not None})
-        notes = [f"lm_eval {self.versions['lm_eval']}, {self.seconds:.0f} s. After ± stands the standard error."]
+        notes = [f"lm_eval {self.versions['lm_eval']}, {self.seconds:.0f} s. The standard error follows ±."]
         if tests:
             notes.append(f"p: two-sided, of no difference on the same documents ({'; '.join(tests)}).")
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items() if value is not None)

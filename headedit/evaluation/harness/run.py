@@ -1,4 +1,4 @@
-"""The tasks of lm-evaluation-harness (Gao et al., github.com/EleutherAI/lm-evaluation-harness) on an edited model.
+"""Runs tasks of lm-evaluation-harness (Gao et al., github.com/EleutherAI/lm-evaluation-harness) on an edited model.
 
 The model object is handed over as it is, with its hooks, so nothing is merged or written; the base model is
 measured in the same process with the edits switched off.
@@ -39,17 +39,17 @@ def run_harness(
     """Runs tasks of the harness, with the edits and without.
 
     Args:
-        model: a causal LM of transformers; in eval mode for the time of the call.
+        model: a causal LM of transformers; in eval mode during the call.
         tokenizer: its tokenizer.
         tasks: names of tasks, groups or tags, or patterns such as ``mmlu_*``.
         edits: the handle of the edits on the model.
         base: with edits, measure the base model too, by switching them off.
-        include_path: a folder with task files besides the harness's own; they come before its own.
-        limit: documents a task, the first ones.
+        include_path: a folder with more task files, which come before the harness's own.
+        limit: documents per task, the first ones.
         num_fewshot: examples in the prompt, instead of what each task says.
-        batch_size: requests a batch.
+        batch_size: requests per batch.
         apply_chat_template: put prompts into the tokenizer's chat template.
-        seed: of few-shot examples and whatever else is drawn.
+        seed: seed of few-shot examples and all other draws.
 
     Raises:
         HeadEditError: lm_eval is not installed, the edits are not on this model, there is no such task or folder,
@@ -71,7 +71,7 @@ def run_harness(
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     names = _find_tasks(manager, tasks)
 
-    def measure() -> dict[str, Any]:
+    def run_tasks() -> dict[str, Any]:
         try:
             result = lm_eval.simple_evaluate(
                 model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
@@ -91,19 +91,19 @@ def run_harness(
         except Exception as error:  # whatever the harness, datasets, the hub client or a task's own code raises
             lines = str(error).strip().splitlines() or ["it gave no reason"]
             raise HeadEditError(
-                f"lm_eval stopped on {', '.join(names)}; are their data at hand, and their files complete? "
+                f"lm_eval stopped on {', '.join(names)}; are their data available and their files complete? "
                 f"It said: {type(error).__name__}: {lines[0]}"
             ) from error
         return dict(result)
 
     with evaluating(model):
-        given = measure()
+        given = run_tasks()
         without = None
         if edits is not None and base:
             with edits.disable_adapter():
-                without = measure()
+                without = run_tasks()
     return HarnessReport(
-        rows=list(_rows(given, without)),
+        rows=list(_harness_rows(given, without)),
         edited=edits is not None,
         settings={
             "tasks": ",".join(tasks),
@@ -119,7 +119,7 @@ def run_harness(
 
 
 def _find_tasks(manager: Any, tasks: Sequence[str]) -> list[str]:
-    """The names that are meant, in their order and each once."""
+    """The names of the tasks, in their order and each once."""
     if not tasks:
         raise HeadEditError("No task was named. `lm_eval ls tasks` lists those of the harness.")
     names: list[str] = []
@@ -134,7 +134,7 @@ def _find_tasks(manager: Any, tasks: Sequence[str]) -> list[str]:
     return names
 
 
-def _rows(given: Mapping[str, Any], without: Mapping[str, Any] | None) -> Iterator[HarnessRow]:
+def _harness_rows(given: Mapping[str, Any], without: Mapping[str, Any] | None) -> Iterator[HarnessRow]:
     for task, figures in {**given["results"], **given.get("groups", {})}.items():
         others = {} if without is None else {**without["results"], **without.get("groups", {})}[task]
         for key, value in figures.items():
@@ -160,7 +160,7 @@ def _rows(given: Mapping[str, Any], without: Mapping[str, Any] | None) -> Iterat
 def _paired(
     given: Mapping[str, Any], without: Mapping[str, Any], task: str, metric: str, kept: str
 ) -> PairedTest | None:
-    """The paired test, where the metric is the mean of one number a document."""
+    """The paired test, if the metric is the mean of one number per document."""
     edited, base = (_by_document(result, task, metric, kept) for result in (given, without))
     if not edited or edited.keys() != base.keys():
         return None
@@ -180,12 +180,12 @@ def _mean(values: Sequence[float], rows: Sequence[int]) -> float:
 
 
 def _by_document(result: Mapping[str, Any], task: str, metric: str, kept: str) -> dict[int, float]:
-    """The metric of each document; empty where it is not one number a document."""
+    """The metric of each document; empty if it is not one number per document."""
     samples = [sample for sample in result["samples"].get(task, []) if sample["filter"] == kept]
     values = {sample["doc_id"]: _number(sample.get(metric)) for sample in samples}
     return {} if None in values.values() else {document: float(value or 0) for document, value in values.items()}
 
 
 def _number(value: Any) -> float | None:
-    """A figure of the harness, which writes N/A where it has none."""
+    """A figure of the harness; None for its N/A."""
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Runs side by side, and beside what papers print."""
+"""Compares runs with each other and with published figures."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,10 @@ from headedit.io.tables import markdown_table
 
 Cells = list[list[str]]
 Part = tuple[float, tuple[float, float] | None]
-"""A figure that a mean is taken of, and its 95 % interval."""
+"""A figure that a mean includes, and its 95 % interval."""
 
 LEFT = 3
-"""Columns that hold words, which stand on the left."""
+"""Number of columns that hold words, which are aligned left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +43,13 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """What one method did on one model.
+    """The figures of one method on one model.
 
     Fields:
         origin: ``published`` in a paper, or ``measured`` here.
         model: the model's name.
         method: the paper's name for it, or the run's.
-        figures: by the names of ``COLUMNS``; those that there are.
+        figures: the available ones, by the names of ``COLUMNS``.
         source: the paper; None where it was measured.
     """
 
@@ -98,8 +98,8 @@ class Comparison:
         return "\n\n".join([*parts, *(f"- {note}" for note in self.notes)]) + "\n"
 
 
-def compare(runs: Sequence[SavedRun], *, with_published: bool = True, model: str | None = None) -> Comparison:
-    """Lays runs beside each other and beside published figures.
+def compare_runs(runs: Sequence[SavedRun], *, with_published: bool = True, model: str | None = None) -> Comparison:
+    """Compares runs with each other and with published figures.
 
     A run gives the line of its edited model, of its base with the edits off, and of the constant answer. Averages are
     over the tasks or domains it has, and say so where a published figure has more.
@@ -116,10 +116,10 @@ def compare(runs: Sequence[SavedRun], *, with_published: bool = True, model: str
     for name in names:
         if names.count(name) > 1:
             raise HeadEditError(
-                f"Two runs are named '{name}'. Rename one of the folders, so that they can be told apart."
+                f"Two runs are named '{name}'. Rename one of the folders, so that they can be distinguished."
             )
     if not runs and not with_published:
-        raise HeadEditError("There is nothing to lay out: name runs, ask for the published figures, or both.")
+        raise HeadEditError("There is nothing to compare: name runs, ask for the published figures, or both.")
     lines, notes = list(_published_lines(model)) if with_published else [], []
     if with_published:
         notes += [
@@ -203,7 +203,7 @@ def _parts(column: Column, report: dict[str, Any], score: dict[str, Any]) -> dic
 
 
 def _interval(parts: Sequence[Part]) -> tuple[float, float] | None:
-    """The interval of a mean of independent figures from theirs, which need not lie evenly (Zou and Donner 2008)."""
+    """The interval of a mean of independent figures from theirs, which may be asymmetric (Zou and Donner 2008)."""
     if any(interval is None for _, interval in parts):
         return None
     mean = sum(value for value, _ in parts) / len(parts)

@@ -1,4 +1,4 @@
-"""What tells one model, and one set of edits, from another: so that a report says what was measured."""
+"""Fingerprints of a model and its edits, by which a report says what was measured."""
 
 import hashlib
 from typing import Any

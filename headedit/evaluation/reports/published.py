@@ -1,4 +1,4 @@
-"""Figures that papers print, to stand beside measured ones: ``published.yaml`` and what its columns are averages of."""
+"""Published figures, to show next to measured ones: ``published.yaml`` and what its columns are averages of."""
 
 from dataclasses import dataclass
 from functools import cache

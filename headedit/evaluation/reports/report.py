@@ -1,4 +1,4 @@
-"""What an evaluation found: figures with their intervals, and the baselines beside which they can be believed."""
+"""The result of an evaluation: figures with their intervals, next to the baselines that they must beat."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ _TELLING = 0.1  # the share of unparsed answers from which a remark is due
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How one system did.
+    """The figures of one system.
 
     Fields:
         metrics: figures by name, the headline first; accuracy as a share, 0 to 1.
@@ -41,13 +41,13 @@ class Score:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens generated or scored a second."""
+        """Tokens generated or scored per second."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What the same answer to every example scores."""
+    """The score of one answer given to every example."""
 
     answer: str
     value: float
@@ -55,7 +55,7 @@ class Baseline:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One task.
+    """The result of one task.
 
     Fields:
         task: its name.
@@ -100,7 +100,7 @@ class Report:
 
     @property
     def constant_accuracy(self) -> float:
-        """What answering that every time scores."""
+        """The score of always giving that answer."""
         return self.constant.value
 
     @property
@@ -110,12 +110,12 @@ class Report:
 
     @property
     def remarks(self) -> list[str]:
-        """What a reader should know before the figures are believed."""
+        """Remarks that a reader should know before trusting the figures."""
         name = "model" if self.base is None else "edited model"
         found = []
         low, high = self.score.interval
         if low <= self.constant.value <= high:
-            found.append(f"The {name} is not told apart from the constant answer '{self.constant.answer}'.")
+            found.append(f"The {name} cannot be distinguished from the constant answer '{self.constant.answer}'.")
         elif self.score.value < self.constant.value:
             found.append(f"The {name} is below the constant answer '{self.constant.answer}'.")
         systems = [(name, self.score), *([("base", self.base)] if self.base else [])]

@@ -1,4 +1,4 @@
-"""Reports as tables, a row a task, for the terminal and as Markdown."""
+"""Shows reports as tables, one row per task, for the terminal and as Markdown."""
 
 from collections.abc import Sequence
 
@@ -56,7 +56,7 @@ def markdown(reports: Sequence[Report]) -> str:
 def _figures(report: Report) -> list[str]:
     metric, base, test, majority = report.metric, report.base, report.test, report.majority
     return [
-        _named(report.task, metric),
+        _task_label(report.task, metric),
         f"{report.n:,}",
         _with_interval(metric, report.score),
         "" if base is None else _with_interval(metric, base),
@@ -81,7 +81,7 @@ def _other_metrics(report: Report) -> Cells:
     metrics, base = report.score.metrics, report.base
     return [
         [
-            _named(report.task, name),
+            _task_label(report.task, name),
             f"{report.n:,}",
             shown(name, value),
             "" if base is None else shown(name, base.metrics[name]),
@@ -107,7 +107,7 @@ def _groups(report: Report) -> Cells:
     return [*cells, ["mean of the groups", f"{report.n:,}", *shown_means]]
 
 
-def _named(task: str, metric: str) -> str:
+def _task_label(task: str, metric: str) -> str:
     return task if metric == ACCURACY else f"{task}: {metric}"
 
 

@@ -1,4 +1,4 @@
-"""Reports of evaluations as they lie on disk, read back for tables."""
+"""Reads saved reports of evaluations for tables."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ class SavedRun:
     Fields:
         name: of the folder or file.
         model: the model's name without the folders before it.
-        reports: one a task, by the task's name, as ``headedit.evaluation.reports.report.Report.to_dict`` has them.
+        reports: one per task, by the task's name, as ``headedit.evaluation.reports.report.Report.to_dict`` has them.
     """
 
     name: str
@@ -30,7 +30,7 @@ def read_run(path: str | Path) -> SavedRun:
     """Reads one report, a list of them, or all those in a folder.
 
     Args:
-        path: a JSON file that ``headedit eval`` wrote, or a folder with such files; others in it are passed over.
+        path: a JSON file that ``headedit eval`` wrote, or a folder with such files; others in it are ignored.
 
     Raises:
         HeadEditError: there is nothing there, it is no report, a report is incomplete, or two are of one task or of
@@ -46,7 +46,7 @@ def read_run(path: str | Path) -> SavedRun:
             if report["task"] in found:
                 first = found[report["task"]][0]
                 raise HeadEditError(
-                    f"{file}: is a second report of '{report['task']}' beside {first}. Name one of the two."
+                    f"{file}: is a second report of '{report['task']}', next to {first}. Name one of the two."
                 )
             found[report["task"]] = file, report
     if not found:
@@ -78,8 +78,8 @@ def _checked(file: Path, item: object) -> dict[str, Any]:
         raise HeadEditError(f"{file}: expected a report of `headedit eval`, found {type(item).__name__}.")
     for key, kind in _NEEDED.items():
         if not isinstance(item.get(key), kind):
-            raise HeadEditError(f"{file}: is no report of `headedit eval`; it lacks '{key}'.")
+            raise HeadEditError(f"{file}: is not a report of `headedit eval`; it lacks '{key}'.")
     for key, score in (("score", item["score"]), ("base", item.get("base"))):
         if score is not None and not {"metrics", "interval"} <= set(score):
-            raise HeadEditError(f"{file}: is no report of `headedit eval`; '{key}' lacks 'metrics' or 'interval'.")
+            raise HeadEditError(f"{file}: is not a report of `headedit eval`; '{key}' lacks 'metrics' or 'interval'.")
     return item

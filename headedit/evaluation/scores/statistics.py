@@ -1,4 +1,4 @@
-"""How sure a figure is: Wilson's interval of a share, McNemar's exact test of two, and the bootstrap for the rest."""
+"""Uncertainty of figures: Wilson's interval of a share, McNemar's exact test, and the bootstrap for other metrics."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -51,16 +51,16 @@ def mcnemar(edited: Sequence[bool], base: Sequence[bool]) -> PairedTest:
     )
 
 
-def bootstrap(measure: Callable[[Sequence[int]], float], n: int, *, resamples: int = RESAMPLES) -> list[float]:
+def bootstrap(metric: Callable[[Sequence[int]], float], n: int, *, resamples: int = RESAMPLES) -> list[float]:
     """A metric of the whole set on sets drawn with replacement, always the same draws (Koehn 2004).
 
     Args:
-        measure: the metric on the examples with these indices.
+        metric: the metric on the examples with these indices.
         n: number of examples.
         resamples: number of sets.
     """
     generator = np.random.default_rng(0)
-    return [measure(generator.integers(0, n, n).tolist()) for _ in range(resamples)]
+    return [metric(generator.integers(0, n, n).tolist()) for _ in range(resamples)]
 
 
 def percentiles(draws: Sequence[float]) -> tuple[float, float]:

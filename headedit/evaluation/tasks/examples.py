@@ -1,4 +1,4 @@
-"""A record as an example of a task: its prompt, its options, and the answer that is right."""
+"""Makes an example of a record: its prompt, its options, and the right answer."""
 
 import re
 import string
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headedit.data import last_exchange
+from headedit.data.encoding import encode_for_generation
 from headedit.errors import HeadEditError
 from headedit.evaluation.tasks.task import Task
 from headedit.evaluation.tasks.templates import render
@@ -34,26 +35,36 @@ class Example:
 
 
 def make_example(task: Task, record: object, tokenizer: Any, where: str) -> Example:
-    """The example of a record; ``tokenizer`` is that of the model, for a task in its chat template.
+    """Makes the example of a record.
+
+    Args:
+        task: the task.
+        record: the record.
+        tokenizer: the model's tokenizer, for its chat template and for records that are training examples.
+        where: names the record in messages.
 
     Raises:
         HeadEditError: a field is missing or of a wrong type, or the options do not hold the answer.
     """
+    if task.prompt is None or task.answer is None:
+        question, response = encode_for_generation(record, tokenizer, where, task.template)
+        return Example(where, question, _references(response, where))
     if not isinstance(record, Mapping):
         raise HeadEditError(f"{where}: expected an object with named fields, found {type(record).__name__}.")
-    labels, options = _options(task, record, where)
+    labels, options = _labels_and_options(task, record, where)
     instruction = render(task.prompt, {**record, "labels": labels, "options": options}, where)
     if task.options_in_prompt:
         labels = options = tuple(label for label in labels if _names(instruction, label))
-    answer = _answer(task, record, where)
+    answer = _answer(task.answer, record, where)
     answers = _references(answer, where) if task.options is None else (_label(answer, labels, options, where),)
     turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": answers[0]}]
+    assert task.template is not None  # as the task checks
     prompt, _ = last_exchange(turns, task.template, tokenizer, where)
     group = None if task.group is None else str(_field(record, task.group, where))
     return Example(where, prompt, answers, labels, options, group)
 
 
-def _options(task: Task, record: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _labels_and_options(task: Task, record: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if task.options is None:
         return (), ()
     if isinstance(task.options, list):
@@ -77,8 +88,8 @@ def _field(record: Mapping[str, Any], name: str, where: str) -> Any:
     return record[name]
 
 
-def _answer(task: Task, record: Mapping[str, Any], where: str) -> Any:
-    names = [task.answer] if isinstance(task.answer, str) else task.answer
+def _answer(answer: str | list[str], record: Mapping[str, Any], where: str) -> Any:
+    names = [answer] if isinstance(answer, str) else answer
     for name in names:
         value = record.get(name)
         if value is not None and value != "" and value != []:

@@ -1,9 +1,10 @@
-"""A task's records as training examples: the prompt that it evaluates with, and the response to be taught."""
+"""Exports a task's records as training examples: the prompt of the evaluation, and the response to teach."""
 
 from dataclasses import replace
 from os import PathLike
 
-from headedit.evaluation.tasks.records import Data, load_examples, load_rows
+from headedit.errors import HeadEditError
+from headedit.evaluation.tasks.records import TaskData, load_examples, load_rows
 from headedit.evaluation.tasks.task import Source, Task
 from headedit.evaluation.tasks.task_files import find_task
 from headedit.evaluation.tasks.templates import render
@@ -12,20 +13,20 @@ from headedit.evaluation.tasks.templates import render
 def training_records(
     task: "str | PathLike[str] | Task",
     *,
-    data: Data | None = None,
+    data: TaskData | None = None,
     split: str = "train",
     limit: int | None = None,
     seed: int = 0,
     skip_broken: bool = False,
 ) -> tuple[list[dict[str, str]], list[str]]:
-    """Records of ``instruction`` and ``answer``, as ``headedit train`` takes them.
+    """Makes records of ``instruction`` and ``answer`` for ``headedit train``.
 
     Args:
         task: a name, a file or a task.
-        data: where the records are, if not where the task says.
-        split: which of them.
-        limit: this many, drawn by the seed.
-        seed: of the draw.
+        data: where the records are; by default where the task says.
+        split: which split.
+        limit: use this many records, drawn by the seed.
+        seed: seed of the draw.
         skip_broken: leave broken records out.
 
     Returns:
@@ -35,6 +36,8 @@ def training_records(
         HeadEditError: there is no such task or split, or a record is broken.
     """
     found = find_task(task, template="plain")
+    if found.prompt is None:
+        raise HeadEditError(f"The records of '{found.name}' are training examples already; train on their file.")
     source = Source(path="", split=split) if found.data is None else replace(found.data, split=split)
     if found.data is not None or data is not None:
         found = replace(found, data=source)

@@ -1,4 +1,4 @@
-"""The records of a task as examples: from a local file or folder, an address, or the hub, broken ones by their line."""
+"""Reads the records of a task as examples, from a local file or folder, an address, or the hub."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -6,23 +6,23 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from headedit.data.sources import Row, read_rows
+from headedit.data.sources import SourceRow, read_rows
 from headedit.errors import HeadEditError
 from headedit.evaluation.tasks.examples import Example, make_example
 from headedit.evaluation.tasks.task import Source, Task
 from headedit.io.optional import library
 
-Data = str | PathLike[str] | Iterable[Any]
-"""A file, a folder, or an id on the hub; or the records themselves, (prompt, response) pairs among them."""
+TaskData = str | PathLike[str] | Iterable[Any]
+"""A file, a folder, or an id on the hub; or the records themselves, which may be (prompt, response) pairs."""
 
 _ENDINGS = (".json", ".jsonl", ".csv", ".parquet")
 _SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves in a folder
 
 
 def load_examples(
-    task: Task, rows: Iterable[Row], tokenizer: Any, *, limit: int | None, seed: int, skip_broken: bool
+    task: Task, rows: Iterable[SourceRow], tokenizer: Any, *, limit: int | None, seed: int, skip_broken: bool
 ) -> tuple[list[Example], list[str]]:
-    """The examples of the rows, perhaps a sample of them, and a message for each row that was left out.
+    """Makes examples of rows, perhaps of a sample, and a message for each row that was left out.
 
     Raises:
         HeadEditError: a row is broken and ``skip_broken`` is false, or nothing is left.
@@ -37,7 +37,7 @@ def load_examples(
         except HeadEditError as error:
             if not skip_broken:
                 raise HeadEditError(
-                    f"{error} Mend it, or leave such records out (skip_broken=True, --skip-broken)."
+                    f"{error} Correct it, or leave such records out (skip_broken=True, --skip-broken)."
                 ) from None
             broken.append(str(error))
     if task.only is not None:
@@ -54,8 +54,8 @@ def load_examples(
     return examples, broken
 
 
-def load_rows(task: Task, data: Data | None) -> Iterable[Row]:
-    """The records that are evaluated.
+def load_rows(task: Task, data: TaskData | None) -> Iterable[SourceRow]:
+    """Reads the records that are evaluated.
 
     Args:
         task: says where they are if ``data`` is None, and which split.
@@ -68,11 +68,11 @@ def load_rows(task: Task, data: Data | None) -> Iterable[Row]:
         raise HeadEditError(f"The task '{task.name}' does not say where its records are; give data=... or --data.")
     if data is None or isinstance(data, str | PathLike):
         return _read(task, data, "test" if task.data is None else task.data.split)
-    return [Row(f"record {i}", _with_fields(record)) for i, record in enumerate(data, start=1)]
+    return [SourceRow(f"record {i}", _with_fields(record)) for i, record in enumerate(data, start=1)]
 
 
-def load_training_rows(task: Task, data: Data | None, train: Data | None) -> Iterable[Row] | None:
-    """The records that the majority answer is taken from; None where there are none to be had."""
+def load_training_rows(task: Task, data: TaskData | None, train: TaskData | None) -> Iterable[SourceRow] | None:
+    """Reads the records that give the majority answer; None if the task has none."""
     if train is not None:
         return load_rows(task, train)
     if task.data is None or task.data.train is None:
@@ -91,7 +91,7 @@ def _with_fields(record: Any) -> Any:
     return record
 
 
-def _read(task: Task, data: str | PathLike[str] | None, split: str) -> Iterable[Row]:
+def _read(task: Task, data: str | PathLike[str] | None, split: str) -> Iterable[SourceRow]:
     source = Source(path=str(data)) if data is not None or task.data is None else task.data
     path = source.path.replace("{split}", split)
     if path.startswith(("http://", "https://")):
@@ -116,7 +116,7 @@ def _in_folder(folder: Path, task: Task, split: str) -> Path | None:
     return next((file for file in places if file.is_file()), None)
 
 
-def _loaded(path: str, split: str, **options: Any) -> Iterator[Row]:
+def _loaded(path: str, split: str, **options: Any) -> Iterator[SourceRow]:
     """A split of a data set by its id, with a configuration or revision, or of a file by its address."""
     datasets = library("datasets", f"The data set '{path}'")
     try:
@@ -128,4 +128,4 @@ def _loaded(path: str, split: str, **options: Any) -> Iterator[Row]:
             f"The split '{split}' of {named} cannot be loaded ({type(error).__name__}: {lines[0]}). "
             "Give a local file or folder, or the id of a data set on the hub, as data."
         ) from None
-    return (Row(f"{path}, {split} record {i}", record) for i, record in enumerate(found, start=1))
+    return (SourceRow(f"{path}, {split} record {i}", record) for i, record in enumerate(found, start=1))

@@ -1,4 +1,4 @@
-"""What a task says: how a record becomes a prompt, what may be answered, and how answers are scored.
+"""A task: how a record becomes a prompt, what may be answered, and how answers are scored.
 
 A task is data: a YAML file or a ``Task`` made in Python, read by ``headedit.io.strict``, which refuses what it does
 not know. The prompt is a Jinja template over the fields of a record, as in promptsource and chat templates.
@@ -22,13 +22,13 @@ ACCURACY = "accuracy"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the records of a task are.
+    """The place of a task's records.
 
     Fields:
-        path: a JSON file, a folder with a file a split, the address of a JSON file, or the id of a data set on the
-            hub; ``{split}`` in a file's name or address stands for the split.
+        path: a JSON file, a folder with a file per split, the address of a JSON file, or the id of a data set on the
+            hub; ``{split}`` in a file's name or address is replaced by the split.
         split: the split that is evaluated.
-        train: the split that the majority answer is taken from; None for none.
+        train: the split that gives the majority answer; None for none.
         config: name of the configuration on the hub.
         revision: branch or commit on the hub.
         folder: name of this task's folder where a folder holds those of several tasks; by default the task's name.
@@ -48,38 +48,40 @@ class Task:
 
     Fields:
         name: what reports call it.
-        prompt: a Jinja template over the fields of a record; ``labels`` and ``options`` are there too.
+        prompt: a Jinja template over the fields of a record, and ``labels`` and ``options``. None where records are
+            examples to train on: the last response of each is the answer, and all before it the prompt.
         answer: the field that holds the answer, or several of which the first that is filled counts. For a choice:
-            the label, the option's text or its index. For a text: the reference, or a list of references.
+            the label, the option's text or its index. For a text: the reference, or a list of references. None where
+            ``prompt`` is.
         response: a Jinja template over ``answer``, of what training on the task teaches; see ``export``.
         options: the options, where every record has the same, or the field that lists them; None for a free text.
         labels: what names an option that comes from a field: a capital letter, or its own text.
         options_in_prompt: only those of the same options that a record's prompt names are options of it.
         template: what the prompt is put into, see ``headedit.data``: ``alpaca`` as in the JoLA paper, ``chat`` for the
-            tokenizer's own, ``plain`` for nothing.
+            tokenizer's own, ``plain`` for nothing; None, where ``prompt`` is, for what training takes by default.
         scoring: ``generation`` and extraction of the answer, or ``loglikelihood`` of each label as a continuation.
         normalise: divides a log-likelihood by the label's number of tokens or bytes.
-        delimiter: stands between the prompt and a label whose log-likelihood is taken.
+        delimiter: the text between the prompt and a label whose log-likelihood is computed.
         num_beams: beams of the generation.
         max_new_tokens: longest answer; None for the longest expected one and the end-of-text.
         metrics: ``accuracy``, or names of ``headedit.evaluation.scores.metrics``, perhaps with their options; the
             first is the headline.
-        group: the field that names the group of a record, for figures a group.
-        groups: the groups there are.
+        group: the field that names the group of a record, for figures per group.
+        groups: names of the groups.
         only: evaluate this group alone.
-        suite: a name that stands for all tasks that give it.
+        suite: a name for all tasks that give it.
         data: where the records are; None where they are always given.
         description: what the task is, and where it is from.
     """
 
     name: str
-    prompt: str
-    answer: str | list[str]
+    prompt: str | None
+    answer: str | list[str] | None
     response: str = "{{ answer }}"
     options: str | list[str] | None = None
     labels: Literal["letters", "text"] = "letters"
     options_in_prompt: bool = False
-    template: Template = "alpaca"
+    template: Template | None = "alpaca"
     scoring: Scoring = "generation"
     normalise: Literal["none", "tokens", "bytes"] = "none"
     delimiter: str = ""
@@ -96,8 +98,14 @@ class Task:
     def __post_init__(self) -> None:
         strict.check(self)
         for name, value in (("name", self.name), ("prompt", self.prompt), ("answer", self.answer)):
-            if not value or not all(value):
+            if value is not None and (not value or not all(value)):
                 raise HeadEditError(f"{name}: is empty.")
+        if (self.prompt is None) != (self.answer is None):
+            raise HeadEditError("prompt and answer: give both, or null for both where records are training examples.")
+        if self.prompt is None and self.options is not None:
+            raise HeadEditError("options: need a prompt; without one the last response of a record is the answer.")
+        if self.prompt is not None and self.template is None:
+            raise HeadEditError("template: null needs records that are training examples; give plain, for none.")
         if self.num_beams < 1 or (self.max_new_tokens is not None and self.max_new_tokens < 1):
             raise HeadEditError("num_beams and max_new_tokens: expected 1 or more.")
         if isinstance(self.options, list) and len(set(self.options)) < max(2, len(self.options)):
@@ -113,7 +121,7 @@ class Task:
         if self.only is not None and self.group is None:
             raise HeadEditError("only: needs a group, the field that names the group of a record.")
         try:
-            compiled(self.prompt)
+            compiled(self.prompt or "")
             compiled(self.response)
         except TemplateSyntaxError as error:
             raise HeadEditError(f"prompt: not a template that can be read, line {error.lineno}: {error.message}") from (

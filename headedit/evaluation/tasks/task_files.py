@@ -1,4 +1,4 @@
-"""The tasks that come with headedit, and those in a user's own files, by name or path."""
+"""Finds the tasks that come with headedit by name, and those in a user's own files by path."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ def packaged_tasks() -> dict[str, Task]:
 
 
 def find_tasks(names: "Sequence[str | Task]", **changes: Any) -> list[Task]:
-    """The tasks that are named, a suite being all of its tasks; each once, in the order they are named.
+    """Finds tasks by their names; a suite is all of its tasks. Each comes once, in the order of the names.
 
     Args:
         names: as for ``find_task``, and suites.
-        changes: fields of all of them that are to be different.
+        changes: fields to change in all of them.
 
     Raises:
         HeadEditError: there is no such task, or a task file is faulty.
@@ -43,16 +43,16 @@ def find_tasks(names: "Sequence[str | Task]", **changes: Any) -> list[Task]:
 
 
 def find_task(task: "str | PathLike[str] | Task", **changes: Any) -> Task:
-    """A task by its name, or the path of its file.
+    """Finds a task by its name or the path of its file.
 
     Args:
         task: such as ``boolq``, ``mmlu_pro:law`` for one group of a task, ``my_task.yaml``, or a ``Task`` itself.
-        changes: fields of it that are to be different.
+        changes: fields of it to change.
 
     Raises:
         HeadEditError: there is no such task or field, or a task file is faulty.
     """
-    found = task if isinstance(task, Task) else _named(task)
+    found = task if isinstance(task, Task) else _shipped_or_file(task)
     fields = {field.name for field in dataclasses.fields(Task)}
     for key in changes:
         if key not in fields:
@@ -61,7 +61,7 @@ def find_task(task: "str | PathLike[str] | Task", **changes: Any) -> Task:
 
 
 def read_task(file: Path) -> Task:
-    """The task in a YAML file, named after the file where it does not say otherwise.
+    """Reads the task in a YAML file, which is named after the file by default.
 
     Raises:
         HeadEditError: the file cannot be read, or a field is missing, unknown or wrong.
@@ -78,7 +78,7 @@ def read_task(file: Path) -> Task:
     return task
 
 
-def _named(task: "str | PathLike[str]") -> Task:
+def _shipped_or_file(task: "str | PathLike[str]") -> Task:
     if Path(task).suffix in _YAML:
         return read_task(Path(task))
     name, colon, group = str(task).partition(":")

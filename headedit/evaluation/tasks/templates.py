@@ -1,4 +1,4 @@
-"""Prompts as Jinja templates over the fields of a record, in a sandbox, with no field that is silently empty."""
+"""Renders prompts from Jinja templates over the fields of a record, in a sandbox; missing fields are errors."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -19,7 +19,7 @@ def compiled(template: str) -> Template:
 
 
 def render(template: str, fields: Mapping[str, Any], where: str) -> str:
-    """The text of a template for one record.
+    """Renders a template for one record.
 
     Raises:
         HeadEditError: the record lacks a field that the template names; ``where`` names the record.

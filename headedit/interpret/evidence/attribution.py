@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from headedit.data.batches import batches
+from headedit.data.encoding import encode_all
+from headedit.data.losses import mean_losses
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
 from headedit.interpret.evidence.heads import Head, edited_heads
-from headedit.interpret.examples import batches, labelled_rows, losses
 from headedit.specs import HeadSite
 
 
@@ -65,7 +67,7 @@ def attribute(
 
     Args:
         edits: the handle of the edited model; not changed, and its gradients neither.
-        data: (prompt, response) pairs, records with such fields, or rows with ``input_ids`` and ``labels``.
+        data: examples of any form that ``headedit.fit`` takes.
         tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
         batch_size: examples a batch.
         progress: show a bar.
@@ -73,14 +75,14 @@ def attribute(
     Raises:
         HeadEditError: the edits are detached or merged, there are no examples, or one cannot be used.
     """
-    heads, rows, model = edited_heads(edits), labelled_rows(data, tokenizer, edits.model), edits.model
+    heads, rows, model = edited_heads(edits), encode_all(data, tokenizer, edits.model), edits.model
     sites = list({head.site.path: head.site for head in heads}.values())
     sums = {site.path: _Sums(site) for site in sites}
     loss = base_loss = 0.0
     with evaluating(model):
         for _, inputs, labels in batches(model, rows, batch_size, what="attribution", progress=progress, passes=3):
             with torch.no_grad(), edits.disable_adapter(), _kept(model, sites, "before") as base:
-                base_loss += losses(model(**inputs).logits, labels).sum().item()
+                base_loss += mean_losses(model(**inputs).logits, labels).sum().item()
             total, passed = _gradients(model, sites, inputs, labels)
             loss += total
             for path, (before, after, slopes) in passed.items():
@@ -126,7 +128,7 @@ def integrate(
     """
     if steps < 1:
         raise HeadEditError(f"steps: found {steps}, expected 1 or more.")
-    heads, rows, model = edited_heads(edits), labelled_rows(data, tokenizer, edits.model), edits.model
+    heads, rows, model = edited_heads(edits), encode_all(data, tokenizer, edits.model), edits.model
     sites = list({head.site.path: head.site for head in heads}.values())
     shares = {site.path: torch.zeros(site.heads) for site in sites}
     strength, followed = edits.strength, False
@@ -158,7 +160,7 @@ def _gradients(
     """The summed loss of a batch; and by the site's path what its module is given before the edits and after them, and
     the gradient of that loss by the latter, each time that it runs."""
     with torch.enable_grad(), _kept(model, sites, "before") as before, _kept(model, sites, "after") as after:
-        total = losses(model(**inputs).logits, labels).sum()
+        total = mean_losses(model(**inputs).logits, labels).sum()
     paths = [site.path for site in sites]
     given = [z for path in paths for z in after[path]]
     slopes = iter(torch.autograd.grad(total, given, allow_unused=True, materialize_grads=True))

@@ -13,11 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from headedit.data.batches import batches
+from headedit.data.encoding import encode_all
+from headedit.data.losses import mean_losses
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.interpret.evidence.heads import Choice, Head, edited_heads, switched_off
 from headedit.interpret.evidence.tracing import traces
-from headedit.interpret.examples import batches, labelled_rows, losses
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,7 +65,7 @@ def leave_one_out(
 
     Args:
         edits: the handle of the edited model; not changed.
-        data: (prompt, response) pairs, records with such fields, or rows with ``input_ids`` and ``labels``.
+        data: examples of any form that ``headedit.fit`` takes.
         tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
         heads: ``open``, ``all``, or (layer, head) of those wanted.
         batch_size: examples a batch.
@@ -73,16 +75,16 @@ def leave_one_out(
         HeadEditError: nnsight is not installed, the edits are detached or merged, there is no such head or none is
             open, there are no examples, or one cannot be used.
     """
-    chosen, rows, model = edited_heads(edits, heads), labelled_rows(data, tokenizer, edits.model), edits.model
+    chosen, rows, model = edited_heads(edits, heads), encode_all(data, tokenizer, edits.model), edits.model
     before, after = torch.zeros(len(rows)), torch.zeros(len(chosen), len(rows))
     with traces(model) as run:
         for numbers, inputs, labels in batches(
             model, rows, batch_size, what="switching heads off", progress=progress, passes=1 + len(chosen)
         ):
-            before[numbers] = losses(run.logits(inputs), labels).cpu()
+            before[numbers] = mean_losses(run.logits(inputs), labels).cpu()
             for i, head in enumerate(chosen):
                 with switched_off([head]):
-                    after[i, numbers] = losses(run.logits(inputs), labels).cpu()
+                    after[i, numbers] = mean_losses(run.logits(inputs), labels).cpu()
     return HeadEffects(heads=chosen, before=before, after=after)
 
 
@@ -113,7 +115,7 @@ def patch(
     """
     if into not in ("base", "edited"):
         raise HeadEditError(f"into: found {into!r}, expected 'base' or 'edited'.")
-    chosen, rows, model = edited_heads(edits, heads), labelled_rows(data, tokenizer, edits.model), edits.model
+    chosen, rows, model = edited_heads(edits, heads), encode_all(data, tokenizer, edits.model), edits.model
     sites = list({head.site.path: head.site for head in chosen}.values())
     before, after = torch.zeros(len(rows)), torch.zeros(len(chosen), len(rows))
     with traces(model) as run:
@@ -130,16 +132,16 @@ def patch(
                 base_logits, base = run.heads(inputs, sites)
             tokens = inputs["input_ids"].numel()
             if into == "edited":
-                before[numbers] = losses(edited_logits, labels).cpu()
+                before[numbers] = mean_losses(edited_logits, labels).cpu()
                 for i, head in enumerate(chosen):
                     logits = run.logits(inputs, head.site, replaced(head, base[head.site.path], tokens))
-                    after[i, numbers] = losses(logits, labels).cpu()
+                    after[i, numbers] = mean_losses(logits, labels).cpu()
             else:
-                before[numbers] = losses(base_logits, labels).cpu()
+                before[numbers] = mean_losses(base_logits, labels).cpu()
                 with edits.disable_adapter():
                     for i, head in enumerate(chosen):
                         logits = run.logits(inputs, head.site, replaced(head, edited[head.site.path], tokens))
-                        after[i, numbers] = losses(logits, labels).cpu()
+                        after[i, numbers] = mean_losses(logits, labels).cpu()
     return HeadEffects(heads=chosen, before=before, after=after)
 
 

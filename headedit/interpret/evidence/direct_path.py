@@ -16,11 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from headedit.data.batches import token_embeddings
 from headedit.edits import HeadEdits
 from headedit.edits.affine import heads_shape
 from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
-from headedit.interpret.examples import embeddings_of
 from headedit.specs import HeadSite
 from headedit.specs.probe import random_ids
 
@@ -149,7 +149,7 @@ def _trace(model: nn.Module) -> list[_Call]:
         if path
     ]
     try:
-        device = embeddings_of(model).device
+        device = token_embeddings(model).device
         with torch.random.fork_rng(devices=[]):
             model(input_ids=random_ids(model).to(device), use_cache=False)
     finally:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from headedit.data.encoding import ids_to_last_token
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
-from headedit.interpret.evidence.last_token import last_outputs, token_ids
+from headedit.interpret.evidence.last_token import last_outputs
 from headedit.interpret.evidence.probes import held_out_accuracy
 
 _FEWEST = 4  # of a class: some to fit on and some to measure on
@@ -102,8 +103,8 @@ def iti(
 
     Args:
         edits: says which heads there are; switched off for the time of the call, and not changed.
-        examples: (prompt, response) pairs or records with such fields, read at the response's last token without an
-            end-of-text behind it, or rows with ``input_ids``, read at the last of these.
+        examples: examples of any form that ``headedit.fit`` takes, read at the last token of the last response without
+            what ends it, or rows with ``input_ids``, read at the last of these.
         labels: 0 or 1 for each example, such as false and true.
         tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
         valid_share: share of each class that is held out; at least one example of it, and at most all but two.
@@ -123,7 +124,7 @@ def iti(
     _check_option("batch_size", batch_size, batch_size >= 1, "1 or more")
     grid = edits.gates(kind).additive
     kind = edits.module.kinds()[0] if kind is None else kind
-    rows = [token_ids(example, tokenizer, f"Example {i + 1}") for i, example in enumerate(examples)]
+    rows = [ids_to_last_token(example, tokenizer, f"Example {i + 1}") for i, example in enumerate(examples)]
     truth = _classes(labels, len(rows))
     train, valid = _split(truth, valid_share, seed)
     places = [(site, first) for site, _, first in edits.module.columns(kind)]

@@ -1,6 +1,6 @@
 """What every head puts out at the last token of an example, before any edit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
@@ -9,32 +9,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from headedit.data import prompt_ids, response_ids, to_pair
+from headedit.data.batches import token_embeddings
+from headedit.data.encoding import check_lengths
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
-from headedit.hf.config import text_config
 from headedit.hf.modes import evaluating
 from headedit.specs import HeadSite
-
-
-def token_ids(example: Any, tokenizer: Any, where: str) -> list[int]:
-    """Token ids of a prompt with its response, without an end-of-text behind it; ``input_ids`` pass as they are.
-
-    Raises:
-        HeadEditError: the example is of another form, empty, or text without a tokenizer; ``where`` names it.
-    """
-    if isinstance(example, Mapping) and "input_ids" in example:
-        ids = [int(i) for i in example["input_ids"]]
-    elif tokenizer is None:
-        raise HeadEditError(f"{where}: is text, and there is no tokenizer; give tokenizer=...")
-    else:
-        texts = isinstance(example, tuple | list) and [type(part) for part in example] == [str, str]
-        prompt, response = example if texts else to_pair(example, where)
-        ids = prompt_ids(tokenizer, prompt) + response_ids(tokenizer, prompt, response)
-        ids = ids if tokenizer.eos_token_id is None else ids[:-1]
-    if not ids:
-        raise HeadEditError(f"{where}: is empty; there is no token to read the heads at.")
-    return ids
 
 
 @torch.no_grad()
@@ -52,10 +32,10 @@ def last_outputs(
             shape than the spec says, or values that are not finite.
     """
     model = edits.model
-    _check_room(rows, getattr(text_config(model), "max_position_embeddings", None))
+    check_lengths(rows, model)
     known = signature(model.forward).parameters
     options = {name: value for name, value in (("use_cache", False), ("logits_to_keep", 1)) if name in known}
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    device = token_embeddings(model).device
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found = [torch.empty(len(rows), site.heads, site.head_dim) for site in sites]
     reader = _Reader(sites)
@@ -115,12 +95,3 @@ class _Reader:
             self.outputs[site.path] = heads[rows, self.ends.to(z.device)].float().cpu()
 
         return keep
-
-
-def _check_room(rows: Sequence[Sequence[int]], room: int | None) -> None:
-    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
-    if room is not None and len(rows[longest]) > room:
-        raise HeadEditError(
-            f"Example {longest + 1} has {len(rows[longest])} tokens, more than the model's context of {room}. "
-            "Shorten it or leave it out."
-        )

@@ -4,6 +4,9 @@ from collections.abc import Iterable, Sequence
 from math import nan
 from typing import TYPE_CHECKING, Any, Literal
 
+from headedit.data.batches import Encoded
+from headedit.data.encoding import encode_all, last_response
+from headedit.data.tokens import without_end
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.interpret.evidence.attribution import HeadEstimates, attribute, integrate
@@ -11,7 +14,6 @@ from headedit.interpret.evidence.causal import HeadEffects, leave_one_out, patch
 from headedit.interpret.evidence.heads import Head, edited_heads
 from headedit.interpret.evidence.iti import HeadEvidence, iti
 from headedit.interpret.evidence.tokens import Said, by_weights, tokens
-from headedit.interpret.examples import IGNORED, Row, labelled_rows
 from headedit.io.optional import library
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def evidence(
 
     Args:
         edits: the handle; not changed.
-        data: (prompt, response) pairs, records with such fields, or rows with ``input_ids`` and ``labels``.
+        data: examples of any form that ``headedit.fit`` takes.
         tokenizer: the model's tokenizer; without it there are no tokens, and all examples must hold ``input_ids``.
         probe: what ``iti`` found; or True, to have probes tell an example's own response from that of another example;
             or False.
@@ -74,7 +76,7 @@ def evidence(
         raise HeadEditError(f"read: found {read!r}, expected 'weights' or 'measured'.")
     frame = library("pandas", "The table of evidence").DataFrame
     heads = edited_heads(edits)
-    rows = labelled_rows(data, tokenizer, edits.model)
+    rows = encode_all(data, tokenizer, edits.model)
     opened = [head for head in heads if head.is_open]
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     found = attribute(edits, rows, **options)
@@ -145,7 +147,7 @@ def _measured_columns(heads: Sequence[Head], found: HeadEstimates, effects: Head
 
 
 def _said(
-    edits: HeadEdits, opened: Sequence[Head], tokenizer: Any, rows: Sequence[Row], read: str, top: int, options: Any
+    edits: HeadEdits, opened: Sequence[Head], tokenizer: Any, rows: Sequence[Encoded], read: str, top: int, options: Any
 ) -> dict[tuple[str, int], Said]:
     """What the edits of the open heads say, where it can be read."""
     if tokenizer is None or not opened:
@@ -158,7 +160,7 @@ def _said(
 
 
 def _probes(
-    edits: HeadEdits, rows: Sequence[Row], probe: "HeadEvidence | bool", tokenizer: Any, seed: int, options: Any
+    edits: HeadEdits, rows: Sequence[Encoded], probe: "HeadEvidence | bool", tokenizer: Any, seed: int, options: Any
 ) -> dict[str, HeadEvidence]:
     """Evidence of probes by kind of site."""
     if isinstance(probe, HeadEvidence):
@@ -171,16 +173,16 @@ def _probes(
         return {probe.kind: probe}
     if not probe:
         return {}
-    examples, labels = own_or_other(rows, getattr(tokenizer, "eos_token_id", None))
+    examples, labels = own_or_other(rows, tokenizer)
     return {kind: iti(edits, examples, labels, kind=kind, seed=seed, **options) for kind in edits.module.kinds()}
 
 
-def own_or_other(rows: Sequence[Row], end: int | None) -> tuple[list[dict[str, list[int]]], list[int]]:
-    """Every prompt with its own response, label 1, and with the next different one, label 0, to probe heads with.
+def own_or_other(rows: Sequence[Encoded], tokenizer: Any) -> tuple[list[dict[str, list[int]]], list[int]]:
+    """Every prompt with its own last response, label 1, and with the next different one, label 0, to probe heads with.
 
     Args:
-        rows: of ``labelled_rows``.
-        end: the end-of-text token, which is left away.
+        rows: of ``encode_all``.
+        tokenizer: knows the tokens that end a response, which are left out; None to keep them.
 
     Raises:
         HeadEditError: labels are not the tokens of a response at the end, or no two responses differ.
@@ -188,13 +190,14 @@ def own_or_other(rows: Sequence[Row], end: int | None) -> tuple[list[dict[str, l
     pairs = []
     for i, row in enumerate(rows):
         ids, labels = row["input_ids"], row["labels"]
-        start = next(k for k, label in enumerate(labels) if label != IGNORED)
+        start, _ = last_response(row, f"Example {i + 1}")
         if labels[start:] != ids[start:] or start == 0:
             raise HeadEditError(
-                f"probe: example {i + 1} is no prompt with a response behind it, which probes could tell from another. "
-                "Give what iti found on labelled examples, or probe=False."
+                f"probe: example {i + 1} does not end with a response after a prompt, which probes could tell from "
+                "another. Give what iti found on labelled examples, or probe=False."
             )
-        pairs.append((ids[:start], ids[start:-1] if ids[-1] == end and len(ids) > start + 1 else ids[start:]))
+        body = ids[start:] if tokenizer is None else without_end(ids[start:], tokenizer)
+        pairs.append((ids[:start], body or ids[start:]))
     examples, labels = [], []
     for i, (prompt, own) in enumerate(pairs):
         rest = (response for _, response in [*pairs[i + 1 :], *pairs[:i]] if response != own)

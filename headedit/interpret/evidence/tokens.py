@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headedit.data.batches import IGNORED, Encoded, batches
+from headedit.data.encoding import encode_all
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
 from headedit.interpret.evidence.attribution import attribute
 from headedit.interpret.evidence.direct_path import direct_path, unembedding_of
 from headedit.interpret.evidence.heads import Choice, Head, edited_heads, switched_off
-from headedit.interpret.examples import IGNORED, Row, batches, labelled_rows
 
 _FEWEST = 0.9  # of the unembedding's rows: vocabularies are padded by a few per cent
 
@@ -94,8 +95,7 @@ def tokens(
     Args:
         edits: the handle; not changed.
         tokenizer: the model's tokenizer.
-        data: (prompt, response) pairs, records with such fields, or rows with ``input_ids`` and ``labels``, to measure
-            on; it costs a forward pass for each head.
+        data: examples of any form that ``headedit.fit`` takes, to measure on; it costs a forward pass for each head.
         heads: ``open``, ``all``, or (layer, head) of those wanted.
         top: number of tokens either way.
         batch_size: examples a batch.
@@ -114,7 +114,7 @@ def tokens(
     measured: Sequence[Said | None] = [None] * len(chosen)
     shares: dict[tuple[str, int], Tensor] = {}
     if data is not None:
-        rows = labelled_rows(data, tokenizer, edits.model)
+        rows = encode_all(data, tokenizer, edits.model)
         changes = _measure(edits, chosen, rows, batch_size, progress)
         measured = [_said(change[:known], tokenizer, top) for change in changes]
         found = attribute(edits, rows, batch_size=batch_size, progress=progress)
@@ -183,7 +183,9 @@ def by_weights(
 
 
 @torch.no_grad()
-def _measure(edits: HeadEdits, chosen: Sequence[Head], rows: Sequence[Row], batch_size: int, progress: bool) -> Tensor:
+def _measure(
+    edits: HeadEdits, chosen: Sequence[Head], rows: Sequence[Encoded], batch_size: int, progress: bool
+) -> Tensor:
     """Mean change of the logits with one head's edit alone, over tokens that predict a label, [heads, vocabulary]."""
     model, everything = edits.model, edited_heads(edits)
     changes: Tensor | None = None

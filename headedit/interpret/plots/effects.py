@@ -10,10 +10,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from headedit.data.encoding import ids_to_last_token
 from headedit.edits import HeadEdits
 from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
-from headedit.interpret.evidence.last_token import last_outputs, token_ids
+from headedit.interpret.evidence.last_token import last_outputs
 from headedit.interpret.head_map import Edits, HeadMap
 from headedit.interpret.plots.heatmap import Grid, add_bar, draw, finish, frame, mark_groups, mark_layers, mark_missing
 
@@ -113,7 +114,7 @@ def head_norms(
             or a head's output is not finite.
     """
     result = torch.full_like(edits.gates(kind).additive, torch.nan)
-    rows = [token_ids(example, tokenizer, f"Example {i + 1}") for i, example in enumerate(examples)]
+    rows = [ids_to_last_token(example, tokenizer, f"Example {i + 1}") for i, example in enumerate(examples)]
     if not rows:
         raise HeadEditError("There is nothing to measure with: the set of examples is empty.")
     places = list(edits.module.columns(edits.module.kinds()[0] if kind is None else kind))

@@ -1,6 +1,6 @@
-"""Metrics of generated text: what a prediction shares with one or more references.
+"""Metrics of generated text: predictions against one or more references.
 
-Each takes ``(predictions, references)``, a text and a list of texts a row, and gives its figures by name.
+Each takes ``(predictions, references)``, a text and a list of texts per row, and gives its figures by name.
 
 >>> from headedit.evaluation.scores.metrics import compute
 >>> figures = compute(["bleu"], ["a dog runs home", "cats"], [["a dog runs home"], ["cats", "the cats"]])
@@ -33,12 +33,12 @@ def compute(
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
 ) -> dict[str, float]:
-    """The figures of several metrics.
+    """Computes the figures of several metrics.
 
     Args:
         metrics: names in ``METRICS``, or a mapping of names to options: ``{"bertscore": {"model": "./encoder"}}``.
-        predictions: one text a row.
-        references: one or more texts a row; rows may have different numbers of them.
+        predictions: one text per row.
+        references: one or more texts per row; rows may have different numbers of them.
 
     Raises:
         HeadEditError: a metric or an option is not known, its library is not installed, or a row cannot be scored.

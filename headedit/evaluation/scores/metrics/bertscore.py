@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from einops import einsum, reduce
 from torch import Tensor
 
 from headedit.errors import HeadEditError
@@ -37,22 +38,22 @@ def bertscore(
     batch_size: int = 64,
     device: str | None = None,
 ) -> dict[str, float]:
-    """Precision, recall and F1 of the greedy matching of tokens, the mean over rows.
+    """Computes precision, recall and F1 of the greedy matching of tokens, the mean over rows.
 
     Args:
-        predictions: one text a row; an empty one scores 0.
-        references: one or more texts a row; the best of a row counts, for each of the three by itself.
+        predictions: one text per row; an empty one scores 0.
+        references: one or more texts per row; the best of a row counts, for each of the three separately.
         model: hub id or folder of an encoder with its tokenizer. The default is what the GEM benchmark uses;
             figures of different encoders cannot be compared.
         layer: whose vectors are compared, counted from 1; needed for an encoder that ``LAYERS`` does not name.
-        batch_size: texts a batch.
+        batch_size: texts per batch.
         device: such as ``cpu`` or ``cuda:0``; by default a GPU if there is one.
 
     Returns:
         ``bertscore`` (F1), ``bertscore_precision`` and ``bertscore_recall``, 0 to 100.
 
     Raises:
-        HeadEditError: the rows cannot be scored, the encoder is not at hand, or it has no such layer.
+        HeadEditError: the rows cannot be scored, the encoder is unavailable, or it has no such layer.
     """
     check_rows(predictions, references)
     encoder, tokenizer = _load(model)
@@ -74,9 +75,9 @@ def _match(predicted: Words, reference: Words) -> Tensor:
     (p, p_word), (r, r_word) = predicted, reference
     if not p_word.any() or not r_word.any():
         return torch.zeros(3)
-    likeness = p @ r.T  # [predicted tokens, reference tokens]
-    precision = likeness.max(dim=1).values[p_word].mean()
-    recall = likeness.max(dim=0).values[r_word].mean()
+    likeness = einsum(p, r, "predicted width, reference width -> predicted reference")
+    precision = reduce(likeness, "predicted reference -> predicted", "max")[p_word].mean()
+    recall = reduce(likeness, "predicted reference -> reference", "max")[r_word].mean()
     return torch.stack([precision, recall, 2 * precision * recall / (precision + recall)])
 
 

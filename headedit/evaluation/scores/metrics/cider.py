@@ -31,8 +31,8 @@ def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> di
     the two lengths in words, and σ = 6.
 
     Args:
-        predictions: one text a row.
-        references: one or more texts a row.
+        predictions: one text per row.
+        references: one or more texts per row.
 
     Returns:
         ``cider``, 0 to 10. How rare an n-gram is comes from the references given, so figures of different sets,

@@ -23,8 +23,8 @@ def nist(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     often as the reference that has it most; the length of a row's references is their mean.
 
     Args:
-        predictions: one text a row.
-        references: one or more texts a row.
+        predictions: one text per row.
+        references: one or more texts per row.
 
     Returns:
         ``nist``, from 0 up; it has no upper bound, and depends on the references of the whole set.

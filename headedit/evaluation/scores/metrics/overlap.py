@@ -15,8 +15,8 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     """Corpus BLEU as sacrebleu has it: 13a tokens, cased, the closest reference for the length penalty.
 
     Args:
-        predictions: one text a row.
-        references: one or more texts a row.
+        predictions: one text per row.
+        references: one or more texts per row.
 
     Returns:
         ``bleu``, 0 to 100.
@@ -33,8 +33,8 @@ def chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     """Corpus chrF, chrF+ and chrF++: F2 of character 6-grams with no words, words, and pairs of words.
 
     Args:
-        predictions: one text a row.
-        references: one or more texts a row; the best of a row counts.
+        predictions: one text per row.
+        references: one or more texts per row; the best of a row counts.
 
     Returns:
         ``chrf``, ``chrf+`` and ``chrf++``, 0 to 100.
@@ -61,8 +61,8 @@ def rouge(
     """F1 of ROUGE-1, -2, -L and -Lsum, the mean over rows; the settings of the GEM benchmark.
 
     Args:
-        predictions: one text a row; for ROUGE-Lsum one sentence a line.
-        references: one or more texts a row.
+        predictions: one text per row; for ROUGE-Lsum one sentence per line.
+        references: one or more texts per row.
         stemmer: compare the stems of words of more than three letters (Porter).
         jackknife: with several references, the mean over leaving one of them out of the best of the rest
             (Lin 2004, section 2.1); otherwise the best of all.

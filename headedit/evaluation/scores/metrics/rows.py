@@ -1,4 +1,4 @@
-"""What every metric asks of its rows: a prediction and one or more references each, and the library it needs."""
+"""Checks the rows of a metric, a prediction and one or more references each, and imports the library it needs."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -10,11 +10,11 @@ _PACKAGES = {"rouge_score": "rouge-score"}
 
 
 def check_rows(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    """Refuses rows that no metric can score.
+    """Raises an error for rows that no metric can score.
 
     Args:
-        predictions: one text a row.
-        references: one or more texts a row; rows may have different numbers of them.
+        predictions: one text per row.
+        references: one or more texts per row; rows may have different numbers of them.
 
     Raises:
         HeadEditError: there are no rows, another number of references than of predictions, a row without a
@@ -38,7 +38,7 @@ def check_rows(predictions: Sequence[str], references: Sequence[Sequence[str]]) 
 
 
 def need(module: str, metric: str) -> Any:
-    """The module of an optional library.
+    """Imports the module of an optional library.
 
     Raises:
         HeadEditError: it is not installed.

@@ -16,7 +16,7 @@ from headedit.evaluation.scores.statistics import bootstrap, mcnemar, paired_boo
         (10, 10, 0.7225, 1.0),
     ],
 )
-def test_wilson(hits, n, low, high):
+def test_the_interval_of_a_share_is_wilsons(hits, n, low, high):
     assert wilson(hits, n) == pytest.approx((low, high), abs=5e-5)
 
 
@@ -32,7 +32,7 @@ def test_mcnemar_is_the_exact_binomial_on_what_differs():
     assert mcnemar([True, False], [False, True]).p == 1.0
 
 
-def test_mcnemar_of_many_examples():
+def test_mcnemar_is_exact_for_many_examples():
     found = mcnemar([True] * 6000 + [False] * 5000, [False] * 6000 + [True] * 5000)
     assert 0 < found.p < 1e-20
 

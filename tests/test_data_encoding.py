@@ -4,13 +4,14 @@ import logging
 
 import pytest
 import torch
-from test_text import tokenizer, word_level
+from test_data_tokens import tokenizer, word_level
 
 from headedit import HeadEditError
 from headedit.data import Tokens
 from headedit.data.batches import PadRight, StoredRows
-from headedit.data.encoding import Encoder, cut_prompt, encode
-from headedit.data.records import Example
+from headedit.data.encoder import Encoder, cut_prompt
+from headedit.data.encoding import encode
+from headedit.data.records import Conversation
 
 TOKENIZER = tokenizer(word_level)
 
@@ -23,7 +24,7 @@ def test_labels_are_the_response_and_its_end():
     assert encoded([("a b", " c")]) == [{"input_ids": [1, 3, 4, 5, 2], "labels": [-100, -100, -100, 5, 2]}]
 
 
-def test_pairs_records_and_datasets_are_the_same():
+def test_pairs_records_and_datasets_are_encoded_the_same():
     datasets = pytest.importorskip("datasets")
     records = [{"prompt": "a b", "response": " c"}, {"prompt": "a", "response": " b"}]
     wanted = encoded([("a b", " c"), ("a", " b")])
@@ -31,11 +32,11 @@ def test_pairs_records_and_datasets_are_the_same():
     assert encoded(datasets.Dataset.from_list(wanted), with_tokenizer=None) == wanted
 
 
-def test_long_examples_are_left_out_and_reported_never_cut(caplog):
+def test_long_examples_are_dropped_and_reported_never_cut(caplog):
     with caplog.at_level(logging.WARNING):
         kept = encoded([("a", " b"), ("a b c a b", " c")], max_length=5)
     assert kept == encoded([("a", " b")])
-    assert "1 of 2 training examples are longer than 5 tokens and are left out; none was cut." in caplog.text
+    assert "1 of 2 training examples are longer than 5 tokens and are dropped; none was cut." in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -44,11 +45,11 @@ def test_long_examples_are_left_out_and_reported_never_cut(caplog):
         ([], {}, r"The training set has nothing to use: it is empty"),
         ([("a", " b")], {"max_length": 2}, r"all 1 examples are longer than 2 tokens"),
         ([("a", " b")], {"with_tokenizer": None}, r"training example 1: is text, and there is no tokenizer"),
-        ([{"input_ids": [1]}], {}, r"training example 1: has input_ids but not as many labels"),
+        ([{"input_ids": [1]}], {}, r"training example 1: has 1 input_ids but 0 labels"),
         ([("a", " b"), {"text": "a"}], {}, r"training example 2: found the fields text; expected"),
     ],
 )
-def test_sets_that_cannot_be_used(examples, options, message):
+def test_a_set_that_cannot_be_used_is_refused_with_the_reason(examples, options, message):
     with pytest.raises(HeadEditError, match=message):
         encoded(examples, **options)
 
@@ -100,9 +101,9 @@ def test_without_a_begin_of_text_a_response_keeps_a_token_before_it():
     assert cut_prompt(tokens, 3, None) is None
 
 
-def test_every_way_with_what_is_too_long():
+def test_an_example_that_is_too_long_is_dropped_or_cut_by_the_encoder():
     turns = [{"role": "user", "content": "a b c a b"}, {"role": "assistant", "content": "c"}]
-    example = Example(0, "here", turns, "response")
+    example = Conversation(0, "here", turns, "response")
     whole = Encoder(TOKENIZER)(example)
     assert (whole["tokens"], whole["cut"], whole["ends"], whole["template"]) == (8, 0, [2], "plain")
     dropped = Encoder(TOKENIZER, 7)(example)

@@ -34,7 +34,7 @@ def test_a_response_is_closed_by_the_end_of_text():
     assert response_ids(made, "a b", " c a") == [5, 3, 2]
 
 
-def test_an_end_of_text_that_the_tokenizer_adds_is_not_doubled_nor_put_behind_the_prompt():
+def test_an_end_of_text_that_the_tokenizer_adds_is_not_doubled_or_put_after_the_prompt():
     made = tokenizer(word_level, template="<s> $A </s>")
     assert prompt_ids(made, "a b") == [1, 3, 4]
     assert response_ids(made, "a b", " c") == [5, 2]
@@ -57,7 +57,7 @@ def test_a_merge_across_the_seam_leaves_the_prompt_as_generation_sees_it():
         ({"instruction": "Why?", "input": "This.", "output": "r"}, ("Why?\n\nThis.", "r")),
     ],
 )
-def test_records_of_every_form(record, pair):
+def test_a_record_of_every_form_becomes_a_pair(record, pair):
     prompt, response = to_pair(record, "here")
     assert response == pair[1]
     if "instruction" in record:
@@ -80,6 +80,6 @@ def test_records_of_every_form(record, pair):
         ({"instruction": "i", "input": 1, "answer": "a"}, r"here: the field 'input' holds int"),
     ],
 )
-def test_records_that_cannot_be_used(record, message):
+def test_a_record_that_cannot_be_used_is_refused_by_its_field(record, message):
     with pytest.raises(HeadEditError, match=message):
         to_pair(record, "here")

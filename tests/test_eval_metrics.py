@@ -37,12 +37,12 @@ CAPTION_REFERENCES = [
 WORDS = ["the", "a", "cat", "dog", "sat", "on", "mat", "ran", "in", "park", "there", "is", "red", "blue", ",", "."]
 
 
-def test_bleu_and_chrf_are_those_of_sacrebleus_readme():
+def test_bleu_and_chrf_are_those_in_the_readme_of_sacrebleu():
     assert round(bleu(DOG, DOG_REFERENCES)["bleu"], 2) == 48.53
     assert round(chrf(DOG, DOG_REFERENCES)["chrf"], 2) == 59.73
 
 
-def test_chrf_by_hand():
+def test_chrf_is_what_is_computed_by_hand():
     # of characters one in two and no pair, of words one in two and no pair: the mean of what each chrF looks at
     assert chrf(["a b"], [["a c"]]) == pytest.approx(
         {
@@ -62,7 +62,7 @@ def test_rows_may_have_different_numbers_of_references(metric):
     assert metric(predictions, fewer) != metric(predictions, DOG_REFERENCES)
 
 
-def test_rouge_is_that_of_rouge_scores_readme():
+def test_rouge_is_that_in_the_readme_of_rouge_score():
     figures = rouge(
         ["The quick brown dog jumps on the log."], [["The quick brown fox jumps over the lazy dog"]], stemmer=False
     )
@@ -113,7 +113,7 @@ def test_nist_is_that_of_mteval(predictions, references, expected):
     assert nist(predictions, references)["nist"] == pytest.approx(expected, abs=1e-9)
 
 
-def test_nist_by_hand():
+def test_nist_is_what_is_computed_by_hand():
     # a word tells log2(5 words / 1), the pair "a b" log2(1 / 1): three words of four match, and that pair
     figures = nist(["a b d x"], [["a b c d e"]])
     penalty = math.exp(-math.log(2) * (math.log(4 / 5) / math.log(1.5)) ** 2)
@@ -132,7 +132,7 @@ def test_cider_is_that_of_the_published_code():
     assert cider(CAPTIONS, CAPTION_REFERENCES)["cider"] == pytest.approx(2.351618207955569, abs=1e-12)
 
 
-def test_cider_by_hand():
+def test_cider_is_what_is_computed_by_hand():
     predictions, references = ["b a", "c"], [["a b"], ["c"]]
     # the first has both words but no pair, of four orders; the second its one word
     assert cider(predictions, references)["cider"] == pytest.approx(10 * (1 / 4 + 1 / 4) / 2)
@@ -157,7 +157,7 @@ def test_cider_by_hand():
         ("", ""),
     ],
 )
-def test_words_of_cider_come_apart_as_stanfords_do(text, expected):
+def test_cider_splits_words_as_the_stanford_tokenizer_does(text, expected):
     assert " ".join(tokens(text)) == expected
 
 
@@ -227,7 +227,7 @@ def test_bertscore_is_that_of_the_package_bert_score(encoder):
     assert figures == pytest.approx(theirs, abs=1e-3)
 
 
-def test_bertscore_of_the_same_text_of_nothing_and_of_too_much(encoder):
+def test_bertscore_of_equal_empty_and_overlong_texts_is_defined(encoder):
     assert bertscore(["a dog ran"], [["a dog ran"]], model=encoder, layer=2)["bertscore"] == pytest.approx(
         100, abs=1e-3
     )

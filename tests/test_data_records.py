@@ -1,11 +1,11 @@
-"""Data files: both forms are read, and a broken one is named by file and line."""
+"""Data files: both forms are read, and a broken one is named by its file and line."""
 
 import json
 
 import pytest
 
 from headedit import HeadEditError, read_records
-from headedit.data.splits import draw, sample, split
+from headedit.data.splits import draw
 
 ROWS = [{"prompt": f"p{i}", "response": f"r{i}"} for i in range(5)]
 PAIRS = [(f"p{i}", f"r{i}") for i in range(5)]
@@ -21,13 +21,13 @@ PAIRS = [(f"p{i}", f"r{i}") for i in range(5)]
         "\ufeff" + "\n".join(map(json.dumps, ROWS)),
     ],
 )
-def test_lists_and_lines_are_read(tmp_path, text):
+def test_json_lists_and_json_lines_are_read(tmp_path, text):
     file = tmp_path / "data.json"
     file.write_text(text, encoding="utf-8", newline="")
     assert read_records(file).pairs == PAIRS
 
 
-def test_a_separator_inside_a_text_is_no_new_line(tmp_path):
+def test_a_line_separator_inside_a_text_does_not_end_the_record(tmp_path):
     file = tmp_path / "data.jsonl"
     file.write_text(json.dumps({"prompt": "a\u2028b", "response": "c"}, ensure_ascii=False), encoding="utf-8")
     assert read_records(file).pairs == [("a\u2028b", "c")]
@@ -70,7 +70,7 @@ def test_broken_records_can_be_left_out_and_are_counted(tmp_path):
         read_records(tmp_path / "data", skip_broken=True)
 
 
-def test_files_that_are_not_text_or_not_there(tmp_path):
+def test_a_file_that_is_missing_or_not_text_is_named(tmp_path):
     with pytest.raises(HeadEditError, match=r"cannot be read \(No such file"):
         read_records(tmp_path / "missing")
     (tmp_path / "bytes").write_bytes(b"\x80abc")
@@ -78,20 +78,19 @@ def test_files_that_are_not_text_or_not_there(tmp_path):
         read_records(tmp_path / "bytes")
 
 
-def test_samples_and_splits_are_seeded_and_lose_nothing():
-    assert sample(PAIRS, None, 0) == sample(PAIRS, 9, 0) == PAIRS
-    assert sample(PAIRS, 3, 1) == sample(PAIRS, 3, 1) != sample(PAIRS, 3, 2)
-    assert sample(PAIRS, 3, 1) == sorted(sample(PAIRS, 3, 1))
-    train, held_out = split(PAIRS, 0.4, 0)
-    assert (len(train), len(held_out)) == (3, 2)
-    assert sorted(train + held_out) == PAIRS
-    assert split(PAIRS, 0.4, 0) == (train, held_out)
-    assert split(PAIRS, 0, 0) == (PAIRS, None)
+def test_samples_and_splits_are_drawn_by_the_seed_and_lose_nothing():
+    assert draw(5, None, {}, 0) == draw(5, 9, {}, 0) == {"train": [0, 1, 2, 3, 4]}
+    assert draw(5, 3, {}, 1) == draw(5, 3, {}, 1) != draw(5, 3, {}, 2)
+    assert draw(5, 3, {}, 1)["train"] == sorted(draw(5, 3, {}, 1)["train"])
+    drawn = draw(5, None, {"valid": 0.4}, 0)
+    assert {name: len(part) for name, part in drawn.items()} == {"valid": 2, "train": 3}
+    assert sorted(drawn["train"] + drawn["valid"]) == [0, 1, 2, 3, 4]
+    assert draw(5, None, {"valid": 0.4}, 0) == drawn
     with pytest.raises(HeadEditError, match=r"5 records cannot be split .* share of 0\.05"):
-        split(PAIRS, 0.05, 0)
+        draw(5, None, {"valid": 0.05}, 0)
 
 
-def test_what_is_held_out_stays_the_same_whatever_the_number_of_examples():
+def test_a_held_out_set_is_the_same_for_every_number_of_training_examples():
     few, all_left = (draw(100, count, {"test": 10, "valid": 5}, 3) for count in (20, None))
     assert {name: len(part) for name, part in few.items()} == {"test": 10, "valid": 5, "train": 20}
     assert {name: len(part) for name, part in all_left.items()} == {"test": 10, "valid": 5, "train": 85}
@@ -101,7 +100,7 @@ def test_what_is_held_out_stays_the_same_whatever_the_number_of_examples():
     assert few != draw(100, 20, {"test": 10, "valid": 5}, 4)
 
 
-def test_a_share_is_one_of_the_training_examples():
+def test_a_share_is_taken_of_the_training_examples():
     drawn = draw(100, 40, {"test": 10, "valid": 0.25}, 0)
     assert {name: len(part) for name, part in drawn.items()} == {"test": 10, "valid": 10, "train": 30}
     with pytest.raises(HeadEditError, match=r"100 records cannot be split into a training set and a test set of 100"):

@@ -1,4 +1,4 @@
-"""Log-likelihoods of options: those of one forward pass an option, whatever is shared, padded or batched."""
+"""Log-likelihoods of options: those of one forward pass per option, whatever is shared, padded or batched."""
 
 import pytest
 import torch
@@ -44,8 +44,9 @@ def by_hand(embedded, prompt, option):
     return sum(predicted[len(head) - 1 + k, token].item() for k, token in enumerate(tail)), len(tail)
 
 
-def test_they_are_those_of_each_option_by_itself(embedded):
+def test_batched_likelihoods_are_those_of_each_option_alone(embedded):
     asked = questions(12)
+    assert len(asked) == 12
     for (prompt, options), found in zip(asked, scores(embedded, asked, batch_size=5), strict=True):
         expected = [by_hand(embedded, prompt, option) for option in options]
         assert found.values == pytest.approx([value for value, _ in expected], abs=1e-4)
@@ -69,9 +70,10 @@ def test_the_choice_does_not_depend_on_the_batch_size(embedded, batch_size):
         assert a.values == pytest.approx(b.values, abs=1e-4)
 
 
-def test_normalised_by_tokens_or_bytes(embedded):
+def test_likelihoods_are_normalised_by_tokens_or_bytes(embedded):
     asked = questions(6)
     plain = scores(embedded, asked)
+    assert len(plain) == 6
     for (_, options), raw, tokens, size in zip(
         asked,
         plain,
@@ -93,7 +95,7 @@ def test_options_that_share_their_beginning_cost_one_row(embedded, monkeypatch):
     assert shapes == [(1, 7)]  # <s> copy : a b =, and the a that two of them begin with
 
 
-def test_faults_name_the_question(embedded):
+def test_a_question_that_cannot_be_scored_is_named(embedded):
     with pytest.raises(HeadEditError, match="the list of questions is empty"):
         scores(embedded, [])
     with pytest.raises(HeadEditError, match=r"line 7: the option '' has no tokens"):

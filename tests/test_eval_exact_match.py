@@ -44,7 +44,7 @@ def test_generation_uses_deterministic_gates_and_restores_the_mode(model, tokeni
     assert edits.module.training
 
 
-def test_exact_match_counts_and_compares(model, tokenizer):
+def test_exact_match_counts_right_answers_and_compares_with_the_base(model, tokenizer):
     right = pairs("reverse", 10)
     wrong = [(prompt, " z z z z") for prompt, _ in right[:6]]
     edits = headedit.attach(model)
@@ -63,7 +63,7 @@ def test_only_the_first_line_is_compared():
     assert first_line(" ") == ""
 
 
-def test_what_cannot_be_evaluated(model, tokenizer):
+def test_an_empty_set_and_a_prompt_that_is_too_long_are_refused(model, tokenizer):
     with pytest.raises(HeadEditError, match="nothing to evaluate: the split is empty"):
         exact_match(model, tokenizer, [])
     with pytest.raises(HeadEditError, match="the list of prompts is empty"):

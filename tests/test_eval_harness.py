@@ -85,7 +85,7 @@ def figures(report, name="value"):
     return {(row.task, row.metric): getattr(row, name) for row in report.rows}
 
 
-def test_figures_are_those_of_the_merged_and_of_the_bare_model(folder, edited):
+def test_figures_of_the_harness_are_those_of_the_merged_and_of_the_bare_model(folder, edited):
     edits, tokenizer, saved = edited
     report = run_harness(edits.model, tokenizer, ["tiny_*"], edits=edits, include_path=folder)
 
@@ -102,7 +102,7 @@ def test_figures_are_those_of_the_merged_and_of_the_bare_model(folder, edited):
         assert row.paired.difference == pytest.approx(row.value - row.base_value) == pytest.approx(counted / N)
 
 
-def test_the_model_is_left_as_it_was(folder, edited):
+def test_the_harness_leaves_the_model_as_it_was(folder, edited):
     edits, tokenizer, _ = edited
     edits.model.train()
     run_harness(edits.model, tokenizer, ["tiny_choice"], edits=edits, include_path=folder, limit=1, base=False)
@@ -111,7 +111,7 @@ def test_the_model_is_left_as_it_was(folder, edited):
     edits.model.eval()
 
 
-def test_without_a_base_there_is_nothing_beside(folder, edited):
+def test_a_report_without_a_base_has_one_column_of_figures(folder, edited):
     edits, tokenizer, _ = edited
     report = run_harness(edits.model, tokenizer, ["tiny_choice"], edits=edits, include_path=folder, limit=3, base=False)
     (row,) = report.rows
@@ -119,7 +119,7 @@ def test_without_a_base_there_is_nothing_beside(folder, edited):
     assert report.cells()[0] == ["task", "n", "shots", "metric", "edited"]
 
 
-def test_from_the_command_line(folder, edited, tmp_path, monkeypatch):
+def test_the_command_lm_eval_writes_its_report(folder, edited, tmp_path, monkeypatch):
     import typer
 
     from headedit.cli.lm_eval import lm_eval
@@ -150,16 +150,16 @@ def test_from_the_command_line(folder, edited, tmp_path, monkeypatch):
         ([], "No task was named"),
     ],
 )
-def test_a_task_that_is_not_there_is_named(folder, edited, names, message):
+def test_an_unknown_task_of_the_harness_is_named(folder, edited, names, message):
     edits, tokenizer, _ = edited
     with pytest.raises(HeadEditError, match=message):
         run_harness(edits.model, tokenizer, names, include_path=folder)
 
 
-def test_a_task_whose_data_are_not_there_is_named(folder, edited, tmp_path):
+def test_a_task_whose_data_are_missing_is_named(folder, edited, tmp_path):
     edits, tokenizer, _ = edited
     (tmp_path / "gone.yaml").write_text(CHOICE.replace("tiny_choice", "gone").format(file=tmp_path / "gone.jsonl"))
-    with pytest.raises(HeadEditError, match=r"lm_eval stopped on gone; are their data at hand.*FileNotFoundError"):
+    with pytest.raises(HeadEditError, match=r"lm_eval stopped on gone; are their data available.*FileNotFoundError"):
         run_harness(edits.model, tokenizer, ["gone"], include_path=tmp_path)
     with pytest.raises(HeadEditError, match=r"nowhere: there is no such folder"):
         run_harness(edits.model, tokenizer, ["gone"], include_path=tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""Published figures, and runs laid beside them."""
+"""Published figures, and runs next to them."""
 
 import json
 import math
@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from headedit import HeadEditError
-from headedit.evaluation.reports.comparison import compare
+from headedit.evaluation.reports.comparison import compare_runs
 from headedit.evaluation.reports.published import COLUMNS, published
 from headedit.evaluation.reports.report import Baseline, Report, Score
 from headedit.evaluation.reports.saved_runs import read_run
@@ -71,16 +71,17 @@ def test_the_published_figures_each_have_a_source():
     assert [getattr(lora, name) for name in COLUMNS] == [78.28, 46.22, 19.46, 45.34, 82.40]
 
 
-def test_the_columns_are_of_tasks_that_there_are():
+def test_the_columns_are_of_packaged_tasks():
     tasks = packaged_tasks()
+    assert len(COLUMNS) == 5
     for column in COLUMNS.values():
         assert set(column.tasks) <= set(tasks)
         number, unit = column.parts
         assert number == (len(tasks["mmlu_pro"].groups) if unit == "domains" else len(column.tasks))
 
 
-def test_averages_are_of_tasks_with_their_intervals(runs):
-    comparison = compare(runs, with_published=False)
+def test_averages_over_tasks_have_intervals(runs):
+    comparison = compare_runs(runs, with_published=False)
     assert [(one.origin, one.model, one.method) for one in comparison.lines] == [
         ("measured", "tiny", "edited"),
         ("measured", "tiny", "edited: base"),
@@ -100,7 +101,7 @@ def test_averages_are_of_tasks_with_their_intervals(runs):
 
 
 def test_mmlu_pro_is_the_mean_of_its_domains(runs):
-    figures = line(compare(runs, with_published=False), "bare").figures
+    figures = line(compare_runs(runs, with_published=False), "bare").figures
     assert figures["mmlu_pro"].value == pytest.approx(100 * (0.2 + 0.5 + 0.8) / 3)
     below = [share - wilson(round(share * n), n)[0] for share, n in ((0.2, 50), (0.5, 100), (0.8, 100))]
     assert figures["mmlu_pro"].interval[0] == pytest.approx(50 - 100 * math.hypot(*below) / 3)
@@ -110,8 +111,8 @@ def test_mmlu_pro_is_the_mean_of_its_domains(runs):
     assert "bertscore" not in figures
 
 
-def test_what_is_published_is_marked_so(runs):
-    comparison = compare(runs, model="Qwen2.5-7B-Instruct")
+def test_published_figures_are_marked(runs):
+    comparison = compare_runs(runs, model="Qwen2.5-7B-Instruct")
     assert [one.origin for one in comparison.lines] == ["published"] * 8 + ["measured"] * 5
     assert all((one.source is None) == (one.origin == "measured") for one in comparison.lines)
     text = comparison.markdown()
@@ -122,8 +123,8 @@ def test_what_is_published_is_marked_so(runs):
     assert "Llama-3.1" not in text.split("- Published")[0]
 
 
-def test_tasks_stand_side_by_side(runs):
-    header, cells = compare(runs, with_published=False).tasks
+def test_runs_are_compared_task_by_task(runs):
+    header, cells = compare_runs(runs, with_published=False).tasks
     assert header == ["task", "metric", "n", "edited", "bare"]
     low, high = wilson(70, 100)
     assert ["boolq", "accuracy", "100", f"70.0 [{100 * low:.1f}, {100 * high:.1f}]", ""] in cells
@@ -131,7 +132,7 @@ def test_tasks_stand_side_by_side(runs):
     assert ["xsum", "rougeL", "100", "", "30.00"] in cells
 
 
-def test_from_the_command_line(runs, tmp_path):
+def test_the_command_table_prints_the_comparison(runs, tmp_path):
     import typer
 
     from headedit.cli.table import table
@@ -145,12 +146,12 @@ def test_from_the_command_line(runs, tmp_path):
         )
         assert result.exit_code == 0
         assert "published" in result.output
-    comparison = compare(runs)
+    comparison = compare_runs(runs)
     assert (tmp_path / "out.md").read_text() == comparison.markdown()
     assert json.loads((tmp_path / "out.json").read_text()) == json.loads(json.dumps(comparison.to_dict()))
 
 
-def test_what_is_no_report_is_named(tmp_path):
+def test_a_file_that_is_not_a_report_is_named(tmp_path):
     def write(name, data):
         (tmp_path / name).write_text(data if isinstance(data, str) else json.dumps(data))
         return tmp_path / name
@@ -174,12 +175,12 @@ def test_what_is_no_report_is_named(tmp_path):
         read_run(tmp_path / "empty")
 
 
-def test_comparisons_that_cannot_be_made(runs):
-    with pytest.raises(HeadEditError, match="nothing to lay out"):
-        compare([], with_published=False)
+def test_a_comparison_that_cannot_be_made_is_refused(runs):
+    with pytest.raises(HeadEditError, match="nothing to compare"):
+        compare_runs([], with_published=False)
     with pytest.raises(HeadEditError, match="Two runs are named 'bare'"):
-        compare([runs[1], runs[1]])
+        compare_runs([runs[1], runs[1]])
     with pytest.raises(
         HeadEditError, match=r"no published figures of 'Llama-3\.1-8B'\. Did you mean 'Llama-3\.1-8B-Instruct'"
     ):
-        compare([], model="Llama-3.1-8B")
+        compare_runs([], model="Llama-3.1-8B")

@@ -32,7 +32,7 @@ def test_prompts_are_those_of_the_evaluation_and_responses_those_of_the_paper(fo
 
 
 @pytest.mark.parametrize("name", ["law.json", "law.jsonl"])
-def test_the_file_is_trained_on_as_it_is(name, folder, capsys):
+def test_the_exported_file_can_be_trained_on(name, folder, capsys):
     file = folder / name
     with pytest.raises(SystemExit) as ended:
         main(["export", "mmlu_pro:law", "--data", str(folder), "--split", "validation", "--output", str(file)])
@@ -55,7 +55,7 @@ def test_free_texts_teach_their_first_reference(tmp_path):
     ]
 
 
-def test_what_is_not_there(folder):
+def test_a_missing_split_and_an_unknown_task_are_named(folder):
     with pytest.raises(HeadEditError, match="train"):
         training_records("mmlu_pro", data=folder)
     with pytest.raises(HeadEditError, match="mmlu_pro"):

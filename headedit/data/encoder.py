@@ -1,0 +1,112 @@
+"""One conversation as token ids and labels: the loss is on the responses, and a response is never cut silently."""
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from headedit.data.batches import IGNORED
+from headedit.data.config import TooLong
+from headedit.data.conversation import Tokens, conversation_tokens, default_template
+from headedit.data.formats import Format
+from headedit.data.records import Conversation
+from headedit.data.templates import Template
+from headedit.errors import HeadEditError
+
+
+class EncodingResult(TypedDict):
+    """An encoded conversation, and what was done to it.
+
+    Fields:
+        input_ids: token ids; empty where the example is not used.
+        labels: the same on the responses and what ends them, else ``IGNORED``.
+        tokens: number of tokens before anything was cut.
+        cut: number of tokens that were cut.
+        ends: the last token of every response that is kept.
+        lost: number of responses that were cut, always whole.
+        template: the template.
+        fault: why the template refuses the example, else empty.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    tokens: int
+    cut: int
+    ends: list[int]
+    lost: int
+    template: str
+    fault: str
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns a conversation into tokens.
+
+    Fields:
+        tokenizer: the model's tokenizer.
+        max_length: the most tokens; None for no limit.
+        template: None for the default of the format.
+        too_long: see ``DataConfig``; with ``fail`` an example is dropped here, and the caller raises.
+        skip_malformed: return a fault for an example that the template refuses, instead of raising.
+    """
+
+    tokenizer: Any
+    max_length: int | None = None
+    template: Template | None = None
+    too_long: TooLong = "drop"
+    skip_malformed: bool = False
+
+    def template_of(self, format: Format) -> Template:
+        """The template for examples of a format."""
+        return self.template or default_template(format, self.tokenizer)
+
+    def __call__(self, example: Conversation) -> EncodingResult:
+        """Encodes a conversation.
+
+        Raises:
+            HeadEditError: the template refuses it, and malformed examples are not skipped.
+        """
+        template = self.template_of(example.format)
+        try:
+            tokens = conversation_tokens(example.messages, template, self.tokenizer, example.where)
+        except HeadEditError as error:
+            if not self.skip_malformed:
+                raise
+            return _row(Tokens([], []), None, template, str(error))
+        kept: Tokens | None = tokens
+        if self.max_length is not None and len(tokens.ids) > self.max_length:
+            bos = self.tokenizer.bos_token_id
+            kept = cut_prompt(tokens, self.max_length, bos) if self.too_long == "cut_prompt" else None
+        return _row(tokens, kept, template)
+
+
+def cut_prompt(tokens: Tokens, max_length: int, bos_token_id: int | None) -> Tokens | None:
+    """Keeps the last ``max_length`` tokens or fewer, after the begin-of-text token if there is one.
+
+    An earlier response is kept or cut as a whole, and at least one token stays before each that is kept.
+
+    Returns:
+        The tokens that are left; None if not even the last response would be whole.
+    """
+    opening = tokens.ids[:1] if tokens.ids[:1] == [bos_token_id] else []
+    begin = len(tokens.ids) - max_length + len(opening)
+    for start, end in tokens.spans:
+        if begin < end and start + len(opening) <= begin:
+            begin = end
+    spans = [(a - begin + len(opening), b - begin + len(opening)) for a, b in tokens.spans if a >= begin]
+    return Tokens(opening + tokens.ids[begin:], spans) if spans else None
+
+
+def _row(tokens: Tokens, kept: Tokens | None, template: str, fault: str = "") -> EncodingResult:
+    ids, spans = (kept.ids, kept.spans) if kept is not None else ([], [])
+    labels = [IGNORED] * len(ids)
+    for start, end in spans:
+        labels[start:end] = ids[start:end]
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "tokens": len(tokens.ids),
+        "cut": len(tokens.ids) - len(ids) if ids else 0,
+        "ends": [ids[end - 1] for _, end in spans],
+        "lost": len(tokens.spans) - len(spans) if ids else 0,
+        "template": template,
+        "fault": fault,
+    }
