@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from company import edited
+from third_party import edited
 from test_site_edit import HEADS, WIDTH
 from tiny import logits
 
