@@ -15,7 +15,7 @@ import headedit
 from headedit.cli.main import main
 from headedit.runs.run import Run
 from headedit.training.config import read_run
-from headedit.training.loop.interrupts import StopWhenAsked
+from headedit.training.loop.interrupts import StopOnSignal
 
 TENSORS = "headedit.safetensors"
 
@@ -131,14 +131,14 @@ def test_python_trains_the_same_run(file, tmp_path):
 def test_a_stopped_run_goes_on_from_its_folder(file, tmp_path, monkeypatch):
     """With ``--resume`` the edits are those of the run that was never stopped."""
     out = tmp_path / "out"
-    ends, steps = StopWhenAsked.on_step_end, []
+    ends, steps = StopOnSignal.on_step_end, []
 
     def stop_at_nine(self, args, state, control, **kwargs):
         steps.append(state.global_step)
-        self.asked = len(steps) == 9
+        self.requested = len(steps) == 9
         ends(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(StopWhenAsked, "on_step_end", stop_at_nine)
+    monkeypatch.setattr(StopOnSignal, "on_step_end", stop_at_nine)
     assert run("train", file, "--output", out) == 130
     assert not (out / "run.json").exists()
     assert run("train", out, "--resume") == 0

@@ -15,7 +15,7 @@ from headedit.cli.main import main
 from headedit.hf.loading import load_model
 from headedit.runs.run import Run
 from headedit.training.config import ModelConfig, read_run
-from headedit.training.loop.interrupts import StopWhenAsked
+from headedit.training.loop.interrupts import StopOnSignal
 from headedit.training.sweep import run as sweep_run
 from headedit.training.sweep.config import SweepConfig, plan_sweep
 from headedit.training.sweep.run import SweepRow, grouped
@@ -162,14 +162,14 @@ def test_what_is_finished_is_not_done_again(done, capsys, monkeypatch):
 def test_a_stopped_run_goes_on(done, inputs, tmp_path, capsys, monkeypatch):
     _, reference, _ = done
     file = sweep_of(inputs, tmp_path)
-    ends, steps = StopWhenAsked.on_step_end, []
+    ends, steps = StopOnSignal.on_step_end, []
 
     def stop_at_the_fourth(self, args, state, control, **kwargs):
         steps.append(state.global_step)
-        self.asked = len(steps) == 4
+        self.requested = len(steps) == 4
         ends(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(StopWhenAsked, "on_step_end", stop_at_the_fourth)
+    monkeypatch.setattr(StopOnSignal, "on_step_end", stop_at_the_fourth)
     assert run("sweep", file) == 130
     states = [sweep_run.state_of(planned.config) for planned in plan_sweep(SweepConfig.read(file))]
     assert states == ["finished", "stopped", "new", "new"]
