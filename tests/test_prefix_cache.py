@@ -132,7 +132,7 @@ def test_every_architecture_is_exact_or_refused(model_type):
         plain = model(**inputs).logits
         with FrozenPrefix(edits, {}) as prefix:
             first, second = model(**inputs).logits, model(**inputs).logits
-    assert prefix.record["examples"] == 2
+    assert prefix.figures["examples"] == 2
     assert torch.equal(first, second)
     real = inputs["attention_mask"].bool()
     assert float((plain - second)[real].abs().max() / plain[real].abs().max()) < 1e-5
@@ -226,7 +226,7 @@ def test_a_pass_that_cannot_use_the_cache_runs_all_layers(inputs):
         with FrozenPrefix(edits, {}) as prefix:
             model(**batch(), use_cache=False)
             found = model(**inputs)
-    assert prefix.record["examples"] == 2
+    assert prefix.figures["examples"] == 2
     assert torch.equal(found.logits, plain.logits)
     if plain.past_key_values is not None:
         assert found.past_key_values.get_seq_length(0) == 7
@@ -355,9 +355,9 @@ def test_batches_whose_length_changes_positions_run_all_layers():
         plain = model(**long).logits
         with FrozenPrefix(edits, {}) as prefix:
             assert torch.equal(model(**long).logits, plain)
-            assert prefix.record["examples"] == 0
+            assert prefix.figures["examples"] == 0
             model(**batch(), use_cache=False)
-            assert prefix.record["examples"] == 2
+            assert prefix.figures["examples"] == 2
 
 
 def refused(match, model, arguments=None, layers="1:", inputs=None):

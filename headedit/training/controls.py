@@ -47,7 +47,7 @@ def run_controls(session: Session, recipe: Recipe, metric: Metric | None) -> dic
         if name == "random heads" and not chosen:
             continue
         folder = session.folder / "controls" / name.replace(" ", "-")
-        session.restart()
+        session.restore_start()
         if name == "random heads":
             fix(edits.module, draw_like(all_gates(edits.module), chosen, rng))
         control_session = session.in_folder(folder)

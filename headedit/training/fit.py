@@ -184,7 +184,7 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
         "open": {kind: {"open": n, "of": total} for kind, (n, total) in edits.count_open().items()},
         "seconds": round(seconds, 2),
         **({} if control_figures is None else {"controls": control_figures}),
-        **({} if session.prefix is None else {"prefix_cache": session.prefix.record}),
+        **({} if session.prefix is None else {"prefix_cache": session.prefix.figures}),
     }
     run = Run(folder, session.history, record, edits)
     if session.main:

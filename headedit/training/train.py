@@ -76,7 +76,7 @@ def train(
         ready(edits, data)
     if PartialState().is_main_process:
         chosen.save(folder)
-        _save(folder / DATA_FILE, data.report)
+        _write_report(folder / DATA_FILE, data.report)
     run = fit(
         edits,
         data.train,
@@ -151,7 +151,7 @@ def _add_test_loss(run: Run, edits: HeadEdits, data: Data, pad: int | None, batc
         run.save()
 
 
-def _save(file: Path, report: dict[str, Any]) -> None:
+def _write_report(file: Path, report: dict[str, Any]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())

@@ -21,7 +21,7 @@ class Throughput:
         if isinstance(ids, Tensor):
             self._tokens += ids.numel()
 
-    def read(self) -> dict[str, float]:
+    def read_and_reset(self) -> dict[str, float]:
         """``tokens_per_second`` since the last call; ``memory_gb``, the GPU's peak, or what this process holds now."""
         now = time.perf_counter()
         rate = self._processes * self._tokens / max(now - self._since, 1e-9)

@@ -194,10 +194,10 @@ class HeadEditMixin(SavesEdits):
             row["stage"] = self.stage
         if "loss" in logs and self._plain_loss is not None:
             self._raise_if_not_finite()
-            logs.update(self._figures(logs["loss"]))
+            logs.update(self._log_figures(logs["loss"]))
             row.update(logs, gates=self._gate_values())
             self.history.append(row)
-            logs.update(self._throughput.read())
+            logs.update(self._throughput.read_and_reset())
         elif "eval_loss" in logs:
             self._raise_if_not_finite()
             self._eval_losses.append(logs["eval_loss"])
@@ -218,7 +218,7 @@ class HeadEditMixin(SavesEdits):
             "rates, check the examples of that step, or train in a dtype with a larger range."
         )
 
-    def _figures(self, objective: float) -> dict[str, float]:
+    def _log_figures(self, objective: float) -> dict[str, float]:
         assert self._plain_loss is not None
         assert self.optimizer is not None
         steps = max(1, self.state.global_step - self._plain_since)

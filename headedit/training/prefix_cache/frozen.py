@@ -66,7 +66,7 @@ class FrozenPrefix:
             self._paused = before
 
     @property
-    def record(self) -> dict[str, int]:
+    def figures(self) -> dict[str, int]:
         """Number of cached layers, number of examples in this process's cache, and its size in bytes."""
         return {"layers": self._lower.count, "examples": len(self._states), "bytes": self._states.bytes}
 

@@ -71,7 +71,7 @@ class Jola(Recipe):
             pruning.append(Pruning(session.edits, smallest=smallest, window=(0.3, 0.7), memory=0.0, by="gate"))
         rates = self.stage(scale_lr=self.vector_lr, offset_lr=self.vector_lr, gate_lr=self.gate_lr)
         stage = replace(rates, warmup_epochs=self.warmup_epochs, patience=None if pruning else self.patience)
-        session.run(stage, name="jola", objective=self.objective(), callbacks=pruning, valid=session.valid)
+        session.train_stage(stage, name="jola", objective=self.objective(), callbacks=pruning, valid=session.valid)
 
 
 @torch.no_grad()

@@ -150,9 +150,9 @@ class Localise(Recipe):
         if gates:
             most = len(gates) if self.budget is None else allowed_by(self.budget, session.edits)
             session.path = self.find(session, most)
-            session.restart()
+            session.restore_start()
             fix(session.edits.module, session.path.first(gates=session.path.chosen))
-        session.run(self.refit_stage(len(session.train)), name="refit")
+        session.train_stage(self.refit_stage(len(session.train)), name="refit")
         if session.valid is not None:
             session.best_eval_loss = session.example_losses().mean().item()
 
@@ -209,9 +209,9 @@ class Localise(Recipe):
         losses: dict[int, Tensor] = {}
         gates = path.chosen
         while True:
-            session.restart()
+            session.restore_start()
             fix(session.edits.module, path.first(gates=gates))
-            session.run(self.refit_stage(len(train)), name=f"refit of {gates}", train=train)
+            session.train_stage(self.refit_stage(len(train)), name=f"refit of {gates}", train=train)
             losses[gates] = session.example_losses(valid)
             smaller = choose(losses, gates, base, self.standard_errors, self.tolerance)
             if smaller != gates:
@@ -229,7 +229,7 @@ class Localise(Recipe):
         name: str,
         candidates: list[Gate] | None = None,
     ) -> Search:
-        session.restart()
+        session.restore_start()
         module = session.edits.module
         if candidates is not None:
             chosen = set(candidates)
@@ -245,7 +245,7 @@ class Localise(Recipe):
         )
         rates = self.stage(scale_lr=self.scale_lr, offset_lr=self.offset_lr, gate_lr=self.gate_lr)
         stage = replace(rates, epochs=self.search_epochs, min_steps=self.min_steps, relative=True)
-        session.run(stage, name=name, objective=self.objective(), callbacks=[pruning], train=train)
+        session.train_stage(stage, name=name, objective=self.objective(), callbacks=[pruning], train=train)
         order = pruning.order()
         return Search({gates: order[:gates] for gates in pruning.levels}, recorder.vectors, recorder.losses)
 
@@ -254,7 +254,7 @@ class Localise(Recipe):
         level = Level(order=found.orders[gates], vectors=found.vectors[gates])
         extra = max(_LEAST_EXTRA, gates)
         late = found.orders[min(size for size in found.orders if size >= min(gates + extra, max(found.orders)))]
-        session.restart()
+        session.restore_start()
         put(session.edits, level)
         gradients = session.gate_gradients(train)
         steep = sorted(gradients.keys() - {*level.order, *late}, key=lambda gate: gradients[gate], reverse=True)

@@ -65,14 +65,14 @@ class Lofit(Recipe):
         add_noise(edits, self.init_std, session.seed)
         fix(edits.module, scales)
         stage = self.stage(scale_lr=self.select_lr, offset_lr=self.select_lr)
-        session.run(replace(stage, warmup_epochs=0.0), name="select", objective=ScaleNorm(self.select_lambda))
+        session.train_stage(replace(stage, warmup_epochs=0.0), name="select", objective=ScaleNorm(self.select_lambda))
         norms = [scale.norm(dim=-1).tolist() for scale in _scales(edits)]
         ranked = sorted(scales, key=lambda gate: norms[gate.site][gate.head], reverse=True)[:wanted]
-        session.restart()
+        session.restore_start()
         add_noise(edits, self.init_std, session.seed + 1)
         fix(edits.module, [Gate(gate.site, "offset", gate.head) for gate in ranked])
         stage = self.stage(scale_lr=self.edit_lr, offset_lr=self.edit_lr)
-        session.run(replace(stage, warmup_epochs=0.0), name="edit", valid=session.valid)
+        session.train_stage(replace(stage, warmup_epochs=0.0), name="edit", valid=session.valid)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Refit(Recipe):
     def run(self, session: Session) -> None:
         """Runs one stage, without a penalty."""
         fix(session.edits.module, open_gates(session.edits.module))
-        session.run(self.vector_stage(), name="refit", valid=session.valid)
+        session.train_stage(self.vector_stage(), name="refit", valid=session.valid)
 
     def vector_stage(self) -> Stage:
         """The stage that trains the vectors."""

@@ -92,8 +92,8 @@ class Session:
         if rows:
             self.history.restart(max(row["step"] for row in rows))
 
-    def restart(self) -> None:
-        """Restores the edits of the beginning of the session."""
+    def restore_start(self) -> None:
+        """Restores the edits as they were when the session began."""
         self.edits.restore(self._start)
 
     def in_folder(self, folder: Path) -> "Session":
@@ -117,7 +117,7 @@ class Session:
         batches = ((len(part) / len(rows), collate(part)) for part in parts)
         return gate_gradients(self.edits, batches, self._activation_rms(rows))
 
-    def run(
+    def train_stage(
         self,
         stage: Stage,
         *,

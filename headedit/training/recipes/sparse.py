@@ -34,7 +34,7 @@ class Ist(Refit):
         fix(session.edits.module, all_gates(session.edits.module))
         sparse = SparseTuning(session.edits, importance=self.importance, share=self.layer_share)
         try:
-            session.run(self.vector_stage(), name="sparse", callbacks=[sparse], valid=session.valid)
+            session.train_stage(self.vector_stage(), name="sparse", callbacks=[sparse], valid=session.valid)
         finally:
             sparse.release()
 

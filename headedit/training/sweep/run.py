@@ -101,7 +101,7 @@ def run_sweep(
         say(f"[{number}/{len(planned)}] {run.name}: {doing}")
         identity: dict[str, Any] = {"task": run.task, "fields": run.fields, "seed": run.seed, "folder": str(run.folder)}
         try:
-            rows.append(SweepRow(**identity, figures=_figures(run, state, base, measure, progress)))
+            rows.append(SweepRow(**identity, figures=_run_figures(run, state, base, measure, progress)))
         except HeadEditError as error:
             base.drop()
             say(f"{run.name}: failed: {error}")
@@ -174,7 +174,7 @@ class _LoadedModel:
         self._config = self._model = None
 
 
-def _figures(
+def _run_figures(
     planned: PlannedRun, state: RunState, base: _LoadedModel, measure: Measure | None, progress: bool
 ) -> dict[str, float]:
     config = planned.config
