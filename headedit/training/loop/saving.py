@@ -17,7 +17,7 @@ from headedit.training.loop import checkpoints
 from headedit.training.loop.interrupts import StopOnSignal
 from headedit.training.loop.sharding import average_gradients, exclude_from_sharding, unsharded
 
-_TrainerMethods: Any = object  # the mixin stands before a Trainer, which has the methods that it calls
+_TrainerMethods: Any = object  # a Trainer comes after it in the bases, and has the methods that it calls
 
 
 class SavesEdits(_TrainerMethods):  # type: ignore[misc]
