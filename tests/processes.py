@@ -1,6 +1,6 @@
 """A run of ``fit`` for ``torchrun``: ``processes.py OUTPUT BATCH RECIPE [shard]``, on two processes over gloo.
 
-accelerate shards on accelerators only; with ``shard`` it is told that this CPU is one.
+accelerate shards on accelerators only; with ``shard`` the CPU is presented to it as one.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What runs from files are given in tests: tiny models with a tokenizer on disk, and data in the published forms."""
+"""Inputs of runs from files: tiny models with a tokenizer on disk, and data in the published formats."""
 
 import json
 import random
@@ -10,14 +10,14 @@ WORDS = ["cat", "dog", "ball", "tree", "house", "river", "stone", "bird"]
 
 
 def save_model(folder, model_type="llama", **changes):
-    """A tiny random model and its tokenizer in a folder; its path."""
+    """Saves a tiny random model and its tokenizer in a folder; returns its path."""
     tiny_model(model_type, vocab_size=420, max_position_embeddings=1024, **changes).save_pretrained(folder)
     byte_level(CHATML).save_pretrained(folder)
     return str(folder)
 
 
 def save_records(folder, kind, count):
-    """A file of one of the published forms; its path."""
+    """Saves records in one of the published formats; returns the file's path."""
     draw = random.Random(kind)
     rows = [_RECORDS[kind](draw) for _ in range(count)]
     file = folder / f"{kind}.json"

@@ -1,4 +1,4 @@
-"""``headedit train`` from a file or a name: every shipped config, on a tiny model and data of the true form."""
+"""``headedit train`` from a file or a name: every shipped config, with a tiny model and data in the real format."""
 
 import json
 import re
@@ -15,7 +15,7 @@ import headedit
 from headedit.cli.main import main
 from headedit.runs.run import Run
 from headedit.training.config import read_run
-from headedit.training.loop.interrupts import StopWhenAsked
+from headedit.training.loop.interrupts import StopOnSignal
 
 TENSORS = "headedit.safetensors"
 
@@ -31,7 +31,7 @@ def models(tmp_path_factory):
 
 
 def run(*arguments):
-    """Runs a command in this process; its exit code."""
+    """Runs a command in this process; returns its exit code."""
     with pytest.raises(SystemExit) as caught:
         main([str(a) for a in arguments])
     return caught.value.code
@@ -46,7 +46,7 @@ def trained(folder):
 
 
 FEW = {"data__examples": 16, "data__valid": 8, "epochs": 2}
-SHIPPED = {  # config: model, data, what is made smaller, optimiser steps
+SHIPPED = {  # config: model, data, overrides that make it small, optimiser steps
     "jola-commonsense": ("llama", "commonsense", FEW, 4),
     "jola-mmlu-pro": ("llama", "mmlu_pro", FEW, 4),
     "jola-gem": ("llama", "gem", FEW, 4),
@@ -57,7 +57,7 @@ SHIPPED = {  # config: model, data, what is made smaller, optimiser steps
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_config_runs(name, models, tmp_path, capsys):
+def test_every_shipped_config_runs(name, models, tmp_path, capsys):
     if name == "llama-70b-4bit":
         pytest.importorskip("bitsandbytes")
     model, kind, smaller, steps = SHIPPED[name]
@@ -81,7 +81,7 @@ def test_a_shipped_config_runs(name, models, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def file(models, tmp_path_factory):
-    """A run's file, and the run that it makes."""
+    """The file of a run, which has been run."""
     folder = tmp_path_factory.mktemp("run")
     content = {
         "model": {"name": models["llama"], "device": "cpu"},
@@ -105,7 +105,7 @@ def test_the_saved_config_repeats_the_run_bit_for_bit(file, tmp_path, monkeypatc
     assert Run.read(tmp_path / "other").record["settings"]["vector_lr"] == 0.02
 
 
-def test_options_alone_are_the_same_run(file, tmp_path):
+def test_options_without_a_file_make_the_same_run(file, tmp_path):
     config = read_run(file)
     given = changed(epochs=2, batch_size=4, vector_lr=1e-2, warmup_epochs=0.5, data__valid=8)
     options = ["--model", config.model.name, "--data", config.data.train, "--output", tmp_path / "out"]
@@ -114,7 +114,7 @@ def test_options_alone_are_the_same_run(file, tmp_path):
     assert trained(tmp_path / "out") == trained(file.parent / "out")
 
 
-def test_python_trains_the_same_run(file, tmp_path):
+def test_headedit_train_makes_the_same_run(file, tmp_path):
     seen = []
     run_of = headedit.train(
         file, output=str(tmp_path / "out"), progress=False, ready=lambda edits, data: seen.append(len(data.train))
@@ -128,17 +128,17 @@ def test_python_trains_the_same_run(file, tmp_path):
     assert Run.read(tmp_path / "two").record["train_examples"] == 12
 
 
-def test_a_stopped_run_goes_on_from_its_folder(file, tmp_path, monkeypatch):
-    """With ``--resume`` the edits are those of the run that was never stopped."""
+def test_a_stopped_run_is_resumed_from_its_folder(file, tmp_path, monkeypatch):
+    """With ``--resume`` the edits are those of a run that was not stopped."""
     out = tmp_path / "out"
-    ends, steps = StopWhenAsked.on_step_end, []
+    ends, steps = StopOnSignal.on_step_end, []
 
     def stop_at_nine(self, args, state, control, **kwargs):
         steps.append(state.global_step)
-        self.asked = len(steps) == 9
+        self.requested = len(steps) == 9
         ends(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(StopWhenAsked, "on_step_end", stop_at_nine)
+    monkeypatch.setattr(StopOnSignal, "on_step_end", stop_at_nine)
     assert run("train", file, "--output", out) == 130
     assert not (out / "run.json").exists()
     assert run("train", out, "--resume") == 0
@@ -147,7 +147,7 @@ def test_a_stopped_run_goes_on_from_its_folder(file, tmp_path, monkeypatch):
     assert Run.read(out).record["steps"] == 16
 
 
-def test_what_became_of_the_data_is_printed_and_saved(file, tmp_path, capsys):
+def test_a_report_on_the_data_is_printed_and_saved(file, tmp_path, capsys):
     config = read_run(file)
     rows = json.loads(Path(config.data.train).read_text())
     long = {"instruction": "cat " * 900, "answer": "true"}
@@ -168,7 +168,7 @@ def test_what_became_of_the_data_is_printed_and_saved(file, tmp_path, capsys):
     assert report["overlap"]["train/test"]["count"] == 3
 
 
-def test_the_test_loss_is_that_of_the_edits_and_of_the_base(file, tmp_path):
+def test_the_test_loss_is_measured_with_and_without_the_edits(file, tmp_path):
     found = headedit.train(file, output=str(tmp_path / "out"), data={"test": 6}, progress=False)
     record = Run.read(tmp_path / "out").record
     with found.edits.disable_adapter():
@@ -182,8 +182,8 @@ def test_the_test_loss_is_that_of_the_edits_and_of_the_base(file, tmp_path):
     assert record["test_loss"] < record["test_loss_base"]
 
 
-def test_the_base_is_never_touched_and_loads_without_repair(file, tmp_path):
-    """What training leaves is edits alone; even beside the base's own files these load as they always did."""
+def test_training_into_the_base_models_folder_leaves_its_files_loadable_and_unchanged(file, tmp_path):
+    """Training writes edits alone; even next to its own files, the base model loads as before."""
     base = tmp_path / "base"
     shutil.copytree(read_run(file).model.name, base)
     before = {path.name: path.read_bytes() for path in base.iterdir()}
@@ -215,12 +215,15 @@ MISTAKES = {
         ["FILE", "--set", "logging.report_to=wandb"],
         r"report_to: wandb needs a package: pip install wandb",
     ),
-    "both devices": (["FILE", "--set", "model.device_map=auto"], r"device_map: found 'auto' beside the device 'cpu'"),
+    "both devices": (
+        ["FILE", "--set", "model.device_map=auto"],
+        r"device_map: found 'auto' together with the device 'cpu'",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_before_any_work(name, file, tmp_path, capsys, monkeypatch):
+def test_a_mistake_is_reported_before_the_model_is_loaded(name, file, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("transformers.integrations.is_wandb_available", lambda: False)
     monkeypatch.setattr(headedit.training.config.ModelConfig, "load", lambda self: pytest.fail("loaded"))
@@ -231,10 +234,10 @@ def test_a_mistake_is_told_before_any_work(name, file, tmp_path, capsys, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_configs_are_listed_and_shown(capsys):
+def test_shipped_configs_are_listed_and_shown(capsys):
     assert run("config", "list") == 0
     listed = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
-    assert "cpu-small A run for trying, on a CPU" in listed
+    assert "cpu-small A small run to try headedit on a CPU" in listed
     assert run("config", "show", "jola-commonsense") == 0
     shown = capsys.readouterr().out
     assert shown.startswith("# JoLA on one of the eight commonsense tasks")
@@ -244,6 +247,6 @@ def test_configs_are_listed_and_shown(capsys):
 
 
 @pytest.mark.parametrize("command", ["config list", "config show", "sweep"])
-def test_help_has_an_example(command, capsys):
+def test_the_help_of_config_and_sweep_has_an_example(command, capsys):
     assert run(*command.split(), "--help") == 0
     assert f"headedit {command}" in re.sub(r"[│\s]+", " ", capsys.readouterr().out).split("Example:")[1]

@@ -49,4 +49,7 @@ def one_of_two(rank, ids, folder):
 
 @pytest.mark.skipif(not distributed.is_available(), reason="torch without distributed")
 def test_two_processes_by_ddp_and_fsdp2(ids, tmp_path):
-    multiprocessing.spawn(one_of_two, (ids, str(tmp_path)), nprocs=2)
+    context = multiprocessing.spawn(one_of_two, (ids, str(tmp_path)), nprocs=2, join=False)
+    while not context.join():  # raises what a process raised
+        pass
+    assert [process.exitcode for process in context.processes] == [0, 0]

@@ -1,4 +1,4 @@
-"""Two processes learn the edits that one learns, whether each holds the base model or they share it."""
+"""Two processes learn the same edits as one, with DDP and with FSDP2."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("processes.py")
 CLOSE = 1e-6
-"""The largest difference of a parameter; they add up gradients in another order."""
+"""The largest difference of a parameter; two processes add up gradients in another order."""
 
 
 def launch(*arguments):
@@ -27,7 +27,7 @@ def launch(*arguments):
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.parametrize(("recipe", "how"), [("localise", []), ("jola", ["shard"])], ids=["DDP", "FSDP2"])
-def test_two_processes_learn_what_one_learns(recipe, how, tmp_path):
+def test_two_processes_learn_the_same_edits_as_one(recipe, how, tmp_path):
     train(tmp_path / "one", 8, recipe)
     launch(tmp_path / "two", 4, recipe, *how)
     one, two = (load_file(tmp_path / name / "headedit.safetensors") for name in ("one", "two"))

@@ -1,4 +1,4 @@
-"""The recipes: what each learns, what it keeps, what it refuses."""
+"""The recipes: which vectors each trains, which gates it keeps open, and which settings it refuses."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from headedit.runs.stability import agreement, expected_jaccard, jaccard
 from headedit.training.recipes import RECIPES, make_recipe
 from headedit.training.recipes.jola import add_noise
 from headedit.training.recipes.model_selection import Search, choose, levels_of
-from headedit.training.recipes.pruning import Pruning, sizes
+from headedit.training.recipes.pruning import Pruning, level_sizes
 from headedit.training.recipes.session import Session
 
 PLANTED = [(GateIndex(0, "offset", 2), 1.0), (GateIndex(1, "scale", 1), 2.0)]
@@ -27,7 +27,7 @@ SHORT = {"search_epochs": 6, **QUICK}
 
 
 def problem(examples=48):
-    """A tiny Llama, and examples labelled by it with two edits planted."""
+    """A tiny Llama, and examples labelled by it with two planted edits."""
     model = tiny_model("llama", hidden_size=64, initializer_range=0.12, tie_word_embeddings=False)
     with torch.no_grad():
         model.lm_head.weight.normal_(std=1.5, generator=torch.Generator().manual_seed(1))
@@ -58,18 +58,18 @@ def localised(tmp_path_factory):
     return SimpleNamespace(model=model, edits=edits, run=run, rows=rows, kept=edits.snapshot())
 
 
-def test_localise_finds_the_planted_heads_and_no_other(localised):
+def test_localise_finds_the_planted_heads_and_no_others(localised):
     found = PruningPath.read(localised.run.output_dir)
     assert set(found.first(gates=2)) == {gate for gate, _ in PLANTED}
     assert open_gates(localised.edits.module) == sorted(gate for gate, _ in PLANTED)
     assert localised.run.record["open"]["any"] == {"open": 2, "of": 8}
 
 
-def test_the_pruning_path_is_what_was_measured(localised):
+def test_the_pruning_path_has_the_measured_levels(localised):
     path = localised.run.path
     numbers = [level.gates for level in path.levels]
     assert numbers == sorted(numbers, reverse=True)
-    assert set(sizes(16, 1)) <= set(numbers)
+    assert set(level_sizes(16, 1)) <= set(numbers)
     assert sorted(path.levels[0].order) == all_gates(localised.edits.module)
     assert path.chosen == 2
     assert [path.level_of(k).gates for k in (1, 2, 16)] == [1, 2, 16]
@@ -79,7 +79,7 @@ def test_the_pruning_path_is_what_was_measured(localised):
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 8])
-def test_the_edits_at_any_number_of_heads_can_be_had_afterwards(localised, heads):
+def test_a_finished_run_restores_the_edits_with_any_number_of_heads(localised, heads):
     edits, again = localised.edits, Run.read(localised.run.output_dir)
     level = again.at(heads=heads, edits=edits)
     try:
@@ -92,7 +92,7 @@ def test_the_edits_at_any_number_of_heads_can_be_had_afterwards(localised, heads
         edits.restore(localised.kept)
 
 
-def test_at_says_what_is_not_possible(localised, tmp_path, llama):
+def test_run_at_refuses_what_is_impossible_and_says_why(localised, tmp_path, llama):
     with pytest.raises(HeadEditError, match=r"heads: found 9, expected 1 to 8, the number of heads"):
         localised.run.at(heads=9)
     with pytest.raises(HeadEditError, match=r"give heads=\.\.\. or gates=\.\.\."):
@@ -116,26 +116,26 @@ def test_the_refit_uses_what_was_held_out_for_the_search(tmp_path):
             by_stage[row["stage"]] = row["step"]
     assert list(by_stage) == [*(f"search {i} of 4" for i in (1, 2, 3, 4)), "search with all", "refit"]
     assert list(by_stage.values()) == [2, 4, 6, 8, 10, 12]  # 12 of 16 examples in a fold, 16 in the last two
-    assert all(level.loss is not None for level in run.path.levels if level.gates in (16, 1))
+    assert None not in [run.path.level_of(gates).loss for gates in (16, 1)]
 
 
-def test_a_budget_bounds_the_gates_that_are_left(tmp_path):
-    for recipe in ("localise", "jola"):
-        model, rows = problem(24)
-        edits = headedit.attach(model)
-        options = {
-            "progress": False,
-            "epochs": 4,
-            **({"min_steps": 10, "search_epochs": 4} if recipe == "localise" else {}),
-        }
-        run = headedit.fit(edits, rows, rows[:8], recipe=recipe, budget=0.13, output_dir=tmp_path / recipe, **options)
-        assert len(open_gates(edits.module)) <= 2
-        assert run.record["settings"]["budget"] == 0.13
-        fresh = tiny_model("llama", hidden_size=64, tie_word_embeddings=False)
-        assert len(open_gates(headedit.load(fresh, tmp_path / recipe).module)) <= 2
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [("localise", {"min_steps": 10, "search_epochs": 4}), ("jola", {})],
+    ids=["localise", "jola"],
+)
+def test_a_budget_limits_the_number_of_open_gates(recipe, settings, tmp_path):
+    model, rows = problem(24)
+    edits = headedit.attach(model)
+    settings = {"recipe": recipe, "epochs": 4, "budget": 0.13, "progress": False, **settings}
+    run = headedit.fit(edits, rows, rows[:8], output_dir=tmp_path, **settings)
+    assert len(open_gates(edits.module)) <= 2
+    assert run.record["settings"]["budget"] == 0.13
+    fresh = tiny_model("llama", hidden_size=64, tie_word_embeddings=False)
+    assert len(open_gates(headedit.load(fresh, tmp_path).module)) <= 2
 
 
-def test_localise_takes_a_number_of_heads(tmp_path):
+def test_localise_keeps_the_number_of_heads_that_is_asked_for(tmp_path):
     model, rows = problem(24)
     edits = headedit.attach(model)
     headedit.fit(edits, rows, rows[:8], heads=3, output_dir=tmp_path, **SHORT)
@@ -153,7 +153,7 @@ def test_localise_takes_a_number_of_heads(tmp_path):
         ({"gates": "none"}, 0),
     ],
 )
-def test_localise_on_the_papers_ablations(tmp_path, config, gates):
+def test_localise_runs_on_the_ablations_of_the_paper(tmp_path, config, gates):
     model, rows = problem(24)
     edits = headedit.attach(model, config=EditConfig(**config))
     run = headedit.fit(
@@ -162,13 +162,15 @@ def test_localise_on_the_papers_ablations(tmp_path, config, gates):
     assert len(all_gates(edits.module)) == gates
     if gates:
         assert len(open_gates(edits.module)) == run.path.chosen <= gates
-    assert all(bool(v.abs().sum() > 0) for v in edits.vector_parameters()) or gates
-    untouched = edits.snapshot()
-    headedit.load(edits.detach(), tmp_path)
-    assert all(torch.isfinite(t).all() for t in untouched)
+    else:
+        assert all(vector.abs().sum() > 0 for vector in edits.vector_parameters())
+    trained = edits.snapshot()
+    loaded = headedit.load(edits.detach(), tmp_path).snapshot()
+    assert all(torch.equal(a, b) for a, b in zip(trained, loaded, strict=True))
+    assert all(torch.isfinite(t).all() for t in trained)
 
 
-def test_pruning_keeps_what_contributes_to_the_loss(llama):
+def test_pruning_keeps_the_gates_that_contribute_to_the_loss(llama):
     """One offset has a gradient along itself; the vectors of all others are at right angles to theirs, or zero."""
     edits = headedit.attach(llama)
     pruning = Pruning(edits, smallest=1, window=(0.0, 1.0), memory=0.9)
@@ -188,14 +190,14 @@ def test_pruning_keeps_what_contributes_to_the_loss(llama):
     assert pruning.order()[:2] == [GateIndex(0, "offset", 1), GateIndex(1, "scale", 3)]
 
 
-def test_sizes_shrink_by_a_tenth_and_then_one_by_one():
-    assert sizes(64, 1)[:4] == [64, 57, 51, 45]
-    assert sizes(64, 1)[-9:] == [9, 8, 7, 6, 5, 4, 3, 2, 1]
-    assert sizes(4, 3) == [4, 3]
-    assert len(sizes(2048, 1)) < 80
+def test_level_sizes_shrink_by_a_tenth_and_then_one_by_one():
+    assert level_sizes(64, 1)[:4] == [64, 57, 51, 45]
+    assert level_sizes(64, 1)[-9:] == [9, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert level_sizes(4, 3) == [4, 3]
+    assert len(level_sizes(2048, 1)) < 80
 
 
-def test_the_choice_is_the_smallest_that_is_as_good_as_the_best():
+def test_the_smallest_number_of_gates_that_is_as_good_as_the_best_is_chosen():
     spread = torch.tensor([-0.1, 0.1, -0.1, 0.1])  # standard error 0.058
     losses = {1: torch.full((4,), 2.0), 2: 1.05 + spread, 3: torch.full((4,), 1.0), 4: torch.full((4,), 1.01)}
     assert choose(losses, 4, 1.0, 0.0, 0.0) == 3
@@ -205,45 +207,43 @@ def test_the_choice_is_the_smallest_that_is_as_good_as_the_best():
     assert choose(losses, 1, 1.0, 0.0, 0.0) == 1
 
 
-def test_levels_tell_their_loss_and_standard_error():
-    order = [GateIndex(0, "offset", 0), GateIndex(0, "scale", 0), GateIndex(1, "scale", 0)]
+def test_levels_have_their_mean_loss_and_standard_error():
+    order = [Gate(0, "offset", 0), Gate(0, "scale", 0), Gate(1, "scale", 0)]
     losses = {3: torch.tensor([1.0, 1.0]), 1: torch.tensor([2.0, 4.0])}
     levels = levels_of({k: order[:k] for k in (1, 2, 3)}, {1: {}, 2: {}, 3: {}}, losses)
     assert [(level.gates, level.heads, level.loss) for level in levels] == [(3, 2, 1.0), (2, 1, None), (1, 1, 3.0)]
     assert levels[2].standard_error == pytest.approx(math.sqrt(2) / math.sqrt(2))
 
 
-def test_of_two_searches_the_better_levels_stand():
-    a, b, c = GateIndex(0, "offset", 0), GateIndex(0, "offset", 1), GateIndex(0, "offset", 2)
-    one = Search({3: [a, b, c], 2: [a, b], 1: [a]}, {3: {}, 2: {}, 1: {}}, loss_of({3: 1.0, 2: 2.0, 1: 3.0}))
-    two = Search({2: [b, c], 1: [b]}, {2: {}, 1: {}}, loss_of({2: 1.5, 1: 3.5}))
+def test_two_searches_are_merged_into_the_better_levels():
+    a, b, c = Gate(0, "offset", 0), Gate(0, "offset", 1), Gate(0, "offset", 2)
+    one = Search({3: [a, b, c], 2: [a, b], 1: [a]}, {3: {}, 2: {}, 1: {}}, losses_of({3: 1.0, 2: 2.0, 1: 3.0}))
+    two = Search({2: [b, c], 1: [b]}, {2: {}, 1: {}}, losses_of({2: 1.5, 1: 3.5}))
     both = one.better(two)
     assert both.orders == {3: [a, b, c], 2: [b, c], 1: [a]}
     assert {gates: float(losses.mean()) for gates, losses in both.losses.items()} == {3: 1.0, 2: 1.5, 1: 3.0}
 
 
-def loss_of(means):
+def losses_of(means):
     return {gates: torch.tensor([mean, mean]) for gates, mean in means.items()}
 
 
-def test_slopes_are_the_gradient_along_each_gates_vectors(tmp_path):
-    """Against a gradient taken by hand, in units of what the site is given; a closed gate has its slope too."""
+def test_gate_gradients_are_the_norms_of_gradients_of_each_gates_vectors(tmp_path):
+    """Compared with gradients by hand, in units of the site's input; closed gates have a gradient too."""
     model, rows = problem(16)
     edits = headedit.attach(model)
     freeze_gates(edits.module, [PLANTED[0][0]])
     session = Session(edits, rows, None, tmp_path, 0, 0, False)
-    slopes = session.slopes(rows)
+    found = session.gate_gradients(rows)
     batch = PadRight(0)(rows)
     by_hand = headedit.attach(edits.detach(), config=EditConfig(gates="none"))
     model(**batch).loss.backward()
-    edit = by_hand.module.site_edits[1]
-    assert slopes[GateIndex(1, "scale", 3)] == pytest.approx(edit.vectors["scale"].grad[3].norm().item(), rel=1e-3)
-    unit = slopes[GateIndex(1, "offset", 0)] / edit.vectors["offset"].grad[0].norm().item()
-    assert slopes[GateIndex(1, "offset", 2)] == pytest.approx(
-        unit * edit.vectors["offset"].grad[2].norm().item(), rel=1e-3
-    )
+    edit = by_hand.module.sites[1]
+    assert found[Gate(1, "scale", 3)] == pytest.approx(edit.scale.grad[3].norm().item(), rel=1e-3)
+    unit = found[Gate(1, "offset", 0)] / edit.offset.grad[0].norm().item()
+    assert found[Gate(1, "offset", 2)] == pytest.approx(unit * edit.offset.grad[2].norm().item(), rel=1e-3)
     assert math.log2(unit) == pytest.approx(round(math.log2(unit)), abs=1e-3)
-    assert len(slopes) == 16
+    assert len(found) == 16
 
 
 def test_lofit_edits_offsets_of_the_heads_with_the_largest_scales(tmp_path):
@@ -267,7 +267,7 @@ def test_lofit_needs_both_vectors(llama, tmp_path):
         headedit.fit(edits, problem(8)[1], recipe="lofit", output_dir=tmp_path, progress=False)
 
 
-def test_refit_trains_the_open_gates_and_ungated_all(tmp_path):
+def test_refit_trains_the_vectors_of_open_gates_and_ungated_those_of_all(tmp_path):
     model, rows = problem(16)
     edits = headedit.attach(model)
     freeze_gates(edits.module, [PLANTED[0][0]])
@@ -280,8 +280,8 @@ def test_refit_trains_the_open_gates_and_ungated_all(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ["ist", "rst"])
-def test_sparse_tuning_trains_one_layer_a_step(tmp_path, recipe):
-    """Of two layers, a quarter is one: what a single step moved is one of them."""
+def test_sparse_recipes_train_one_layer_per_step(tmp_path, recipe):
+    """A quarter of two layers is one layer: a single step moves one of them."""
     model, rows = problem(16)
     edits = headedit.attach(model)
     options = {"recipe": recipe, "output_dir": tmp_path, "epochs": 1, "min_steps": 1, "progress": False}
@@ -292,7 +292,7 @@ def test_sparse_tuning_trains_one_layer_a_step(tmp_path, recipe):
     assert all(parameter.requires_grad for parameter in edits.vector_parameters())
 
 
-def test_jola_starts_from_the_papers_noise_and_has_the_released_rates(llama):
+def test_jola_has_the_noise_of_the_paper_and_the_released_learning_rates(llama):
     recipe = make_recipe("jola", {})
     assert (recipe.vector_lr, recipe.gate_lr, recipe.epochs, recipe.batch_size) == (5e-3, 5e-3, 20, 8)
     assert (recipe.adam_epsilon, recipe.warmup_epochs, recipe.patience) == (1e-6, 1.0, 2)
@@ -318,13 +318,13 @@ def test_the_learning_rate_follows_its_schedule(tmp_path, schedule):
     assert rates[-1] == pytest.approx(expected[schedule], abs=1e-6)
 
 
-def test_adaptive_needs_a_validation_set(llama, tmp_path):
-    with pytest.raises(HeadEditError, match="'adaptive' goes by the validation loss"):
+def test_the_adaptive_schedule_needs_a_validation_set(llama, tmp_path):
+    with pytest.raises(HeadEditError, match="'adaptive' follows the validation loss"):
         headedit.fit(headedit.attach(llama), problem(8)[1], recipe="jola", lr_schedule="adaptive", output_dir=tmp_path)
 
 
 def test_offset_rates_are_in_units_of_the_activations(tmp_path):
-    """Doubling what a site is given doubles the offset that is learned in one step."""
+    """With inputs four times as large, the offset learned in one step is four times as large."""
     moved = []
     for factor in (1.0, 4.0):
         model, rows = problem(8)
@@ -344,7 +344,7 @@ def test_offset_rates_are_in_units_of_the_activations(tmp_path):
     assert moved[1][1] == pytest.approx(moved[0][1], rel=0.02)
 
 
-def test_seeds_tell_how_far_the_chosen_heads_agree(tmp_path):
+def test_several_seeds_report_how_far_the_chosen_heads_agree(tmp_path):
     model, rows = problem(40)
     edits = headedit.attach(model)
     run = headedit.fit(edits, rows[:32], rows[32:], output_dir=tmp_path, seeds=2, seed=5, metric=lambda: 0.25, **SHORT)
@@ -362,7 +362,7 @@ def test_seeds_tell_how_far_the_chosen_heads_agree(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(kept, model.headedit.parameters(), strict=True))
 
 
-def test_random_sets_agree_as_often_as_the_formula_says():
+def test_random_sets_of_heads_agree_as_often_as_the_formula_says():
     generator = torch.Generator().manual_seed(0)
     total, a, b = 32, 5, 9
     drawn = [
@@ -374,7 +374,7 @@ def test_random_sets_agree_as_often_as_the_formula_says():
     assert agreement([{(0, 0)}, {(0, 0)}, {(0, 1)}], 2)[0] == pytest.approx(1 / 3)
 
 
-def test_controls_come_with_one_flag_and_leave_the_edits(tmp_path):
+def test_controls_are_measured_and_leave_the_edits_unchanged(tmp_path):
     model, rows = problem(40)
     edits = headedit.attach(model)
     run = headedit.fit(edits, rows[:32], rows[32:], output_dir=tmp_path, controls=True, metric=lambda: 1.0, **SHORT)
@@ -403,7 +403,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_e
         return output
 
     handle = model.lm_head.register_forward_hook(poisoned)
-    with pytest.raises(HeadEditError, match=r"NaN or infinite at step 11; .*The edits of step 10, the last good ones"):
+    with pytest.raises(
+        HeadEditError,
+        match=r"NaN or infinite at step 11, so the run was stopped\. The edits of step 10, the last good ones",
+    ):
         headedit.fit(edits, rows, recipe="jola", output_dir=tmp_path, patience=None, epochs=8, progress=False)
     handle.remove()
     assert not model.training
@@ -427,7 +430,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_e
         ({"heads": 20}, r"heads: found 20, expected 1 to 8"),
         ({"prune_from": 0.9}, r"prune_until: found 0\.9, expected more than prune_from"),
         ({"prune_until": 1.0}, r"prune_until: found 1\.0, expected a share above 0 and below 1"),
-        ({"batch_size": 64}, r"The training set has 16 examples, fewer than the batch of 64; give more"),
+        ({"batch_size": 64}, r"The training set has 16 examples, fewer than the batch size of 64; give more"),
         ({"seeds": 0}, r"seeds: found 0, expected 1 or more"),
         ({"controls": True}, r"compared on validation examples or a metric; give one"),
         ({"recipe": "lofit", "share": 0.0}, r"recipe lofit: share: found 0\.0"),
@@ -435,7 +438,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_e
         ({"recipe": "lofit", "select_lambda": -1.0}, r"select_lambda: found -1\.0, expected 0 or more"),
     ],
 )
-def test_a_mistake_says_what_to_do(llama, tmp_path, options, message):
+def test_a_wrong_setting_is_refused_with_a_message_that_says_what_to_do(llama, tmp_path, options, message):
     with pytest.raises(HeadEditError, match=message):
         headedit.fit(
             headedit.attach(llama), problem(16)[1], output_dir=tmp_path / "out", **{"progress": False, **options}
@@ -443,6 +446,7 @@ def test_a_mistake_says_what_to_do(llama, tmp_path, options, message):
 
 
 def test_every_recipe_documents_its_fields():
+    assert RECIPES
     for name, cls in RECIPES.items():
         texts = "".join(base.__doc__ or "" for base in cls.__mro__)
         for field in vars(make_recipe(name, {})):

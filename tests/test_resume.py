@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, and gone on with, ends with the edits it would have had, to the bit."""
+"""A run that is killed at any moment and resumed ends with the edits of an uninterrupted run, bit for bit."""
 
 import gc
 import hashlib
@@ -34,7 +34,7 @@ def train(folder, **settings):
 
 
 def result(folder):
-    """Hashes of what a run leaves, without the times in it."""
+    """Hashes of the files of a run, and its record without times."""
     found = {}
     for name in FILES:
         if (folder / name).is_file():
@@ -44,11 +44,11 @@ def result(folder):
 
 
 def in_child(work, kill=None):
-    """Runs in a forked process, which is killed when ``kill`` says so; True where it came to its end."""
+    """Runs in a forked process, which ``kill`` may kill; whether it finished."""
     child = os.fork()
     if child == 0:
         code = 1
-        gc.freeze()  # what the suite has left in memory is not looked through again
+        gc.freeze()  # the garbage collector skips what other tests left in memory
         try:
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), 1)
@@ -59,12 +59,12 @@ def in_child(work, kill=None):
     if kill is not None:
         kill(child)
     _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0, "the run failed of itself"
+    assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0, "the run failed on its own"
     return not os.WIFSIGNALED(status)
 
 
 def dying_at_write(work, number):
-    """The work in a process that kills itself in the middle of its n-th write of a file."""
+    """The work, in a process that kills itself during its n-th write of a file."""
     count = 0
 
     def counted(call):
@@ -86,7 +86,7 @@ def dying_at_write(work, number):
 
 
 @pytest.mark.parametrize("settings", [LOCALISE, JOLA, IST], ids=lambda s: s["recipe"])
-def test_killed_at_random_moments_while_it_saves(settings, tmp_path):
+def test_a_run_killed_at_random_writes_ends_with_the_same_files(settings, tmp_path):
     train(tmp_path / "whole", **settings)
     rng, kills = random.Random(7), 0
     folder = tmp_path / "killed"
@@ -98,7 +98,7 @@ def test_killed_at_random_moments_while_it_saves(settings, tmp_path):
     assert not (folder / CHECKPOINTS / "journal").exists()
 
 
-def test_killed_at_random_times(tmp_path):
+def test_a_run_killed_at_random_times_ends_with_the_same_files(tmp_path):
     started = time.perf_counter()
     assert in_child(lambda: train(tmp_path / "whole", **LOCALISE))
     seconds = time.perf_counter() - started
@@ -115,7 +115,7 @@ def test_killed_at_random_times(tmp_path):
     assert result(folder) == result(tmp_path / "whole")
 
 
-def test_seeds_and_controls_are_gone_on_with(tmp_path):
+def test_a_run_with_seeds_and_controls_is_resumed(tmp_path):
     settings = {"recipe": "refit", "epochs": 2, "min_steps": 1, "seeds": 2, "controls": True}
     train(tmp_path / "whole", **settings)
     kills, folder = 0, tmp_path / "killed"
@@ -127,7 +127,7 @@ def test_seeds_and_controls_are_gone_on_with(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_the_step_and_says_how_to_go_on(number, tmp_path, monkeypatch):
+def test_a_signal_saves_the_step_and_the_message_says_how_to_resume(number, tmp_path, monkeypatch):
     train(tmp_path / "whole", **JOLA)
     step = HeadEditTrainer.training_step
 
@@ -138,17 +138,19 @@ def test_ctrl_c_saves_the_step_and_says_how_to_go_on(number, tmp_path, monkeypat
 
     monkeypatch.setattr(HeadEditTrainer, "training_step", interrupted, raising=False)
     handler = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt, match=r"stopped after step 7, which is saved; resume=True, or --resume"):
+    with pytest.raises(
+        KeyboardInterrupt, match=r"stopped after step 7, which is saved; continue from there with resume=True"
+    ):
         train(tmp_path / "stopped", **JOLA)
     assert signal.getsignal(number) is handler
-    last = checkpoints.last_whole(tmp_path / "stopped" / CHECKPOINTS / "01-jola")
+    last = checkpoints.last_complete(tmp_path / "stopped" / CHECKPOINTS / "01-jola")
     assert last.name == "checkpoint-7"
     monkeypatch.undo()
     train(tmp_path / "stopped", resume=True, **JOLA)
     assert result(tmp_path / "stopped") == result(tmp_path / "whole")
 
 
-def test_examples_on_disk_are_known_again(tmp_path):
+def test_a_resumed_run_recognises_its_examples_on_disk(tmp_path):
     datasets = pytest.importorskip("datasets")
 
     def run(rows=ROWS[:16]):
@@ -158,21 +160,21 @@ def test_examples_on_disk_are_known_again(tmp_path):
 
     train(tmp_path / "whole", **JOLA)
     assert not in_child(dying_at_write(run, 20))
-    with pytest.raises(HeadEditError, match=r"differs in training examples\. Go on with"):
+    with pytest.raises(HeadEditError, match=r"differs in training examples\. Resume with"):
         run(ROWS[1:17])
     run()
     assert result(tmp_path / "stored") == result(tmp_path / "whole")
 
 
-def test_another_run_is_not_gone_on_with(tmp_path):
+def test_a_run_with_other_settings_is_not_resumed(tmp_path):
     assert not in_child(dying_at_write(lambda: train(tmp_path, **LOCALISE), 8))
-    with pytest.raises(HeadEditError, match=r"run that was stopped here differs in settings\. Go on with"):
+    with pytest.raises(HeadEditError, match=r"run that was stopped here differs in settings\. Resume with"):
         train(tmp_path, resume=True, **{**LOCALISE, "scale_lr": 0.01})
-    run = train(tmp_path, **LOCALISE)  # without resume it starts anew
+    run = train(tmp_path, **LOCALISE)  # without resume it starts again
     assert run.record["steps"] > 0
 
 
-def test_a_disk_that_fills_loses_nothing_that_was_saved(tmp_path, monkeypatch):
+def test_a_full_disk_loses_no_complete_checkpoint(tmp_path, monkeypatch):
     train(tmp_path / "whole", **JOLA)
     save, saves = torch.save, 0
 
@@ -185,11 +187,12 @@ def test_a_disk_that_fills_loses_nothing_that_was_saved(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(
-        HeadEditError, match=r"checkpoint-\d+: the checkpoint could not be written \(.*No space left.*whole\. Make room"
+        HeadEditError,
+        match=r"checkpoint-\d+: the checkpoint could not be written \(.*No space left.*complete\. Free some space",
     ):
         train(tmp_path / "full", **JOLA)
     place = tmp_path / "full" / CHECKPOINTS / "01-jola"
-    assert checkpoints.last_whole(place) is not None
+    assert checkpoints.last_complete(place) is not None
     assert all((folder / "headedit_checkpoint.json").is_file() for folder in place.iterdir())
     monkeypatch.undo()
     train(tmp_path / "full", resume=True, **JOLA)

@@ -1,4 +1,4 @@
-"""A run as one YAML file: strict, with every field of TrainingArguments, overridable, and saved as it was resolved."""
+"""A run as one YAML file: strict, with every field of TrainingArguments, overridable, and saved when resolved."""
 
 import dataclasses
 
@@ -24,13 +24,13 @@ def run_of(**sections):
     return read_run(None, {**LEAST, **sections})
 
 
-def test_what_comes_with_headedit():
+def test_the_shipped_configs_are_found_by_name():
     assert list(shipped_configs()) == SHIPPED
-    assert find_config("cpu-small").read_text().startswith("# A run for trying")
+    assert find_config("cpu-small").read_text().startswith("# A small run to try headedit")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_config_resolves_to_itself_and_is_saved_whole(name, tmp_path):
+def test_a_resolved_config_is_saved_and_read_unchanged(name, tmp_path):
     config = read_run(name, {"output": str(tmp_path / "out")})
     assert RunConfig.from_dict(config.to_dict(), name) == config
     file = config.save(tmp_path / "out")
@@ -39,7 +39,7 @@ def test_a_config_resolves_to_itself_and_is_saved_whole(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["jola-commonsense", "jola-gem", "jola-mmlu-pro", "llama-70b-4bit"])
-def test_the_papers_settings(name):
+def test_the_jola_configs_have_the_settings_of_the_paper(name):
     config = read_run(name)
     data, recipe = config.data, config.recipe
     assert (data.examples, data.seed, data.max_length, data.template) == (200, 42, 400, "alpaca")
@@ -50,7 +50,7 @@ def test_the_papers_settings(name):
     assert config.model.quantization == ("4bit" if name == "llama-70b-4bit" else None)
 
 
-def test_the_long_conversations():
+def test_the_sharegpt_config_is_for_long_conversations():
     config = read_run("olmo2-13b-sharegpt")
     data, model = config.data, config.model
     assert (data.examples, data.valid, data.test, data.max_length) == (5000, 500, 500, 30000)
@@ -60,7 +60,7 @@ def test_the_long_conversations():
     assert config.arguments()["gradient_checkpointing"] is True
 
 
-def test_trainers_names_become_the_recipes():
+def test_fields_of_training_arguments_become_fields_of_the_recipe():
     training = {
         "num_train_epochs": 7.0,
         "per_device_train_batch_size": 3,
@@ -78,10 +78,11 @@ def test_trainers_names_become_the_recipes():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_one_learning_rate_moves_all_rates_of_vectors_and_keeps_their_ratio(name):
+def test_learning_rate_sets_all_learning_rates_of_vectors_in_their_default_ratio(name):
     usual = vars(make_recipe(name, {}))
     assert {key for key in usual if key.endswith("_lr")} - {"gate_lr"} <= set(VECTOR_RATES)
     rates = [key for key in VECTOR_RATES if key in usual]
+    assert rates
     config = run_of(recipe={"name": name}, training={"learning_rate": 0.25})
     assert config.recipe[rates[0]] == 0.25
     for key in rates:
@@ -93,8 +94,8 @@ def test_one_learning_rate_moves_all_rates_of_vectors_and_keeps_their_ratio(name
     ("ours", "theirs"),
     [({"epochs": 2}, {"num_train_epochs": 2}), ({"offset_lr": 0.1}, {"learning_rate": 0.1})],
 )
-def test_the_same_said_twice_is_refused(ours, theirs):
-    with pytest.raises(HeadEditError, match=r"training: '\w+' and recipe: '\w+' say the same thing, .*give one"):
+def test_a_setting_given_in_both_sections_is_refused(ours, theirs):
+    with pytest.raises(HeadEditError, match=r"training: '\w+' and recipe: '\w+' are the same setting, .*give one"):
         run_of(recipe=ours, training=theirs)
 
 
@@ -112,7 +113,7 @@ MISTAKES = {
     "a schedule": ("training: {lr_scheduler_type: cosin}", r"lr_schedule: found 'cosin'.*Did you mean 'cosine'\?"),
     "elsewhere": ("training: {output_dir: out}", r"training: 'output_dir' is given as output, not here"),
     "tracker elsewhere": ("training: {report_to: wandb}", r"'report_to' is given as logging\.report_to"),
-    "ours to set": ("training: {do_train: true}", r"'do_train' is for headedit to set; leave it out"),
+    "ours to set": ("training: {do_train: true}", r"'do_train' is set by headedit; leave it out"),
     "a recipe": ("recipe: {name: jolla}", r"There is no recipe 'jolla'\. Did you mean 'jola'\?"),
     "a recipe's name": ("recipe: {name: [jola]}", r"recipe: name: found \['jola'\] \(list\), expected a text"),
     "a recipe's field": ("recipe: {name: jola, heads: 3}", r"recipe jola: unknown key 'heads'"),
@@ -123,7 +124,7 @@ MISTAKES = {
     "bits": ("model: {name: m, quantization: 4}", r"quantization: found 4 \(int\), expected one of 4bit, 8bit"),
     "two places": (
         "model: {name: m, device: cpu, device_map: auto}",
-        r"device_map: found 'auto' beside the device 'cpu'",
+        r"device_map: found 'auto' together with the device 'cpu'",
     ),
     "a tracker": (
         "logging: {report_to: tensorbord}",
@@ -137,7 +138,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_names_file_key_found_expected_and_nearest(name, tmp_path):
+def test_a_mistake_is_reported_with_file_key_found_expected_and_nearest_name(name, tmp_path):
     text, message = MISTAKES[name]
     lead = [f"{key}: {value}" for key, value in LEAST.items() if not text.startswith(key)]
     (tmp_path / "run.yaml").write_text("\n".join([*lead, text]))
@@ -146,8 +147,8 @@ def test_a_mistake_names_file_key_found_expected_and_nearest(name, tmp_path):
     assert str(caught.value).startswith(str(tmp_path / "run.yaml"))
 
 
-def test_a_mistake_in_what_is_set_says_so():
-    with pytest.raises(HeadEditError, match=r"cpu-small\.yaml, with what is set over it: training: unknown key 'bf61'"):
+def test_a_mistake_in_an_override_is_reported_as_one():
+    with pytest.raises(HeadEditError, match=r"cpu-small\.yaml, with overrides: training: unknown key 'bf61'"):
         read_run("cpu-small", {"training.bf61": True})
     with pytest.raises(HeadEditError, match=r"^the options: the key 'data' is missing"):
         read_run(None, {"model.name": "m"})
@@ -162,7 +163,7 @@ def test_numbers_with_exponents_are_numbers(tmp_path):
     assert read_run(tmp_path / "run.yaml").recipe["scale_lr"] == 1e-3
 
 
-def test_what_is_set_wins_over_the_file_under_either_name(tmp_path):
+def test_overrides_replace_values_of_the_file_under_either_name(tmp_path):
     file = tmp_path / "run.yaml"
     given = {
         **LEAST,
@@ -177,7 +178,7 @@ def test_what_is_set_wins_over_the_file_under_either_name(tmp_path):
     assert read_run(saved, {"training.learning_rate": 0.5}).recipe["vector_lr"] == 0.5
     other = read_run(file, {"recipe.name": "localise"})
     assert (other.recipe["epochs"], other.recipe["scale_lr"], other.recipe["offset_lr"]) == (3, 0.1, 0.2)
-    with pytest.raises(HeadEditError, match="say the same thing"):
+    with pytest.raises(HeadEditError, match="are the same setting"):
         read_run(file, {"epochs": 2, "training.num_train_epochs": 3})
     deep = read_run(file, {"training.gradient_checkpointing_kwargs.b": 2, "data": {"examples": 4}, "seed": 3})
     assert deep.training["gradient_checkpointing_kwargs"] == {"a": 1, "b": 2}
@@ -185,14 +186,14 @@ def test_what_is_set_wins_over_the_file_under_either_name(tmp_path):
     assert yaml.safe_load(file.read_text()) == given
 
 
-def test_logging_becomes_arguments():
+def test_the_logging_section_becomes_training_arguments():
     logging = {"report_to": ["tensorboard", "none", "wandb"], "every": 3, "run_name": "a"}
     arguments = {"report_to": ["tensorboard", "wandb"], "logging_steps": 3, "run_name": "a"}
     assert run_of(logging=logging).arguments() == arguments
     assert run_of(logging={"report_to": "none"}).arguments() == {}
 
 
-def test_a_saved_config_holds_in_any_folder(tmp_path, monkeypatch):
+def test_a_saved_config_is_valid_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("d.json", "v.json"):
         (tmp_path / name).write_text("")
@@ -222,7 +223,7 @@ def test_the_model_is_loaded_as_the_config_says(monkeypatch):
     assert asked == {"name": "m", "revision": None, "dtype": "auto"}
 
 
-def test_a_model_in_four_bits(tmp_path):
+def test_a_model_is_loaded_in_four_bits(tmp_path):
     pytest.importorskip("bitsandbytes")
     tiny_model("llama", hidden_size=64, head_dim=16).save_pretrained(tmp_path)
     model = ModelConfig(name=str(tmp_path), quantization="4bit", dtype="bfloat16", device="cpu").load()
@@ -232,7 +233,7 @@ def test_a_model_in_four_bits(tmp_path):
     headedit.attach(model)
 
 
-def test_an_attention_is_taken_if_it_works_and_else_left(ids):
+def test_an_attention_implementation_is_used_only_if_it_works(ids):
     def broken(*args, **kwargs):
         raise RuntimeError("built for another GPU")
 
@@ -247,7 +248,7 @@ def test_an_attention_is_taken_if_it_works_and_else_left(ids):
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_a_model_that_is_not_there():
+def test_a_missing_model_is_refused_by_name():
     with pytest.raises(HeadEditError, match="No model could be loaded from '/nowhere'"):
         load_model("/nowhere", quantization=None, device_map="auto")
 

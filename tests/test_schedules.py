@@ -1,4 +1,4 @@
-"""The courses of λ and of learning rates, by value."""
+"""The schedules of λ and of learning rates, by value."""
 
 import math
 
@@ -30,11 +30,11 @@ from headedit.training.loop.schedules import LR_SCHEDULES, Moment, hf_name, lamb
         ("performance", Moment(50, 100, tuple(map(float, range(50)))), 0.0),
     ],
 )
-def test_lambda_factor(schedule, moment, expected):
+def test_every_lambda_schedule_has_its_published_values(schedule, moment, expected):
     assert lambda_factor(schedule, moment) == pytest.approx(expected)
 
 
-def test_weights_are_the_two_lambdas_times_the_factor():
+def test_the_weights_are_the_two_lambdas_times_the_factor():
     objective = Objective(lambda_offset=0.2, lambda_scale=0.4)
     assert objective.weights(Moment(0, 4)) == (0.0, 0.0)
     assert objective.weights(Moment(2, 4)) == (0.1, 0.2)
@@ -42,19 +42,19 @@ def test_weights_are_the_two_lambdas_times_the_factor():
 
 
 @pytest.mark.parametrize("bad", [-1e-9, float("nan")])
-def test_a_price_below_zero_is_refused(bad):
+def test_a_negative_or_nan_lambda_is_refused(bad):
     with pytest.raises(HeadEditError, match=r"lambda_scale: found .*expected 0 or more"):
         Objective(lambda_scale=bad)
 
 
-def test_the_released_penalty_divides_by_the_size_and_sets_one_price_against_the_other():
+def test_the_released_penalty_divides_by_the_size_and_couples_the_two_lambdas():
     edits = headedit.attach(tiny_model("llama"))  # 2 layers of 4 heads
     found = ReleasedObjective(lambda_offset=0.3, schedule="constant").penalty(edits, Moment(0, 1)).item()
     each = torch.sigmoid(torch.tensor(0.33 * math.log(11))).item()
     assert found == pytest.approx((0.3 * 8 * each + 0.7 * 8 * each) / (4 * 2 * 4), rel=1e-5)
 
 
-def test_exponential_learning_rate_is_the_papers():
+def test_the_exponential_learning_rate_is_that_of_the_paper():
     factor = lr_factor("exponential", warmup=10)
     assert factor(10) == pytest.approx(0.1)
     assert factor(110) == pytest.approx(0.1 * math.exp(-1))
@@ -62,13 +62,13 @@ def test_exponential_learning_rate_is_the_papers():
     assert factor(0) == 0
 
 
-def test_cyclic_learning_rate_has_a_cycle_of_twenty_steps():
+def test_the_cyclic_learning_rate_has_a_cycle_of_twenty_steps():
     factor = lr_factor("cyclic", warmup=0)
     assert [factor(t) for t in (0, 5, 10, 15)] == pytest.approx([0.5, 1.0, 0.5, 0.0])
     assert factor(37) == pytest.approx(factor(17))
 
 
-def test_every_other_course_is_one_of_transformers():
+def test_every_other_schedule_is_one_of_transformers():
     from transformers.trainer_utils import SchedulerType
 
     known = {kind.value for kind in SchedulerType}

@@ -1,4 +1,4 @@
-"""IST and RST: which layers a step trains, what roll-outs do to the scores, and that they leave nothing behind."""
+"""IST and RST: which layers a step trains, how roll-outs change the scores, and that they leave nothing behind."""
 
 import copy
 import math
@@ -15,7 +15,7 @@ import headedit
 from headedit import EditConfig, HeadEditError, HeadEditTrainer
 from headedit.data.batches import PadRight
 from headedit.training.sparse.layers import attenuated, find_layers, rolling_out
-from headedit.training.sparse.sparse_tuning import SparseTuning, count, draw, draw_distinct, updated
+from headedit.training.sparse.sparse_tuning import SparseTuning, draw, draw_distinct, layer_count, updated_scores
 
 TRAIN = [
     {"input_ids": row, "labels": [-100, *row[1:]]}
@@ -23,11 +23,11 @@ TRAIN = [
 ]
 BATCH = PadRight()(TRAIN[:5])
 DEEP = {"llama": {"num_hidden_layers": 4}, "gpt2": {"n_layer": 4}, "gpt_neox": {"num_hidden_layers": 4}}
-WAYS = ["edits", "lora", "ia3"]
+METHODS = ["edits", "lora", "ia3"]
 
 
 class Watch(TrainerCallback):
-    """Keeps the trainable parameters before and after each step, and the gradients that the optimiser sees."""
+    """Records which trainable parameters each step changes, and for which of them the optimiser sees a gradient."""
 
     def __init__(self, model, sparse):
         self.sparse, self.steps, self.gradients = sparse, [], []
@@ -48,23 +48,23 @@ class Watch(TrainerCallback):
         self.steps.append((list(self.sparse.chosen), changed))
 
 
-def deep(model_type="llama", way="edits"):
-    """A model of 4 layers that is trained in some way, with the handle of its edits where it has them."""
+def deep(model_type="llama", method="edits"):
+    """A model of 4 layers that is trained by a method, and the handle of its edits, None if it has none."""
     model = tiny_model(model_type, **DEEP[model_type])
-    if way == "edits":
+    if method == "edits":
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return model, headedit.attach(model, config=EditConfig(init_std=0.3))
-    return adapted(model, way), None
+    return adapted(model, method), None
 
 
-def adapted(model, way, **options):
+def adapted(model, method, **options):
     peft = pytest.importorskip("peft")
     targets = {"llama": ["q_proj", "o_proj", "down_proj"], "gpt2": ["c_attn", "c_proj"]}
     targets = targets.get(model.config.model_type, ["query_key_value", "dense"])
-    if way == "ia3":
+    if method == "ia3":
         options |= {"feedforward_modules": [name for name in targets if name == "down_proj"]}
-    config = {"lora": peft.LoraConfig, "ia3": peft.IA3Config, "vera": peft.VeraConfig}[way]
+    config = {"lora": peft.LoraConfig, "ia3": peft.IA3Config, "vera": peft.VeraConfig}[method]
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         model = peft.get_peft_model(model, config(target_modules=targets, **options))
@@ -90,8 +90,8 @@ def trainer(model, edits, folder, sparse, *, cls=None, watch=True, **options):
     return made or HeadEditTrainer(edits, callbacks=callbacks, **common)
 
 
-def run(folder, *, way="edits", model_type="llama", watch=True, options=None, **choices):
-    model, edits = deep(model_type, way)
+def run(folder, *, method="edits", model_type="llama", watch=True, options=None, **choices):
+    model, edits = deep(model_type, method)
     sparse = SparseTuning(edits or model, **choices)
     made = trainer(model, edits, folder, sparse, watch=watch, **(options or {}))
     made.train()
@@ -107,12 +107,12 @@ def layer_of(name):
 
 
 @pytest.mark.parametrize("importance", [True, False])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model_type", DEEP)
-def test_a_step_moves_all_of_the_chosen_layers_and_nothing_of_the_others(tmp_path, model_type, way, importance):
-    """With momentum and weight decay, which move a parameter whose gradient is 0."""
+def test_a_step_trains_all_of_the_chosen_layers_and_no_others(tmp_path, model_type, method, importance):
+    """With momentum and weight decay, which move parameters whose gradient is 0."""
     choices = {"importance": importance, "share": 0.5, "every": 2}
-    made, sparse, _ = run(tmp_path, way=way, model_type=model_type, **choices)
+    made, sparse, _ = run(tmp_path, method=method, model_type=model_type, **choices)
     watch = watched(made)
     assert len(watch.steps) == 6
     for (chosen, changed), seen in zip(watch.steps, watch.gradients, strict=True):
@@ -127,18 +127,19 @@ def test_a_step_moves_all_of_the_chosen_layers_and_nothing_of_the_others(tmp_pat
     assert all(p.requires_grad for p in watch.parameters.values())
 
 
-def test_a_plain_trainer_trains_edits_too(tmp_path):
+def test_a_plain_trainer_trains_edits_in_the_chosen_layers_too(tmp_path):
     model, edits = deep()
     sparse = SparseTuning(edits)
     made = trainer(model, edits, tmp_path, sparse, cls=Trainer)
     assert type(made) is Trainer
     made.train()
     watch = watched(made)
+    assert watch.steps
     assert all({layer_of(name) for name in changed} == set(chosen) for chosen, changed in watch.steps)
 
 
 def test_frozen_layers_do_not_enter_the_clipped_norm(tmp_path):
-    """One step of SGD with a bound that binds is as long as the bound, in the chosen layer alone."""
+    """With a small max_grad_norm, the length of one step of SGD in the chosen layer is that norm."""
     options = {"max_steps": 1, "optim": "sgd", "max_grad_norm": 1e-3, "weight_decay": 0.0, "learning_rate": 1.0}
     before = {n: p.detach().clone() for n, p in deep()[0].named_parameters() if p.requires_grad}
     _, _, after = run(tmp_path, options={**options, "lr_scheduler_type": "constant"})
@@ -146,7 +147,7 @@ def test_frozen_layers_do_not_enter_the_clipped_norm(tmp_path):
     assert length == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_accumulated_batches_have_the_same_layers(tmp_path):
+def test_accumulated_batches_train_the_same_layers(tmp_path):
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "num_train_epochs": 2}
     made, _, _ = run(tmp_path, options={**options, "max_steps": -1}, importance=False)
     watch = watched(made)
@@ -155,28 +156,29 @@ def test_accumulated_batches_have_the_same_layers(tmp_path):
         assert {layer_of(name) for name in changed} == {layer_of(name) for name in seen} == set(chosen)
 
 
-@pytest.mark.parametrize(("way", "reentrant"), [("edits", False), ("lora", False), ("lora", True)])
-def test_checkpointing_changes_no_parameter(tmp_path, way, reentrant):
+@pytest.mark.parametrize(("method", "reentrant"), [("edits", False), ("lora", False), ("lora", True)])
+def test_gradient_checkpointing_changes_no_parameter(tmp_path, method, reentrant):
     options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
-    _, plain_scores, plain = run(tmp_path / "a", way=way, every=2)
-    _, scores, checkpointed = run(tmp_path / "b", way=way, every=2, options=options)
+    _, plain_scores, plain = run(tmp_path / "a", method=method, every=2)
+    _, scores, checkpointed = run(tmp_path / "b", method=method, every=2, options=options)
     assert all(torch.equal(plain[name], value) for name, value in checkpointed.items())
     assert torch.equal(plain_scores.scores, scores.scores)
 
 
 @pytest.mark.parametrize("extra", ["lm_head.weight", "model.norm.weight"])
-def test_what_is_in_no_layer_always_trains(tmp_path, extra):
+def test_parameters_in_no_layer_are_always_trained(tmp_path, extra):
     model, edits = deep()
     model.get_parameter(extra).requires_grad_(True)
     sparse = SparseTuning(edits)
     made = trainer(model, edits, tmp_path, sparse)
     made.train()
+    assert watched(made).steps
     for _, changed in watched(made).steps:
         assert extra in changed
         assert len({layer_of(name) for name in changed - {extra}}) == 1
 
 
-def test_edits_and_adapters_of_one_layer_train_together(tmp_path):
+def test_edits_and_adapters_of_one_layer_are_trained_together(tmp_path):
     model = adapted(tiny_model("llama", num_hidden_layers=4), "lora")
     adapters = [p for p in model.parameters() if p.requires_grad]
     edits = headedit.attach(model.get_base_model())
@@ -188,13 +190,14 @@ def test_edits_and_adapters_of_one_layer_train_together(tmp_path):
     assert sum(len(layer.parameters) for layer in layers) == len(adapters) + len(list(edits.module.parameters()))
     made = trainer(model, None, tmp_path, sparse)
     made.train()
+    assert watched(made).steps
     for chosen, changed in watched(made).steps:
         assert {layer_of(name) for name in changed} == set(chosen)
         assert {"lora" in name for name in changed} == {True, False}
 
 
-def test_layers_are_those_of_the_modules_not_of_the_names():
-    """A trainable parameter shared by two layers is no layer's, and a frozen layer is none to choose."""
+def test_layers_are_found_by_modules_not_by_names():
+    """A parameter shared by two layers belongs to neither, and a frozen layer is not drawn."""
     model, _ = deep()
     edits = model.headedit.default.site_edits
     edits[1].vectors["offset"] = edits[2].vectors["offset"]
@@ -206,7 +209,7 @@ def test_layers_are_those_of_the_modules_not_of_the_names():
 
 
 @pytest.mark.parametrize("importance", [True, False])
-def test_layers_are_sampled_in_proportion(importance):
+def test_layers_are_sampled_in_proportion_to_their_weights(importance):
     """One layer of four, 20,000 times: each frequency is within 4 standard errors of σ(−s) / Σ σ(−s), or of 1/4."""
     scores = torch.tensor([-2.0, 0.0, 1.0, 3.0], dtype=torch.float64)
     weights = torch.sigmoid(-scores) if importance else torch.ones(4)
@@ -218,7 +221,7 @@ def test_layers_are_sampled_in_proportion(importance):
 
 
 @pytest.mark.parametrize("importance", [True, False])
-def test_the_callback_draws_by_its_scores_and_rst_does_not(tmp_path, importance):
+def test_ist_draws_layers_by_its_scores_and_rst_uniformly(tmp_path, importance):
     """Over 3,000 steps, each with its own generator."""
     model, edits = deep()
     sparse = SparseTuning(edits, importance=importance, every=10_000)
@@ -238,7 +241,7 @@ def test_the_callback_draws_by_its_scores_and_rst_does_not(tmp_path, importance)
 
 
 def test_roll_outs_attenuate_unimportant_layers_the_most(tmp_path, monkeypatch):
-    """300 updates of 3 roll-outs with one layer each, of scores that are held where they are."""
+    """300 updates of 3 roll-outs with one layer each, at fixed scores."""
     from headedit.training.sparse import sparse_tuning
 
     model, edits = deep()
@@ -254,7 +257,7 @@ def test_roll_outs_attenuate_unimportant_layers_the_most(tmp_path, monkeypatch):
     assert counts[3] == pytest.approx(200, abs=4 * math.sqrt(300 * 2 / 9))
 
 
-def test_a_sample_has_no_layer_twice_and_roll_outs_differ():
+def test_a_sample_has_no_layer_twice_and_no_two_roll_outs_are_the_same():
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         draws = draw_distinct(torch.rand(6, generator=generator), 3, 3, generator)
@@ -265,11 +268,11 @@ def test_a_sample_has_no_layer_twice_and_roll_outs_differ():
 
 
 @pytest.mark.parametrize(("share", "layers", "wanted"), [(0.25, 32, 8), (0.25, 22, 6), (0.25, 2, 1), (1.0, 3, 3)])
-def test_a_share_of_the_layers(share, layers, wanted):
-    assert count(share, layers) == wanted
+def test_a_share_of_the_layers_is_rounded_to_at_least_one(share, layers, wanted):
+    assert layer_count(share, layers) == wanted
 
 
-def test_the_scores_by_hand():
+def test_updated_scores_equal_those_computed_by_hand():
     losses, draws = [1.0, 2.0, 4.0], [[0, 1], [1, 2], [0, 2]]
     scores = torch.tensor([0.0, 1.5, -1.0], dtype=torch.float64)
     mean = (math.exp(-1) + math.exp(-2) + math.exp(-4)) / 3
@@ -280,13 +283,13 @@ def test_the_scores_by_hand():
         1.5 + 10 * (r[0] + r[1]) * p[1] * (1 - p[1]),
         -1.0 + 10 * (r[1] + r[2]) * p[2] * (1 - p[2]),
     ]
-    assert updated(scores, draws, losses, 10.0).tolist() == pytest.approx(wanted, rel=1e-12)
+    assert updated_scores(scores, draws, losses, 10.0).tolist() == pytest.approx(wanted, rel=1e-12)
     assert scores.tolist() == [0.0, 1.5, -1.0]
-    assert updated(scores, draws, [1.0, math.nan, 2.0], 10.0) is scores
+    assert updated_scores(scores, draws, [1.0, math.nan, 2.0], 10.0) is scores
 
 
-def test_the_scores_of_a_run_by_hand(tmp_path, monkeypatch):
-    """Two updates in 6 steps, at 2 and at 4, each from the losses with the vectors themselves made smaller."""
+def test_the_scores_of_a_run_equal_those_computed_by_hand(tmp_path, monkeypatch):
+    """Two updates in 6 steps, at 2 and at 4, each from the losses with smaller vectors."""
     from headedit.training.sparse import sparse_tuning
 
     model, edits = deep()
@@ -304,7 +307,7 @@ def test_the_scores_of_a_run_by_hand(tmp_path, monkeypatch):
         edits.module.load_state_dict(whole)
         assert losses == pytest.approx(hands, rel=1e-5)
         assert len({round(loss, 6) for loss in losses}) == 3
-        return updated(scores, draws, losses, rate)
+        return updated_scores(scores, draws, losses, rate)
 
     def keep(loader, size, generator):
         batches.append(plain(loader, size, generator))
@@ -312,7 +315,7 @@ def test_the_scores_of_a_run_by_hand(tmp_path, monkeypatch):
 
     plain = sparse_tuning._batch
     monkeypatch.setattr(sparse_tuning, "_batch", keep)
-    monkeypatch.setattr(sparse_tuning, "updated", by_hand)
+    monkeypatch.setattr(sparse_tuning, "updated_scores", by_hand)
     made.train()
     assert [(step, rate) for step, _, rate in calls] == [(2, 10.0), (4, 10.0)]
     assert all(len(drawn) == 2 for _, draws, _ in calls for drawn in draws)
@@ -351,11 +354,11 @@ def scaled_vectors(model, layers, factor):
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 @pytest.mark.parametrize(
-    ("way", "scaled"), [("edits", scaled_vectors), ("lora", scaled_by_peft), ("ia3", scaled_to_one)]
+    ("method", "scaled"), [("edits", scaled_vectors), ("lora", scaled_by_peft), ("ia3", scaled_to_one)]
 )
-def test_attenuation_is_that_of_the_parameters(model_type, way, scaled):
+def test_attenuated_edits_compute_as_with_smaller_parameters(model_type, method, scaled):
     """Our vectors, PEFT's own scale_layer, and IA3's vector towards 1, which is its identity."""
-    model, _ = deep(model_type, way)
+    model, _ = deep(model_type, method)
     whole, layers = loss_of(model), find_layers(model)
     with attenuated([layers[0], layers[2]], 0.25):
         part = loss_of(model)
@@ -365,15 +368,15 @@ def test_attenuation_is_that_of_the_parameters(model_type, way, scaled):
     assert abs(part - whole) > 1e-4
 
 
-@pytest.mark.parametrize("way", ["lora", "ia3", "vera", "dora", "modules_to_save"])
-def test_attenuation_to_nothing_is_the_base_model(way):
+@pytest.mark.parametrize("method", ["lora", "ia3", "vera", "dora", "modules_to_save"])
+def test_edits_attenuated_to_zero_leave_the_base_model(method):
     options = {"dora": {"use_dora": True}, "modules_to_save": {"modules_to_save": ["post_attention_layernorm"]}}
     base = tiny_model("llama", num_hidden_layers=4)
     plain = loss_of(base)
-    changes = options.get(way, {})
-    if way == "vera":
+    changes = options.get(method, {})
+    if method == "vera":
         base, changes = tiny_model("llama", num_hidden_layers=4), {"r": 4}
-    model = adapted(base, way if way in ("ia3", "vera") else "lora", **changes)
+    model = adapted(base, method if method in ("ia3", "vera") else "lora", **changes)
     layers = find_layers(model)
     assert len(layers) == 4
     assert not any(layer.bare for layer in layers)
@@ -382,9 +385,9 @@ def test_attenuation_to_nothing_is_the_base_model(way):
         assert loss_of(model) == pytest.approx(plain, rel=1e-6)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_roll_outs_leave_nothing_behind(tmp_path, way):
-    model, edits = deep(way=way)
+@pytest.mark.parametrize("method", METHODS)
+def test_roll_outs_change_no_weight_mode_hook_or_random_state(tmp_path, method):
+    model, edits = deep(method=method)
     sparse = SparseTuning(edits or model)
     made = trainer(model, edits, tmp_path, sparse, watch=False)
     model.train()
@@ -423,22 +426,24 @@ def test_the_same_seed_gives_the_same_layers_scores_and_parameters(tmp_path):
 
 
 @pytest.mark.parametrize("restore", [False, True])
-@pytest.mark.parametrize("way", ["edits", "lora"])
-def test_a_resumed_run_ends_as_the_whole_one(tmp_path, way, restore):
+@pytest.mark.parametrize("method", ["edits", "lora"])
+def test_a_resumed_run_ends_with_the_scores_and_parameters_of_an_uninterrupted_one(tmp_path, method, restore):
     options = {"save_strategy": "steps", "save_steps": 3, "max_steps": 7}
     options["restore_callback_states_from_checkpoint"] = restore
-    _, whole, wanted = run(tmp_path / "a", way=way, every=2, options=options)
-    run(tmp_path / "b", way=way, every=2, options=options)
-    model, edits = deep(way=way)
+    _, whole, wanted = run(tmp_path / "a", method=method, every=2, options=options)
+    run(tmp_path / "b", method=method, every=2, options=options)
+    model, edits = deep(method=method)
     made = trainer(model, edits, tmp_path / "b", SparseTuning(every=2), watch=False, **options)
     made.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
     live = next(c for c in made.callback_handler.callbacks if isinstance(c, SparseTuning))
     assert torch.equal(live.scores, whole.scores)
     assert live.times_trained.tolist() == whole.times_trained.tolist()
-    assert all(torch.equal(p, wanted[name]) for name, p in model.named_parameters() if name in wanted)
+    found = dict(model.named_parameters())
+    assert wanted
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
 
 
-def test_a_checkpoint_of_other_layers(tmp_path):
+def test_a_checkpoint_of_other_layers_is_refused(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 3, "save_only_model": True}
     model, edits = deep()
     trainer(model, edits, tmp_path, SparseTuning(), **options).train()
@@ -450,7 +455,7 @@ def test_a_checkpoint_of_other_layers(tmp_path):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
-def test_a_broken_off_step_leaves_layers_frozen_only_until_the_next_training(tmp_path):
+def test_layers_frozen_by_a_broken_off_step_are_unfrozen_by_the_next_training(tmp_path):
     model, edits = deep()
     sparse = SparseTuning(edits)
     made = trainer(model, edits, tmp_path, sparse, watch=False)
@@ -478,12 +483,12 @@ def test_a_broken_off_step_leaves_layers_frozen_only_until_the_next_training(tmp
         ({"importance": "yes"}, r"importance: found 'yes' \(str\), expected true or false"),
     ],
 )
-def test_values_that_cannot_be(choices, message):
+def test_wrong_settings_are_refused(choices, message):
     with pytest.raises(HeadEditError, match=message):
         SparseTuning(**choices)
 
 
-def test_models_that_cannot_be():
+def test_models_without_edits_or_layers_are_refused():
     bare = tiny_model("llama")
     with pytest.raises(HeadEditError, match=r"IST attenuates edits, but model\.layers\.0.*importance=False"):
         SparseTuning(bare)
@@ -495,7 +500,7 @@ def test_models_that_cannot_be():
         SparseTuning(nn.Linear(2, 2))
 
 
-def test_training_sets_that_cannot_be(tmp_path):
+def test_training_sets_without_length_or_labels_are_refused(tmp_path):
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
             return iter(TRAIN)
@@ -511,5 +516,5 @@ def test_training_sets_that_cannot_be(tmp_path):
     sparse = SparseTuning(edits)
     loader = made.get_train_dataloader()
     loader = torch.utils.data.DataLoader(TRAIN, collate_fn=lambda rows: {"input_ids": PadRight()(rows)["input_ids"]})
-    with pytest.raises(HeadEditError, match="LlamaForCausalLM gave no loss on a batch with input_ids"):
+    with pytest.raises(HeadEditError, match="LlamaForCausalLM returned no loss on a batch with input_ids"):
         sparse._update_scores(model, loader, torch.device("cpu"), torch.Generator())

@@ -1,4 +1,4 @@
-"""``headedit sweep``: tasks, seeds and fields, each run in its own folder, resumable, one table."""
+"""``headedit sweep``: tasks, seeds and fields, each run in its own folder, resumable, with one table."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from headedit.cli.main import main
 from headedit.hf.loading import load_model
 from headedit.runs.run import Run
 from headedit.training.config import ModelConfig, read_run
-from headedit.training.loop.interrupts import StopWhenAsked
+from headedit.training.loop.interrupts import StopOnSignal
 from headedit.training.sweep import run as sweep_run
 from headedit.training.sweep.config import SweepConfig, plan_sweep
 from headedit.training.sweep.run import SweepRow, grouped
@@ -24,7 +24,7 @@ TASK = {"prompt": "{{ instruction }}", "answer": "answer", "options": ["true", "
 
 
 def run(*arguments):
-    """Runs a command in this process; its exit code."""
+    """Runs a command in this process; returns its exit code."""
     with pytest.raises(SystemExit) as caught:
         main([str(a) for a in arguments])
     return caught.value.code
@@ -49,7 +49,7 @@ def inputs(tmp_path_factory):
 
 
 def sweep_of(inputs, folder, **changes):
-    """A sweep's file."""
+    """Writes the file of a sweep; returns its path."""
     content = {
         "base": "base.yaml",
         "set": {"data.train": f"{inputs}/{{task}}/commonsense.json"},
@@ -65,7 +65,7 @@ def sweep_of(inputs, folder, **changes):
 
 @pytest.fixture(scope="module")
 def done(inputs, tmp_path_factory):
-    """A sweep that was run, with an evaluation, and how often the model was loaded."""
+    """A finished sweep with an evaluation: its file, its folder, and how often the model was loaded."""
     folder = tmp_path_factory.mktemp("done")
     evaluate = {"tasks": [f"{inputs}/{{task}}.yaml"], "data": f"{inputs}/{{task}}/commonsense.json", "limit": 5}
     file = sweep_of(inputs, folder, evaluate=evaluate)
@@ -78,7 +78,7 @@ def done(inputs, tmp_path_factory):
     return file, folder / "out", len(loads)
 
 
-def test_every_task_with_every_field_and_seed(inputs, tmp_path):
+def test_a_sweep_plans_every_task_with_every_field_and_seed(inputs, tmp_path):
     file = sweep_of(
         inputs,
         tmp_path,
@@ -100,13 +100,13 @@ def test_every_task_with_every_field_and_seed(inputs, tmp_path):
     assert {p.config.model.dtype for p in planned} == {"float32"}
 
 
-def test_one_task_without_a_name(inputs, tmp_path):
+def test_a_sweep_without_tasks_has_a_run_per_seed(inputs, tmp_path):
     (planned,) = plan_sweep(SweepConfig(base="cpu-small", output=str(tmp_path), seeds=[3]))
     assert (planned.name, planned.folder) == ("seed 3", tmp_path / "seed-3")
     assert planned.config == read_run("cpu-small", {"seed": 3, "output": str(tmp_path / "seed-3")})
 
 
-def test_a_run_of_a_sweep_is_the_run_alone_and_the_model_is_loaded_once(done, tmp_path):
+def test_a_run_of_a_sweep_equals_the_run_alone_and_the_model_is_loaded_once(done, tmp_path):
     _, out, loads = done
     assert loads == 1
     headedit.train(out / "two/seed-5", output=str(tmp_path / "alone"), progress=False)
@@ -143,13 +143,13 @@ def test_the_table_has_mean_and_spread_over_seeds(done):
     assert f"{mean_loss:.4g} ± {std:.2g}" in table[2]
 
 
-def test_what_is_finished_is_not_done_again(done, capsys, monkeypatch):
+def test_a_finished_run_is_not_run_again(done, capsys, monkeypatch):
     file, out, _ = done
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     text = (out / "sweep.md").read_text()
     monkeypatch.setattr(ModelConfig, "load", lambda self: pytest.fail("loaded"))
     assert run("sweep", file) == 0
-    assert capsys.readouterr().out.count(": is there") == 4
+    assert capsys.readouterr().out.count(": is finished") == 4
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (out / "sweep.md").read_text() == text
     (out / "one/seed-0/eval/one.json").unlink()
@@ -159,32 +159,32 @@ def test_what_is_finished_is_not_done_again(done, capsys, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_stopped_run_goes_on(done, inputs, tmp_path, capsys, monkeypatch):
+def test_a_stopped_run_of_a_sweep_is_resumed(done, inputs, tmp_path, capsys, monkeypatch):
     _, reference, _ = done
     file = sweep_of(inputs, tmp_path)
-    ends, steps = StopWhenAsked.on_step_end, []
+    ends, steps = StopOnSignal.on_step_end, []
 
     def stop_at_the_fourth(self, args, state, control, **kwargs):
         steps.append(state.global_step)
-        self.asked = len(steps) == 4
+        self.requested = len(steps) == 4
         ends(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(StopWhenAsked, "on_step_end", stop_at_the_fourth)
+    monkeypatch.setattr(StopOnSignal, "on_step_end", stop_at_the_fourth)
     assert run("sweep", file) == 130
-    states = [sweep_run.state_of(planned.config) for planned in plan_sweep(SweepConfig.read(file))]
+    states = [sweep_run.run_state(planned.config) for planned in plan_sweep(SweepConfig.read(file))]
     assert states == ["finished", "stopped", "new", "new"]
     capsys.readouterr()
     assert run("sweep", file, "--dry-run") == 0
     assert re.findall(r"\b(finished|stopped|new)\b", capsys.readouterr().out) == states
     assert run("sweep", file) == 0
-    assert "[2/4] one, seed 5: goes on" in capsys.readouterr().out
+    assert "[2/4] one, seed 5: resumes" in capsys.readouterr().out
     assert steps == [1, 2, 3] * 4
     for name in ("one/seed-5", "two/seed-0"):
         found = [folder / name / "headedit.safetensors" for folder in (tmp_path / "out", reference)]
         assert found[0].read_bytes() == found[1].read_bytes()
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(inputs, tmp_path, capsys):
+def test_a_failed_run_is_reported_and_the_others_continue(inputs, tmp_path, capsys):
     file = sweep_of(inputs, tmp_path, tasks=["gone", "one"], seeds=[0])
     assert run("sweep", file) == 2
     captured = capsys.readouterr()
@@ -196,16 +196,16 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(inputs, tmp_path, capsys)
     assert "| gone | 0, 1 failed |" in (tmp_path / "out/sweep.md").read_text()
 
 
-def test_a_folder_of_another_run_is_left_alone(done, inputs, monkeypatch):
+def test_a_folder_with_another_run_is_left_unchanged(done, inputs, monkeypatch):
     file, _, _ = done
     monkeypatch.setattr(sweep_run, "train", lambda *a, **k: pytest.fail("trained"))
     planned = plan_sweep(SweepConfig.read(file, {"vector_lr": 0.5}))
-    message = r"out/one/seed-0: holds a run that differs in recipe\.vector_lr\. Take another output folder"
+    message = r"out/one/seed-0: holds a run that differs in recipe\.vector_lr\. Choose another output folder"
     with pytest.raises(HeadEditError, match=message):
         list(sweep_run.run_sweep(planned, progress=False))
 
 
-def test_the_mean_takes_the_figures_that_all_tasks_have():
+def test_the_mean_has_the_figures_that_all_tasks_have():
     rows = [
         SweepRow(task=task, fields={}, seed=seed, folder="", figures={"loss": loss, task: 1.0})
         for task, losses in {"a": (1.0, 3.0), "b": (6.0, 8.0)}.items()
@@ -220,16 +220,16 @@ MISTAKES = {
     "no base": ({"base": "jola-comonsense"}, r"Did you mean 'jola-commonsense'\?"),
     "a key": ({"seed": [1]}, r"unknown key 'seed'\. Did you mean 'seeds'\?"),
     "no seeds": ({"seeds": []}, r"seeds: the list is empty"),
-    "a seed twice": ({"seeds": [1, 1]}, r"seeds: found \[1, 1\], in which a value stands twice"),
+    "a seed twice": ({"seeds": [1, 1]}, r"seeds: found \[1, 1\], in which a value occurs twice"),
     "a field of the run": ({"fields": {"recipe.nam": ["jola"]}}, r"recipe jola: unknown key 'nam'"),
     "a field without values": ({"fields": {"epochs": []}}, r"fields: epochs: the list is empty"),
-    "ours to set": ({"set": {"output": "x"}}, r"'output' is for the sweep to set"),
+    "ours to set": ({"set": {"output": "x"}}, r"'output' is set by the sweep"),
     "seeds of seeds": ({"set": {"data.train": "x"}, "base": "SEEDS"}, r"seeds: found 2; a sweep runs its own seeds"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_before_any_run(name, inputs, tmp_path, capsys):
+def test_a_mistake_in_a_sweep_is_reported_before_any_run(name, inputs, tmp_path, capsys):
     changes, message = MISTAKES[name]
     if changes.get("base") == "SEEDS":
         base = tmp_path / "base.yaml"

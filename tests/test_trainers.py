@@ -38,7 +38,7 @@ def losses(trainer):
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["HeadEditTrainer", "Trainer"])
-def test_early_stopping_and_the_best_checkpoint(ours, tmp_path):
+def test_a_trainer_stops_early_and_ends_with_the_best_edits(ours, tmp_path):
     edits = attached()
     wrong_way = {**OPTIONS, "greater_is_better": True}  # so that every epoch of learning is worse than the first
     arguments = TrainingArguments(output_dir=str(tmp_path), **wrong_way)
@@ -51,11 +51,11 @@ def test_early_stopping_and_the_best_checkpoint(ours, tmp_path):
     trainer.train()
     found = losses(trainer)
     assert len(found) == 2
-    assert found[1] < found[0] - 1e-3  # one epoch after the best it stopped
+    assert found[1] < found[0] - 1e-3  # it stopped one epoch after the best
     assert trainer.evaluate()["eval_loss"] == pytest.approx(found[0], rel=1e-5)
 
 
-def test_ours_and_a_plain_trainer_learn_the_same_edits(tmp_path):
+def test_our_trainer_and_a_plain_one_learn_the_same_edits(tmp_path):
     kept = []
     for make in (lambda e, **o: HeadEditTrainer(e, **o), lambda e, **o: Trainer(model=e.model, **o)):
         edits = attached()
@@ -66,7 +66,7 @@ def test_ours_and_a_plain_trainer_learn_the_same_edits(tmp_path):
     assert any(t.any() for t in kept[0])
 
 
-def test_trls_trainer_by_the_mixin(tmp_path):
+def test_the_mixin_makes_trls_trainer_learn_edits(tmp_path):
     trl = pytest.importorskip("trl")
 
     class EditSFTTrainer(HeadEditMixin, trl.SFTTrainer):
@@ -97,19 +97,21 @@ def test_trls_trainer_by_the_mixin(tmp_path):
         assert torch.equal(logits(edits.model, torch.tensor([[3, 4, 5]])), base)
 
 
-def test_logs_tell_losses_penalty_gates_speed_and_memory(tmp_path):
+def test_logs_have_losses_penalty_gates_speed_and_memory(tmp_path):
     edits = headedit.attach(tiny_model("llama"))
     arguments = TrainingArguments(output_dir=str(tmp_path), **{**OPTIONS, "report_to": ["tensorboard"]})
     trainer = HeadEditTrainer(
         edits, args=arguments, train_dataset=ROWS[:16], eval_dataset=ROWS[16:], data_collator=PadRight()
     )
     trainer.train()
-    told = {key for row in trainer.state.log_history for key in row}
+    logged = {key for row in trainer.state.log_history for key in row}
     wanted = {"loss", "eval_loss", "penalty", "open_offset", "open_scale", "learning_rate", "tokens_per_second"}
-    assert wanted | {"memory_gb"} <= told
+    assert wanted | {"memory_gb"} <= logged
     rates = [row["tokens_per_second"] for row in trainer.state.log_history if "tokens_per_second" in row]
     assert min(rates) > 0
-    assert not any("tokens_per_second" in row for row in trainer.history.rows)  # which is the same for the same seed
+    assert not any(
+        "tokens_per_second" in row for row in trainer.history.rows
+    )  # the history is the same for the same seed
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(next(tmp_path.rglob("events.*"))))

@@ -1,4 +1,4 @@
-"""Training edits: what is learned, by which rates, on which loss, and what is left on disk."""
+"""Training edits: which parameters are trained, with which learning rates and loss, and which files are written."""
 
 import json
 import sys
@@ -60,7 +60,7 @@ def fit(model, folder, **options):
     return edits, headedit.fit(edits, TRAIN, VALID, output_dir=folder, **options)
 
 
-def test_fit_trains_the_edits_and_leaves_the_base_alone(llama, ids, tmp_path):
+def test_fit_trains_the_edits_and_leaves_the_base_model_unchanged(llama, ids, tmp_path):
     base = logits(llama, ids)
     weights = {name: p.clone() for name, p in llama.named_parameters()}
     edits, run = fit(llama, tmp_path)
@@ -85,7 +85,7 @@ def test_fit_trains_the_edits_and_leaves_the_base_alone(llama, ids, tmp_path):
     }
 
 
-def test_the_same_seed_gives_the_same_edits_and_another_does_not(tmp_path):
+def test_the_same_seed_gives_the_same_edits_and_another_seed_others(tmp_path):
     first, _ = fit(tiny_model("llama"), tmp_path / "a", seed=3)
     torch.rand(100)
     second, _ = fit(tiny_model("llama"), tmp_path / "b", seed=3)
@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_edits_and_another_does_not(tmp_path):
     assert not same(values(first), values(third))
 
 
-def test_validation_is_the_plain_loss_of_the_deterministic_edits(llama, tmp_path):
+def test_the_validation_loss_is_the_plain_loss_of_the_deterministic_edits(llama, tmp_path):
     edits = headedit.attach(llama)
     randomise(edits)
     priced = trainer(edits, tmp_path, objective=Objective(lambda_offset=5.0, lambda_scale=5.0, schedule="constant"))
@@ -130,7 +130,7 @@ def test_vectors_and_gates_have_their_own_learning_rates(llama, tmp_path):
     assert changed == {name for name in before if name.endswith("_gate")}
 
 
-def test_whatever_else_is_trainable_is_trained_at_the_first_rate(llama, tmp_path):
+def test_other_trainable_parameters_are_trained_too(llama, tmp_path):
     edits = headedit.attach(llama)
     llama.lm_head.weight.requires_grad_(True)
     before = llama.lm_head.weight.clone()
@@ -138,8 +138,8 @@ def test_whatever_else_is_trainable_is_trained_at_the_first_rate(llama, tmp_path
     assert not torch.equal(llama.lm_head.weight, before)
 
 
-def test_accumulated_small_batches_are_one_large_batch(tmp_path):
-    """With vectors at zero the loss gives the gates no gradient, so one step of SGD shows the penalty's alone."""
+def test_accumulated_small_batches_train_as_one_large_batch(tmp_path):
+    """With zero vectors the loss has no gradient at the gates, so one step of SGD shows that of the penalty alone."""
     objective = Objective(lambda_offset=0.5, lambda_scale=0.25, schedule="constant")
     moved, losses = [], []
     for size, steps in ((8, 1), (2, 4)):
@@ -157,7 +157,7 @@ def test_accumulated_small_batches_are_one_large_batch(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_a_price_closes_gates_and_no_price_does_not(llama, tmp_path):
+def test_gates_close_at_a_high_price_and_stay_open_without_one(llama, tmp_path):
     long = {"patience": None, "epochs": 10, "gate_lr": 0.5, "lambda_scale": 0.0, "lambda_schedule": "constant"}
     free, _ = fit(tiny_model("llama"), tmp_path / "free", lambda_offset=0.0, **long)
     _, run = fit(llama, tmp_path / "dear", lambda_offset=3.0, **long)
@@ -193,7 +193,7 @@ def test_the_penalty_counts_the_gates_that_are_expected_to_be_open(llama):
     assert shared.penalty().item() == pytest.approx(edits.penalty().item() / 2)
 
 
-def test_checkpoints_hold_edits_and_optimiser_and_never_the_base(llama, tmp_path):
+def test_checkpoints_hold_edits_and_optimiser_state_and_never_the_base_model(llama, tmp_path):
     edits = headedit.attach(llama)
     trainer(edits, tmp_path, save_strategy="epoch").train()
     names = {p.name for p in (tmp_path / "checkpoint-8").iterdir()}
@@ -239,7 +239,7 @@ def test_without_validation_the_last_edits_are_kept(llama, tmp_path):
     assert run.record["kept_step"] == run.record["steps"] == 4
 
 
-def test_the_history_has_what_plots_need(llama, tmp_path):
+def test_the_history_has_the_columns_that_plots_need(llama, tmp_path):
     _, run = fit(llama, tmp_path, lambda_offset=0.1, lambda_scale=0.2)
     row = run.history.rows[0]
     assert {"step", "epoch", "loss", "objective", "penalty", "lambda_offset", "lambda_scale"} <= set(row)
@@ -251,8 +251,8 @@ def test_the_history_has_what_plots_need(llama, tmp_path):
     assert last["objective"] > last["loss"]
 
 
-def test_steps_that_are_not_logged_wait_for_no_device(llama, tmp_path, monkeypatch):
-    """Reading a tensor's value is what makes the host wait: none may happen but when a step is logged."""
+def test_steps_that_are_not_logged_do_not_wait_for_the_device(llama, tmp_path, monkeypatch):
+    """Reading a tensor's value makes the host wait, so only a logged step may do it."""
     edits = headedit.attach(llama)
     made = trainer(
         edits, tmp_path, objective=Objective(lambda_offset=0.1), save_strategy="no", logging_strategy="no", max_steps=6
@@ -282,7 +282,7 @@ def test_steps_that_are_not_logged_wait_for_no_device(llama, tmp_path, monkeypat
     assert "item" in where
 
 
-def test_checkpointing_in_training_changes_no_edit(tmp_path):
+def test_gradient_checkpointing_changes_no_edit(tmp_path):
     plain, checkpointed = (headedit.attach(tiny_model("llama")) for _ in range(2))
     trainer(plain, tmp_path / "a").train()
     options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
@@ -290,7 +290,7 @@ def test_checkpointing_in_training_changes_no_edit(tmp_path):
     assert same(values(plain), values(checkpointed))
 
 
-def test_a_quantized_base_is_trained(ids, tmp_path):
+def test_edits_on_a_quantized_base_are_trained(ids, tmp_path):
     pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -315,13 +315,13 @@ def test_a_quantized_base_is_trained(ids, tmp_path):
         ({"lr_schedule": "cosin"}, r"recipe jola: lr_schedule: .*Did you mean 'cosine'\?"),
     ],
 )
-def test_a_recipe_that_cannot_be(llama, tmp_path, options, message):
+def test_a_wrong_recipe_or_field_is_refused_before_anything_is_written(llama, tmp_path, options, message):
     with pytest.raises(HeadEditError, match=message):
         fit(llama, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_fit_refuses_what_cannot_work_before_it_writes(llama, tmp_path):
+def test_fit_refuses_unusable_arguments_before_anything_is_written(llama, tmp_path):
     edits = headedit.attach(llama)
     (tmp_path / "file").write_text("")
     with pytest.raises(HeadEditError, match=r"file/out: cannot be written \(Not a directory\)"):
@@ -336,11 +336,11 @@ def test_fit_refuses_what_cannot_work_before_it_writes(llama, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_recipes_can_be_changed_field_by_field():
+def test_a_recipe_can_be_changed_field_by_field():
     assert make_recipe("jola", {"epochs": 3, "patience": None}) == Jola(epochs=3, patience=None)
 
 
-def test_a_history_cut_by_a_kill_is_read_to_its_last_whole_row(tmp_path):
+def test_a_history_cut_off_by_a_kill_is_read_up_to_its_last_complete_row(tmp_path):
     file = tmp_path / "history.jsonl"
     file.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert History.read(tmp_path).rows == [{"step": 1, "loss": 2.0}]
@@ -351,7 +351,7 @@ def test_a_history_cut_by_a_kill_is_read_to_its_last_whole_row(tmp_path):
         History.read(tmp_path / "nothing")
 
 
-def test_a_run_without_its_record(tmp_path):
+def test_a_run_without_its_record_cannot_be_read(tmp_path):
     (tmp_path / "history.jsonl").write_text(json.dumps({"step": 1}) + "\n")
     with pytest.raises(HeadEditError, match=r"run\.json: cannot be read"):
         Run.read(tmp_path)

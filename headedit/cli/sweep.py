@@ -39,12 +39,12 @@ def sweep(
     """
     from headedit.io.strict import read_assignments
     from headedit.training.sweep.config import SweepConfig, plan_sweep
-    from headedit.training.sweep.run import run_sweep, state_of
+    from headedit.training.sweep.run import run_state, run_sweep
 
     config = SweepConfig.read(file, read_assignments(settings or []))
     planned = plan_sweep(config)
     if dry_run:
-        cells = [[run.name, str(run.folder), state_of(run.config)] for run in planned]
+        cells = [[run.name, str(run.folder), run_state(run.config)] for run in planned]
         print_table(f"headedit sweep {file}", ["run", "folder", "state"], cells, left=3)
         return
     measure = None if config.evaluate is None else evaluated

@@ -1,1 +1,1 @@
-"""Training edits: records, the objective, the trainer, recipes, and ``fit``; import from its modules."""
+"""Training of edits: ``fit``, ``train``, configs, recipes and the Trainer; import from the modules."""

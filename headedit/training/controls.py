@@ -1,4 +1,4 @@
-"""Controls: what the chosen heads are worth beside random ones, random vectors, and every head without gates."""
+"""Controls: compares the chosen heads with random heads, random vectors, and every head without gates."""
 
 import random
 from collections.abc import Callable
@@ -14,63 +14,65 @@ from headedit.training.recipes.refit import Refit, Ungated
 from headedit.training.recipes.session import Session
 
 Metric = Callable[[], float]
+"""Measures the edited model, called without arguments."""
 
 
 def run_controls(session: Session, recipe: Recipe, metric: Metric | None) -> dict[str, dict[str, Any]]:
-    """Fits and measures the controls of a finished run; the edits are then what they were.
+    """Fits and measures the controls of a finished run, and restores its edits.
 
     ``random heads``: as many random offset and scale gates, refitted. ``matched norm``: the chosen gates, with random
-    vectors of the same norms. ``no gate``: every head edited without gates.
+    vectors of the same norms. ``no gate``: every head edited, without gates.
 
     Args:
-        session: of the run; its edits are the trained ones.
-        recipe: gives epochs, batch and the smallest number of steps.
-        metric: measures the edited model.
+        session: the session of the run, with the trained edits.
+        recipe: the recipe of the run, for epochs, batch size and least number of steps.
+        metric: measures the edited model; None to measure the validation loss alone.
 
     Returns:
-        For ``chosen heads`` and each control: gates, validation_loss in nats a token, metric; None where not measured.
+        ``gates``, ``validation_loss`` (nats per token) and ``metric`` of ``chosen heads`` and of each control; None
+        for what was not measured.
     """
     edits = session.edits
     trained = edits.snapshot()
-    figures = {"chosen heads": measured(session, metric)}
+    figures = {"chosen heads": figures_of(session, metric)}
     chosen = open_gates(edits.module)
     rng = random.Random(session.seed)
     match_norms(edits, chosen, session.seed)
-    figures["matched norm"] = measured(session, metric)
-    same: dict[str, Any] = {"epochs": recipe.epochs, "batch_size": recipe.batch_size}
+    figures["matched norm"] = figures_of(session, metric)
+    settings: dict[str, Any] = {"epochs": recipe.epochs, "batch_size": recipe.batch_size}
     if isinstance(recipe, Localise | Refit):
-        same["min_steps"] = recipe.min_steps
-    fitted: dict[str, Recipe] = {"random heads": Refit(**same), "no gate": Ungated(**same)}
+        settings["min_steps"] = recipe.min_steps
+    fitted: dict[str, Recipe] = {"random heads": Refit(**settings), "no gate": Ungated(**settings)}
     for name, control in fitted.items():
         if name == "random heads" and not chosen:
             continue
         folder = session.folder / "controls" / name.replace(" ", "-")
-        session.restart()
+        session.restore_start()
         if name == "random heads":
-            freeze_gates(edits.module, draw_like(all_gates(edits.module), chosen, rng))
-        beside = session.beside(folder)
-        control.run(beside)
-        figures[name] = measured(session, metric)
-        beside.journal.clear()
+            fix(edits.module, draw_like(all_gates(edits.module), chosen, rng))
+        control_session = session.in_folder(folder)
+        control.run(control_session)
+        figures[name] = figures_of(session, metric)
+        control_session.journal.clear()
     edits.restore(trained)
     return figures
 
 
-def measured(session: Session, metric: Metric | None) -> dict[str, Any]:
-    """Open gates, validation loss and metric of the edits as they are."""
+def figures_of(session: Session, metric: Metric | None) -> dict[str, Any]:
+    """Number of open gates, validation loss (nats per token) and metric of the current edits."""
     counts = session.edits.count_open()
-    with session.plainly():  # what somebody else's metric does with the model is not known
+    with session.without_prefix_cache():  # the metric is the user's and may do anything with the model
         value = None if metric is None else float(metric())
     return {
         "gates": counts["offset"][0] + counts["scale"][0],
-        "validation_loss": None if session.valid is None else session.measure().mean().item(),
+        "validation_loss": None if session.valid is None else session.example_losses().mean().item(),
         "metric": value,
     }
 
 
-def draw_like(gates: list[GateIndex], chosen: list[GateIndex], rng: random.Random) -> list[GateIndex]:
-    """Random gates, as many on each kind of vector as were chosen."""
-    drawn: list[GateIndex] = []
+def draw_like(gates: list[Gate], chosen: list[Gate], rng: random.Random) -> list[Gate]:
+    """Random gates, as many of each kind of vector as were chosen."""
+    drawn: list[Gate] = []
     for vector in sorted({gate.vector for gate in chosen}):
         candidates = [gate for gate in gates if gate.vector == vector]
         drawn += rng.sample(candidates, sum(gate.vector == vector for gate in chosen))
@@ -78,8 +80,8 @@ def draw_like(gates: list[GateIndex], chosen: list[GateIndex], rng: random.Rando
 
 
 @torch.no_grad()
-def match_norms(edits: HeadEdits, chosen: list[GateIndex], seed: int) -> None:
-    """Replaces the vectors under these gates by random ones of the same norm."""
+def match_norms(edits: HeadEdits, chosen: list[Gate], seed: int) -> None:
+    """Replaces the vectors of these gates by random ones of the same norms."""
     generator = torch.Generator().manual_seed(seed)
     sites = list(edits.module)
     for gate in chosen:

@@ -1,4 +1,4 @@
-"""``headedit.fit``: trains the edits on a few hundred examples by a named recipe."""
+"""``headedit.fit``: trains edits on examples by a named recipe."""
 
 import functools
 import time
@@ -23,7 +23,7 @@ from headedit.io.files import check_writable
 from headedit.runs.pruning_path import PATH_FILE, VECTOR_FILE
 from headedit.runs.run import Run
 from headedit.runs.stability import Spread, Stability, agreement
-from headedit.training.controls import Metric, measured, run_controls
+from headedit.training.controls import Metric, figures_of, run_controls
 from headedit.training.prefix_cache import FrozenPrefix
 from headedit.training.recipes import DEFAULT, Recipe, make_recipe
 from headedit.training.recipes.journal import digest, digest_rows
@@ -49,47 +49,53 @@ def fit(
     progress: bool = True,
     **overrides: Any,
 ) -> Run:
-    """Trains edits in place and saves them, with the history of the run.
+    """Trains edits in place by a recipe, and saves them with the history of the run.
+
+    >>> run = headedit.fit(edits, train, valid, output_dir="out", recipe="localise")  # doctest: +SKIP
 
     Args:
-        edits: the handle; the base model stays as it is.
-        train: examples: (prompt, response) pairs, records of any form that ``headedit.data.formats`` names,
-            conversations too, or records of ``input_ids`` and ``labels``; a list, a ``datasets.Dataset``, or a split
-            of ``headedit.load_data``.
-        valid: the same, to choose and to stop by, on the plain loss. Without it ``localise`` holds some of the
-            training examples out while it searches, and the other recipes go to their end.
-        output_dir: gets the edits, ``history.jsonl``, ``run.json``, ``checkpoints/`` and, from ``localise``, the
+        edits: the handle; the base model is not changed.
+        train: training examples: (prompt, response) pairs, records in any format of ``headedit.data.formats``,
+            conversations included, or records with ``input_ids`` and ``labels``; as a list, a ``datasets.Dataset`` or
+            a split of ``headedit.load_data``.
+        valid: validation examples, in the same forms. Recipes choose heads and stop early by the loss on them, without
+            penalty. If None, ``localise`` holds out some training examples, and the other recipes run to their end.
+        output_dir: folder for the edits, ``history.jsonl``, ``run.json``, ``checkpoints/`` and, with ``localise``, the
             pruning path.
-        recipe: a name, see ``headedit.training.recipes``.
-        seed: of the order of examples and the gates' noise; the same seed gives the same edits.
-        seeds: number of runs, with the seeds from ``seed`` on, the later ones in folders of their own. The edits of
-            the first are kept; ``run.stability`` says how far the chosen heads agree.
-        controls: also fit as many random gates, and every head without gates, and put random vectors of the same
-            norms on the chosen gates; ``run.controls`` has the figures of all.
-        metric: measures the edited model, called without arguments, for ``seeds`` and ``controls``; beside the
+        recipe: name of the recipe: ``localise``, ``jola``, ``lofit``, ``ist``, ``rst``, ``refit`` or ``ungated``.
+        seed: seed of the order of examples and of the gates' noise; the same seed gives the same edits.
+        seeds: number of runs, with the seeds ``seed``, ``seed + 1``, ...; all but the first in folders ``seed-<n>``.
+            The edits of the first run are kept, and ``run.stability`` says how far the chosen heads agree.
+        controls: also fit as many random gates, and every head without gates, and measure the chosen gates with random
+            vectors of the same norms; ``run.controls`` has the figures of each.
+        metric: measures the edited model, called without arguments; for ``seeds`` and ``controls``, in addition to the
             validation loss.
-        tokenizer: by default the one at the model's own name or path, if texts are given.
-        max_length: examples of more tokens are left out and reported; by default the model's context.
-        resume: go on with the run that was stopped in ``output_dir``, at any moment and however: it ends with the
-            edits that it would have had, bit for bit. Everything else must be as it was. Where there is none, begin.
-        cache_prefix: where upper layers alone are edited, run the frozen ones below them once for each example, and
-            begin every later pass at the first edited layer. It takes tokens × hidden size × bytes an element of host
-            memory, for all examples together; ``run.record["prefix_cache"]`` has layers, examples and bytes. At a batch
-            of one the edits are the same to the bit, in larger batches within rounding. What cannot have it to the
-            bit, such as dropout, layers that share more than hidden states, FSDP and autocast, is refused.
-        arguments: fields of ``transformers.TrainingArguments`` over the recipe's own choices, such as
+        tokenizer: tokenizer for examples of text; None for the one at the model's own name or path.
+        max_length: largest number of tokens per example; longer examples are dropped and reported. None for the model's
+            context length.
+        resume: resume the run that was stopped in ``output_dir``; if there is none, start a new one. All other
+            arguments must be as they were. A run that was stopped at any moment, by whatever cause, ends with the same
+            edits as one that was not, bit for bit.
+        cache_prefix: run the layers below the first edited one only once for each example, and start every later pass
+            at the first edited layer. It takes tokens × hidden size × bytes per element of host memory, for all
+            examples together; ``run.record["prefix_cache"]`` has layers, examples and bytes. With a batch size of 1 the
+            edits are the same bit for bit, in larger batches within rounding. Models and settings for which this is not
+            so, such as dropout, layers that pass on more than hidden states, FSDP and autocast, are refused.
+        arguments: fields of ``transformers.TrainingArguments`` that replace those of the recipe, such as
             ``gradient_accumulation_steps``, ``save_steps`` or ``report_to``.
-        progress: show bars.
-        overrides: fields of the recipe, such as ``epochs=5`` or ``budget=0.05``.
+        progress: show progress bars.
+        overrides: fields of the recipe, such as ``epochs=5`` or ``budget=0.05``; see its class in
+            ``headedit.training.recipes``.
 
     Returns:
-        The run. The model is in the mode, train or eval, that it was in before.
+        The run, with its record, its history and the handle. The model is in the mode, train or eval, in which it was.
 
     Raises:
-        HeadEditError: a set is empty, smaller than the batch or of another form, the recipe or a field of it is not
-            known, the loss becomes NaN, the edits are detached, the folder cannot be written, or what is to be
-            gone on with differs.
-        KeyboardInterrupt: Ctrl-C, or a SIGTERM, at the end of the step in which it came; that step is saved.
+        HeadEditError: a set of examples is empty, malformed or smaller than the batch size; the recipe or one of its
+            fields is unknown, or a value is out of range; the edits are detached or frozen; the folder cannot be
+            written; the loss becomes NaN or infinite; or the run to resume differs from this one.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, raised at the end of the step in which it arrived; that step is saved, and
+            ``resume=True`` continues from there.
     """
     chosen = make_recipe(recipe, overrides)
     if seeds < 1:
@@ -100,16 +106,16 @@ def fit(
         raise HeadEditError("These edits are detached from their model; attach or load them again to train.")
     if not any(p.requires_grad for p in edits.vector_parameters()):
         raise HeadEditError(
-            "These edits are frozen, so nothing would be trained; PEFT's get_peft_model freezes what is there. Call "
-            "edits.module.requires_grad_(True) first."
+            "These edits are frozen, so nothing would be trained; PEFT's get_peft_model freezes all other parameters. "
+            "Call edits.module.requires_grad_(True) first."
         )
     prefix = FrozenPrefix(edits, dict(arguments or {})) if cache_prefix else None
     folder = check_writable(output_dir)
     train_rows, valid_rows, pad = _encoded(edits, train, valid, tokenizer, max_length, progress)
     if len(train_rows) < chosen.batch_size:
         raise HeadEditError(
-            f"The training set has {len(train_rows)} examples, fewer than the batch of {chosen.batch_size}; give more "
-            f"examples, or batch_size={len(train_rows)}."
+            f"The training set has {len(train_rows)} examples, fewer than the batch size of {chosen.batch_size}; give "
+            f"more examples, or batch_size={len(train_rows)}."
         )
     identity = {
         "settings": digest([recipe, vars(chosen), dict(arguments or {})]),
@@ -121,12 +127,11 @@ def fit(
     start, sessions, runs, figures = edits.snapshot(), [], [], []
     for number in range(seed, seed + seeds):
         edits.restore(start)
-        where = folder if number == seed else folder / f"seed-{number}"
         session = Session(
             edits,
             train_rows,
             valid_rows,
-            where,
+            folder if number == seed else folder / f"seed-{number}",
             number,
             pad,
             progress,
@@ -139,7 +144,7 @@ def fit(
         sessions.append(session)
         runs.append(_run(session, recipe, chosen, controlled))
         if seeds > 1:
-            figures.append({**measured(session, metric), "heads": heads_of(open_gates(edits.module))})
+            figures.append({**figures_of(session, metric), "heads": heads_of(open_gates(edits.module))})
     if seeds > 1:
         load_tensors(edits, folder)
         runs[0].record["stability"] = _stability(edits, seed, figures).to_dict()
@@ -151,6 +156,7 @@ def fit(
 
 
 def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., Any] | None) -> Run:
+    """Runs a recipe in a session, and saves edits, record and card."""
     edits, folder = session.edits, session.folder
     if session.main:
         for stale in (PATH_FILE, VECTOR_FILE):
@@ -161,7 +167,7 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
         with differentiable(edits.model), session.prefix or nullcontext():
             recipe.run(session)
             seconds = time.perf_counter() - started
-            found = None if controls is None else controls(session, recipe)
+            control_figures = None if controls is None else controls(session, recipe)
     finally:
         edits.model.train(was_training)
     session.history.append({"step": session.kept_step, "kept": True})
@@ -177,8 +183,8 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
         "best_eval_loss": session.best_eval_loss,
         "open": {kind: {"open": n, "of": total} for kind, (n, total) in edits.count_open().items()},
         "seconds": round(seconds, 2),
-        **({} if found is None else {"controls": found}),
-        **({} if session.prefix is None else {"prefix_cache": session.prefix.record}),
+        **({} if control_figures is None else {"controls": control_figures}),
+        **({} if session.prefix is None else {"prefix_cache": session.prefix.figures}),
     }
     run = Run(folder, session.history, record, edits)
     if session.main:
@@ -186,7 +192,7 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
         if session.path is not None:
             session.path.save(folder)
         run.save()
-        write_card(edits, folder)  # after run.json, which it tells of
+        write_card(edits, folder)  # after run.json, which it reports
     wait_for_everyone()
     return run
 
@@ -199,6 +205,7 @@ def _encoded(
     max_length: int | None,
     progress: bool,
 ) -> tuple[Sequence[Encoded], Sequence[Encoded] | None, int]:
+    """Encoded training and validation examples, and the token id for padding."""
     train, valid = _listed(train), None if valid is None else _listed(valid)
     if tokenizer is None and any(not is_encoded(row) for row in [*train[:1], *(valid or [])[:1]]):
         tokenizer = load_tokenizer(getattr(edits.model.config, "_name_or_path", ""))

@@ -1,4 +1,4 @@
-"""``headedit.train``: a whole run from its config, from the files on disk to the saved edits."""
+"""``headedit.train``: a whole training run from a config, from the data on disk to the saved edits."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ from headedit.training.fit import fit
 logger = logging.getLogger(__name__)
 
 DATA_FILE = "data.json"
-"""What happened to the data on the way: counts, indices, lengths and overlaps, see ``headedit.Data``."""
+"""Name of the report on the data: counts, indices, lengths and overlaps; see ``headedit.Data``."""
 
 
 def train(
@@ -36,29 +36,33 @@ def train(
     ready: Callable[[HeadEdits, Data], None] | None = None,
     **overrides: Any,
 ) -> Run:
-    """Trains edits as a config says, and saves them with the resolved config and a report on the data.
+    """Trains edits as a config says: loads model and data, attaches edits, trains and saves them.
 
-    The folder gets what ``headedit.fit`` writes there, ``run.yaml``, with which the run can be repeated, and
-    ``data.json``. A test set is measured at the end: ``run.record["test_loss"]``, in nats a token, the mean of the
-    examples, beside that of the base as ``test_loss_base``.
+    The output folder gets everything that ``headedit.fit`` writes, ``run.yaml``, with which the run can be repeated,
+    and ``data.json``, a report on the data. If the config has a test set, its mean loss over examples, in nats per
+    token, is measured at the end: ``run.record["test_loss"]``, and ``run.record["test_loss_base"]`` without edits.
 
     >>> run = headedit.train("cpu-small", output="out", epochs=1, data={"examples": 50})  # doctest: +SKIP
 
     Args:
-        config: a YAML file, the name of a config that comes with headedit, or a config.
-        resume: go on with the run that was stopped in the output folder; begin where there is none.
-        base: the model, if it is loaded already.
-        progress: show bars.
-        ready: called once data and edits are there, before training.
-        overrides: sections with some of their keys, such as ``model={"name": "./my-model"}``, keys of the run, such as
-            ``output="out"``, or fields of the recipe, such as ``epochs=5``.
+        config: a YAML file, the folder of an earlier run, the name of a config that comes with headedit, or a
+            ``RunConfig``.
+        resume: resume the run that was stopped in the output folder; if there is none, start a new one.
+        base: the base model, if it is already loaded; None to load it as the config says.
+        progress: show progress bars.
+        ready: called with the handle and the data before training starts.
+        overrides: values that replace those of the config: sections with some of their keys, such as
+            ``model={"name": "./my-model"}``; keys of the run, such as ``output="out"``; or fields of the recipe, such
+            as ``epochs=5``.
 
     Returns:
-        The run; its ``edits`` are on the model.
+        The run. Its ``edits`` are attached to the model.
 
     Raises:
-        HeadEditError: the config is not right, the data cannot be used, the model cannot be loaded, or what
-            ``headedit.fit`` raises.
+        HeadEditError: the config is wrong or has no output folder, the data cannot be read or encoded, the model cannot
+            be loaded, or anything that ``headedit.fit`` raises.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the step in which it arrived is saved, and ``resume=True`` continues
+            from there.
     """
     chosen = read_run(config, overrides)
     if chosen.output is None:
@@ -72,7 +76,7 @@ def train(
         ready(edits, data)
     if PartialState().is_main_process:
         chosen.save(folder)
-        _save(folder / DATA_FILE, data.report)
+        _write_report(folder / DATA_FILE, data.report)
     run = fit(
         edits,
         data.train,
@@ -92,22 +96,22 @@ def train(
     )
     if data.test is not None:
         batch = chosen.training.get("per_device_eval_batch_size", chosen.recipe["batch_size"])
-        _measure(run, edits, data, tokenizer.pad_token_id, batch)
+        _add_test_loss(run, edits, data, tokenizer.pad_token_id, batch)
     return run
 
 
 def prepare(config: RunConfig, *, progress: bool = True) -> tuple[Data, Any]:
-    """The data of a run and the tokenizer, without the model's weights.
+    """Loads the data and the tokenizer of a run, without the model's weights.
 
     Raises:
-        HeadEditError: there is no such model, or the data cannot be used.
+        HeadEditError: the model's config or tokenizer cannot be loaded, or the data cannot be read or encoded.
     """
     context = _context(config.model)
     tokenizer = config.model.load_tokenizer()
     longest = config.data.max_length
     if longest is not None and context is not None and longest > context:
         logger.warning(
-            "data: max_length is %d, and %s has %d positions; what lies beyond them the model never saw.",
+            "data: max_length is %d, but %s has only %d positions; it was not trained on longer inputs.",
             longest,
             config.model.name,
             context,
@@ -121,13 +125,13 @@ def _context(model: ModelConfig) -> int | None:
 
 
 def _check(config: RunConfig) -> None:
-    """Refuses arguments and trackers that would only fail once the model is loaded."""
+    """Refuses arguments and trackers that would otherwise fail after the model is loaded."""
     from transformers import TrainingArguments
     from transformers.integrations import is_tensorboard_available, is_wandb_available
 
-    there = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+    available = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
     for tracker in config.logging.trackers:
-        if not there[tracker]():
+        if not available[tracker]():
             raise HeadEditError(f"logging: report_to: {tracker} needs a package: pip install {tracker}.")
     try:
         TrainingArguments(**{"output_dir": config.output, **config.arguments()})
@@ -135,7 +139,7 @@ def _check(config: RunConfig) -> None:
         raise HeadEditError(f"training: transformers refuses these arguments: {error}") from None
 
 
-def _measure(run: Run, edits: HeadEdits, data: Data, pad: int | None, batch: int) -> None:
+def _add_test_loss(run: Run, edits: HeadEdits, data: Data, pad: int | None, batch: int) -> None:
     assert data.test is not None
     collate = PadRight(0 if pad is None else pad)
     run.record["test_examples"] = len(data.test)
@@ -147,7 +151,7 @@ def _measure(run: Run, edits: HeadEdits, data: Data, pad: int | None, batch: int
         run.save()
 
 
-def _save(file: Path, report: dict[str, Any]) -> None:
+def _write_report(file: Path, report: dict[str, Any]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())

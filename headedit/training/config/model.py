@@ -1,4 +1,4 @@
-"""Which base model a run loads, and how: the section ``model`` of a run."""
+"""``ModelConfig``: the section ``model`` of a run, which base model is loaded and how."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +12,22 @@ from headedit.io import strict
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The base model.
+    """The base model of a run, and how it is loaded.
 
     Fields:
-        name: a folder that ``save_pretrained`` wrote, or the id of a causal LM on the hub.
-        revision: branch, tag or commit on the hub.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` for the one that the weights were saved in.
-        device: such as ``cpu`` or ``cuda:0``; by default the first GPU, or a process's own, or the CPU.
-        device_map: puts one big model on several devices, as accelerate does: ``auto``, ``balanced``, ``sequential``,
-            or a device for each module. In place of ``device``.
-        quantization: ``4bit`` (NF4) or ``8bit``, by bitsandbytes; None for neither.
-        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2`` and whatever else transformers has; ``best`` for
-            FlashAttention where it is installed and works on this model, and else what transformers takes by itself.
+        name: a folder that ``save_pretrained`` wrote, or the id of a causal LM on the Hugging Face hub.
+        revision: branch, tag or commit on the hub; None for the default branch.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` for the dtype in which the weights were saved.
+        device: a device such as ``cpu`` or ``cuda:0``; None for the GPU of this process, or the CPU if there is none.
+        device_map: spreads a large model over several devices, as in accelerate: ``auto``, ``balanced``,
+            ``sequential``, or a device per module; instead of ``device``.
+        quantization: ``4bit`` (NF4) or ``8bit``, by bitsandbytes; None for no quantization.
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2`` or any other name that transformers knows;
+            ``best`` for FlashAttention if it is installed and works on this model; None for transformers' default.
+
+    Raises:
+        HeadEditError: a value is of a wrong type or not one of those allowed, or ``device`` and ``device_map`` are
+            both given.
     """
 
     name: str
@@ -37,14 +41,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         strict.check(self)
         if not self.name:
-            raise HeadEditError("name: found an empty text, expected a folder or the id of a model.")
+            raise HeadEditError("name: found an empty string, expected a folder or the id of a model.")
         if self.device is not None and self.device_map is not None:
             raise HeadEditError(
-                f"device_map: found {self.device_map!r} beside the device '{self.device}'; give one of the two."
+                f"device_map: found {self.device_map!r} together with the device '{self.device}'; give one of the two."
             )
 
     def load(self) -> nn.Module:
-        """The model, in eval mode."""
+        """Loads the model, in eval mode."""
         return load_model(
             self.name,
             revision=self.revision,
@@ -56,9 +60,9 @@ class ModelConfig:
         )
 
     def load_config(self) -> Any:
-        """The model's config, without its weights."""
+        """Loads the model's config, without its weights."""
         return load_config(self.name, revision=self.revision)
 
     def load_tokenizer(self) -> Any:
-        """The model's tokenizer."""
+        """Loads the model's tokenizer."""
         return load_tokenizer(self.name, revision=self.revision)

@@ -1,4 +1,4 @@
-"""Finds a run's file, by its path or among those that come with headedit, and lays changes over it."""
+"""Reads the config of a run, from a file or from those that come with headedit, with overrides."""
 
 import copy
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any
 
 from headedit.errors import HeadEditError, suggest
 from headedit.io.yaml import read_yaml
-from headedit.training.config.names import recipe_fields_of, translated
+from headedit.training.config.names import recipe_fields_of, route_keys
 from headedit.training.config.run import RUN_YAML, RunConfig
 from headedit.training.recipes import DEFAULT
 
@@ -23,13 +23,13 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def find_config(config: "str | PathLike[str]") -> Path:
-    """The file of a config.
+    """The path of a config's file.
 
     Args:
-        config: the path of a YAML file, a folder that a run left behind, or the name of a config of headedit.
+        config: the path of a YAML file, the folder of a run, or the name of a config that comes with headedit.
 
     Raises:
-        HeadEditError: there is none.
+        HeadEditError: there is no such file, folder or name.
     """
     path, shipped = Path(config), shipped_configs()
     if (path / RUN_YAML).is_file():
@@ -39,30 +39,30 @@ def find_config(config: "str | PathLike[str]") -> Path:
     if str(config) in shipped:
         return shipped[str(config)]
     raise HeadEditError(
-        f"{config}: there is no such file, and no config of this name comes with headedit."
+        f"{config}: there is no such file, and headedit has no config of this name."
         f"{suggest(str(config), shipped)} Configs: {', '.join(shipped)}."
     )
 
 
 def config_text(name: str) -> str:
-    """The YAML of a config, with its comments."""
+    """The YAML text of a config, with its comments."""
     return find_config(name).read_text(encoding="utf-8")
 
 
 def read_run(
     config: "str | PathLike[str] | RunConfig | None" = None, overrides: Mapping[str, Any] | None = None
 ) -> RunConfig:
-    """The config of a run.
+    """Reads the config of a run.
 
     Args:
-        config: a file or a name, see ``find_config``, or a config; None if the overrides say everything.
-        overrides: values by key: ``training.learning_rate``, a section with some of its keys, a key of the run such as
-            ``seed``, or else a field of the recipe such as ``epochs``. They win over the config; naming another recipe
-            leaves the fields of the one before out.
+        config: a file or a name, see ``find_config``, or a config; None if the overrides are a complete config.
+        overrides: values by key, which replace those of the config. A key is a path such as
+            ``training.learning_rate``, a section with some of its keys, a key of the run such as ``seed``, or else a
+            field of the recipe such as ``epochs``. Naming another recipe drops the fields of the config's recipe.
 
     Raises:
-        HeadEditError: there is no such file, or it is not right: the message has file, key, what was found, what was
-            expected and the nearest name.
+        HeadEditError: there is no such file, or its content is wrong; the message names the file, the key, what was
+            found, what was expected, and the nearest valid name.
     """
     if isinstance(config, RunConfig):
         where, data = "the run's config", config.to_dict()
@@ -76,16 +76,16 @@ def read_run(
             raise HeadEditError(f"{where}: expected a mapping of keys to values, found {type(found).__name__}.")
         data = dict(found)
     if overrides:
-        where = where if config is None else f"{where}, with what is set over it"
+        where = where if config is None else f"{where}, with overrides"
         try:
-            data = overlaid(data, overrides)
+            data = merge_overrides(data, overrides)
         except HeadEditError as error:
             raise HeadEditError(f"{where}: {error}") from None
     return RunConfig.from_dict(data, where)
 
 
-def overlaid(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data of a run with overrides, see ``read_run``; the data are not changed."""
+def merge_overrides(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a run's plain data, with overrides as in ``read_run``."""
     result = copy.deepcopy(dict(data))
     paths = [(path, value) for key, given in overrides.items() for path, value in _paths(key, given)]
     names = [value for path, value in paths if path == ("recipe", "name")]
@@ -93,7 +93,7 @@ def overlaid(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
     if isinstance(recipe, Mapping) and isinstance(training, Mapping):
         if names and names[-1] != recipe.get("name", DEFAULT):
             recipe = {"name": names[-1]}
-        fields, rest = translated(recipe, training)
+        fields, rest = route_keys(recipe, training)
         for path, _ in paths:
             for name in recipe_fields_of(path[1]) if path[0] == "training" and len(path) == 2 else ():
                 fields.pop(name, None)

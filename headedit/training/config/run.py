@@ -1,4 +1,4 @@
-"""``RunConfig``: everything that a training run is made of, checked before any work is done."""
+"""``RunConfig``: a whole training run as data, checked before any work is done."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,23 +15,23 @@ from headedit.errors import HeadEditError
 from headedit.io import strict
 from headedit.io.files import write_atomically
 from headedit.training.config.model import ModelConfig
-from headedit.training.config.names import settle
+from headedit.training.config.names import resolve
 from headedit.version import __version__
 
 RUN_YAML = "run.yaml"
-"""The name that a resolved config has in the output folder of its run."""
+"""Name of the resolved config in the output folder of its run."""
 
 Tracker = Literal["none", "tensorboard", "wandb"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """Where the figures of training go beside ``history.jsonl``.
+    """Where training logs its figures, in addition to ``history.jsonl``.
 
     Fields:
         report_to: ``none``, ``tensorboard``, ``wandb``, or a list of these.
-        every: optimiser steps between two logged ones; None for about five an epoch.
-        run_name: what the run is called there; None for the tracker's choice.
+        every: optimiser steps between logs; None for about five logs per epoch.
+        run_name: name of the run in the trackers; None for the tracker's choice.
     """
 
     report_to: Tracker | list[Tracker] = "none"
@@ -45,32 +45,39 @@ class LoggingConfig:
 
     @property
     def trackers(self) -> list[str]:
-        """The trackers without ``none``."""
+        """The trackers as a list, without ``none``."""
         given = [self.report_to] if isinstance(self.report_to, str) else self.report_to
         return [name for name in given if name != "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A training run.
+    """A training run as data: model, examples, edits, recipe, training arguments and logging.
+
+    ``headedit.train`` runs it. In a YAML file the keys are the fields below; unknown keys and wrong types are errors.
 
     Fields:
-        model: the base model.
-        data: the examples.
-        spec: a spec file for an architecture without one; None to look it up.
-        edits: the shape of the edits.
-        recipe: ``name`` of the recipe, and any of its fields; here all of them.
-        training: any field of ``transformers.TrainingArguments``. What a recipe has under a name of its own is taken
-            over: ``num_train_epochs``, ``per_device_train_batch_size``, ``lr_scheduler_type``, ``weight_decay``,
-            ``adam_epsilon``, ``max_grad_norm``, and ``learning_rate``, which sets the recipe's first rate of vectors
-            while its others keep their usual ratio to it. Here only the others are left.
-        logging: trackers.
-        seed: of the order of examples and the gates' noise; the draw of examples has its own, ``data.seed``.
-        seeds: number of runs, with the seeds from ``seed`` on, to see what they agree on.
-        controls: also fit as many random heads, and every head without gates.
-        cache_prefix: run the layers below the first edited one once for each example, where ``edits: layers`` leaves
-            some out there; takes tokens × hidden size × bytes an element of host memory, see ``headedit.fit``.
-        output: folder for the edits and everything else that the run leaves.
+        model: the base model; see ``ModelConfig``.
+        data: the examples; see ``headedit.DataConfig``.
+        spec: path of a spec file, for an architecture that headedit does not know; None to look it up.
+        edits: which layers and sites are edited, and with which vectors and gates; see ``headedit.EditConfig``.
+        recipe: the ``name`` of the recipe, and any of its fields. In a resolved config, all of its fields.
+        training: any field of ``transformers.TrainingArguments``. Those that recipes have as their own become fields of
+            the recipe: ``num_train_epochs``, ``per_device_train_batch_size``, ``lr_scheduler_type``, ``weight_decay``,
+            ``adam_epsilon``, ``max_grad_norm``, and ``learning_rate``, which sets the recipe's first learning rate of
+            vectors; its other ones keep their default ratio to it. In a resolved config, only the remaining fields.
+        logging: trackers; see ``LoggingConfig``.
+        seed: seed of the order of examples and of the gates' noise; the draw of examples has its own, ``data.seed``.
+        seeds: number of runs, with the seeds ``seed``, ``seed + 1``, ...; the record says how far they agree.
+        controls: also fit as many random heads, and every head without gates, for comparison.
+        cache_prefix: run the layers below the first edited one only once for each example; ``edits: layers`` must leave
+            the first layers out. It takes tokens × hidden size × bytes per element of host memory; see
+            ``headedit.fit``.
+        output: folder for the edits and all other files of the run.
+
+    Raises:
+        HeadEditError: a value is of a wrong type or out of range, a key is unknown, the same setting is given twice,
+            or there is no validation set for several seeds or controls.
     """
 
     model: ModelConfig
@@ -91,18 +98,26 @@ class RunConfig:
         if self.seeds < 1:
             raise HeadEditError(f"seeds: found {self.seeds}, expected 1 or more.")
         if self.output == "":
-            raise HeadEditError("output: found an empty text, expected a folder.")
+            raise HeadEditError("output: found an empty string, expected a folder.")
         if (self.controls or self.seeds > 1) and self.data.valid is None:
             raise HeadEditError(
                 "data: valid: is missing; several seeds, and controls, are compared on validation examples."
             )
-        name, recipe, rest = settle(self.recipe, self.training)
+        name, recipe, rest = resolve(self.recipe, self.training)
         object.__setattr__(self, "recipe", {"name": name, **vars(recipe)})
         object.__setattr__(self, "training", rest)
 
     @staticmethod
     def from_dict(data: object, where: str) -> "RunConfig":
-        """A config from plain data, as it stands in a file."""
+        """Makes a config of plain data, such as the content of a YAML file.
+
+        Args:
+            data: a mapping from keys to values.
+            where: the source of the data, for messages.
+
+        Raises:
+            HeadEditError: a key is unknown or missing, or a value is of a wrong type or out of range.
+        """
         return strict.build(RunConfig, data, where)
 
     @property
@@ -116,7 +131,7 @@ class RunConfig:
         return {key: value for key, value in self.recipe.items() if key != "name"}
 
     def arguments(self) -> dict[str, Any]:
-        """Fields of ``TrainingArguments`` for ``fit(..., arguments=...)``."""
+        """The fields of ``TrainingArguments`` for ``headedit.fit(..., arguments=...)``."""
         found = dict(self.training)
         if self.logging.trackers:
             found["report_to"] = self.logging.trackers
@@ -133,7 +148,7 @@ class RunConfig:
         return plain
 
     def absolute(self) -> "RunConfig":
-        """The same with the full path of every file and folder that is there, so that it holds in any folder."""
+        """The same config with absolute paths of all existing files and folders, so that it is valid in any folder."""
         data = {name: _absolute(getattr(self.data, name)) for name in ("train", "valid", "test")}
         return dataclasses.replace(
             self,
@@ -144,13 +159,13 @@ class RunConfig:
         )
 
     def save(self, folder: "str | PathLike[str]") -> Path:
-        """Writes ``run.yaml``, with which ``headedit train`` repeats the run; gives its path.
+        """Writes ``run.yaml``, with which ``headedit train`` repeats the run, and returns its path.
 
         Raises:
             HeadEditError: the folder cannot be written.
         """
         file = Path(folder) / RUN_YAML
-        lead = f"# Resolved by headedit {__version__}. This run again: headedit train {RUN_YAML}\n"
+        lead = f"# Resolved by headedit {__version__}. To repeat this run: headedit train {RUN_YAML}\n"
         text = yaml.safe_dump(self.absolute().to_dict(), sort_keys=False, allow_unicode=True)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +182,7 @@ def _plain(value: Any) -> Any:
 
 
 def _absolute(source: Any) -> Any:
-    """A path as a full one, perhaps with ``:split``; what is no path that is there, such as a hub id, as it is."""
+    """An existing path, perhaps with ``:split``, as an absolute one; anything else, such as a hub id, unchanged."""
     if isinstance(source, list):
         return [_absolute(item) for item in source]
     if not isinstance(source, str):

@@ -1,1 +1,1 @@
-"""The training loop: a Trainer of edits, its objective and schedules, and what it saves."""
+"""The training loop: a Trainer that learns edits, its objective and schedules, and its checkpoints."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole: a mark is written last, and one without it is never gone on from."""
+"""Complete checkpoints: a marker file is written last, and a checkpoint without it is never resumed from."""
 
 import re
 import shutil
@@ -11,20 +11,20 @@ from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from headedit.errors import HeadEditError
-from headedit.training.loop.state import State, Stateful, gathered, read_state, scatter, write_state
+from headedit.training.loop.state import State, Stateful, gather, read_state, scatter, write_state
 
 MARK = "headedit_checkpoint"
-"""Name of the files that a checkpoint has last: where our callbacks were, and what the trainer had summed up."""
+"""Name of the marker files: the state of our callbacks, and what the Trainer had summed up for its next log."""
 
 
-def mark(folder: Path, callbacks: Sequence[Any], plain: dict[str, Any]) -> None:
-    """Marks a checkpoint as whole."""
-    state = gathered(callbacks)
+def mark_complete(folder: Path, callbacks: Sequence[Any], plain: dict[str, Any]) -> None:
+    """Writes the marker of a complete checkpoint, with the state of the callbacks and some plain values."""
+    state = gather(callbacks)
     write_state(folder, MARK, State({**plain, **state.plain}, state.tensors))
 
 
-def restore(folder: Path, callbacks: Sequence[Any]) -> dict[str, Any]:
-    """Puts callbacks to where they were at a checkpoint, and gives what was marked beside them."""
+def restore_callbacks(folder: Path, callbacks: Sequence[Any]) -> dict[str, Any]:
+    """Restores callbacks from a checkpoint, and returns the plain values of its marker; empty without a marker."""
     state = read_state(folder, MARK)
     if state is None:
         return {}
@@ -43,12 +43,12 @@ def has_ended(folder: Path) -> bool:
 
 
 def resumable(callbacks: Sequence[Any]) -> bool:
-    """Whether all of these callbacks can go on from a checkpoint."""
+    """Whether a checkpoint restores the state of all these callbacks."""
     return all(isinstance(callback, Stateful | ExportableState) for callback in callbacks)
 
 
-def last_whole(directory: Path) -> Path | None:
-    """The last checkpoint in a folder that was written to its end; None where there is none."""
+def last_complete(directory: Path) -> Path | None:
+    """The last complete checkpoint in a folder; None if there is none."""
     found = [
         (int(name[1]), folder)
         for folder in (directory.iterdir() if directory.is_dir() else ())
@@ -58,8 +58,8 @@ def last_whole(directory: Path) -> Path | None:
 
 
 @contextmanager
-def reported(folder: Path) -> Iterator[None]:
-    """A context for writing a checkpoint: where that fails nothing of it is left, and the message says what is.
+def removed_on_failure(folder: Path) -> Iterator[None]:
+    """A context for writing a checkpoint: if writing fails, its folder is removed, and the message says what remains.
 
     Raises:
         HeadEditError: the checkpoint could not be written.
@@ -68,10 +68,10 @@ def reported(folder: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, HeadEditError) as error:  # torch raises RuntimeErrors of its own for a full disk
         shutil.rmtree(folder, ignore_errors=True)
-        last = last_whole(folder.parent)
-        kept = "none was written before" if last is None else f"the last one that was, {last}, is whole"
+        last = last_complete(folder.parent)
+        kept = "there is no earlier checkpoint" if last is None else f"the last one before it, {last}, is complete"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HeadEditError(
-            f"{folder}: the checkpoint could not be written ({reason}); {kept}. Make room, or choose another folder, "
-            "and resume."
+            f"{folder}: the checkpoint could not be written ({reason}); {kept}. Free some space, or choose another "
+            "folder, and resume."
         ) from None

@@ -6,10 +6,13 @@ from torch import Tensor
 from headedit.edits import HeadEdits
 
 
-class FiniteWatch:
-    """Remembers the first step whose loss was not finite, and the last edits from before it.
+class NanGuard:
+    """Records the first step whose loss was NaN or infinite, and the last good edits from before it.
 
-    ``observe`` is called with the loss of every step and stays on the device; ``check`` is called now and then.
+    ``observe`` is called with the loss of every step and stays on the device; ``check`` is called at every log.
+
+    Fields:
+        good_step: the step that the last good edits are from.
     """
 
     def __init__(self, edits: HeadEdits) -> None:
@@ -19,12 +22,12 @@ class FiniteWatch:
         self._good = self._edits.snapshot()
 
     def observe(self, loss: Tensor, step: int) -> None:
-        """Notes a step, counted from 1, whose loss is not finite; only the first is kept."""
+        """Records a step, counted from 1, if its loss is not finite and it is the first such step."""
         found = torch.where(torch.isfinite(loss.detach()), torch.inf, float(step))
         self._bad = found if self._bad is None else torch.minimum(self._bad, found)
 
     def check(self, step: int) -> int | None:
-        """The first step with a loss that was not finite, or None; then the edits as they are become the good ones."""
+        """The first step whose loss was not finite; or None, and the current edits become the last good ones."""
         if self._bad is not None and torch.isfinite(self._bad):
             return int(self._bad)
         now = self._edits.snapshot()
@@ -32,6 +35,6 @@ class FiniteWatch:
             self._good, self.good_step = now, step
         return None
 
-    def restore(self) -> None:
-        """Puts the last good edits back."""
+    def restore_good(self) -> None:
+        """Restores the last good edits."""
         self._edits.restore(self._good)

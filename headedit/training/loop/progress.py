@@ -1,4 +1,4 @@
-"""The progress bar of a run: loss, validation loss and open gates beside the steps."""
+"""The progress bar of a run: loss, validation loss and open gates next to the steps."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from transformers.trainer_callback import ProgressCallback
 
 
 class EditProgress(ProgressCallback):  # type: ignore[misc]
-    """transformers' bar, with the loss and the open gates beside it instead of a line a log."""
+    """transformers' progress bar, with loss and open gates next to it instead of one line per log."""
 
     def on_log(
         self,
@@ -18,7 +18,7 @@ class EditProgress(ProgressCallback):  # type: ignore[misc]
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Shows the latest loss, validation loss and open gates."""
+        """Shows the latest loss, validation loss and number of open gates."""
         if state.is_world_process_zero and self.training_bar is not None and logs is not None:
             shown = {k: f"{logs[k]:.3g}" for k in ("loss", "open_offset", "open_scale", "eval_loss") if k in logs}
             self._shown = {**getattr(self, "_shown", {}), **shown}
@@ -32,7 +32,7 @@ class EditProgress(ProgressCallback):  # type: ignore[misc]
         eval_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Shows a second bar for a validation set that takes longer than a moment."""
+        """Shows a second bar while a validation set takes longer than five seconds."""
         if state.is_world_process_zero and eval_dataloader is not None:
             bar = getattr(self, "prediction_bar", None)
             if bar is None:

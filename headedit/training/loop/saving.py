@@ -1,4 +1,4 @@
-"""What a Trainer of edits saves and goes on from: the edits and the optimiser, and never the base model."""
+"""Checkpoints of a Trainer that learns edits: the edits and the optimiser state, never the base model."""
 
 import math
 from pathlib import Path
@@ -14,18 +14,19 @@ from headedit.edits.files.storage import load_tensors
 from headedit.runs.history import History
 from headedit.specs import MODULE_NAME
 from headedit.training.loop import checkpoints
-from headedit.training.loop.interrupts import StopWhenAsked
-from headedit.training.loop.sharding import as_one, average_gradients, leave_whole
+from headedit.training.loop.interrupts import StopOnSignal
+from headedit.training.loop.sharding import average_gradients, exclude_from_sharding, unsharded
 
-_Base: Any = object  # in use a Trainer stands behind it, and gives the methods it calls
+_TrainerMethods: Any = object  # a Trainer comes after it in the bases, and has the methods that it calls
 
 
-class SavesEdits(_Base):  # type: ignore[misc]
-    """The methods of ``HeadEditMixin`` that write checkpoints and go on from them.
+class SavesEdits(_TrainerMethods):  # type: ignore[misc]
+    """The methods of ``HeadEditMixin`` that write checkpoints and resume from them.
 
     Fields:
         edits: the handle.
-        history: rows of the run; ``first_step`` steps were taken before this Trainer's own.
+        history: rows of the run.
+        first_step: number of steps that the stages before this Trainer took.
     """
 
     edits: HeadEdits
@@ -41,22 +42,22 @@ class SavesEdits(_Base):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with checkpoints.reported(folder), as_one(self):
+        with checkpoints.removed_on_failure(folder), unsharded(self):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 loss = None if self._plain_loss is None else self._plain_loss.item()
                 plain = {"loss": loss, "since": self._plain_since, "ended": self._has_ended()}
-                checkpoints.mark(folder, self.callback_handler.callbacks, plain)
+                checkpoints.mark_complete(folder, self.callback_handler.callbacks, plain)
 
     def _has_ended(self) -> bool:
-        """Whether training was ended before its last step, by a callback and not by a signal."""
-        signals = [c for c in self.callback_handler.callbacks if isinstance(c, StopWhenAsked)]
+        """Whether a callback, and not a signal, has ended training before its last step."""
+        signals = [c for c in self.callback_handler.callbacks if isinstance(c, StopOnSignal)]
         early = self.control.should_training_stop and self.state.global_step < self.state.max_steps
-        return early and not any(callback.asked for callback in signals)
+        return early and not any(callback.requested for callback in signals)
 
     def _end_at(self, checkpoint: str) -> TrainOutput:
-        """What training comes to that was ended at a checkpoint already."""
+        """The result of a training that a callback had already ended at this checkpoint."""
         self._load_from_checkpoint(checkpoint)
         self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
@@ -64,11 +65,11 @@ class SavesEdits(_Base):  # type: ignore[misc]
         return TrainOutput(self.state.global_step, math.nan, {})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with as_one(self):
+        with unsharded(self):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        leave_whole(self.accelerator, self.edits.model.get_submodule(MODULE_NAME))
+        exclude_from_sharding(self.accelerator, self.edits.model.get_submodule(MODULE_NAME))
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
             average_gradients(self.accelerator, self.edits.module.parameters())
@@ -81,7 +82,7 @@ class SavesEdits(_Base):  # type: ignore[misc]
         if self.history.path is not None and self.history.path.is_file():
             self.history.rows = History.read(self.history.path).rows
         self.history.restart(self.first_step + state.global_step)
-        marked = checkpoints.restore(Path(resume_from_checkpoint), self.callback_handler.callbacks)
+        marked = checkpoints.restore_callbacks(Path(resume_from_checkpoint), self.callback_handler.callbacks)
         self._plain_since = marked.get("since", state.global_step)
         loss = marked.get("loss")
         self._plain_loss = None if loss is None else torch.tensor(loss, device=self.args.device)

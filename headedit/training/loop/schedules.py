@@ -1,7 +1,7 @@
-"""How a λ and a learning rate move over a run, by name.
+"""Schedules of the penalty weights λ and of learning rates, by name.
 
-The four schedules of each that JoLA names (Lai, Fraser, Titov, ICML 2025, arXiv 2502.01179) and its released code
-has, with the constants found there.
+Among them the four of each in JoLA (Lai, Fraser, Titov, ICML 2025, arXiv 2502.01179), with the constants of its
+released code.
 """
 
 import math
@@ -14,10 +14,10 @@ LRSchedule = Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt",
 LR_SCHEDULES = get_args(LRSchedule)
 
 CYCLE = 20
-"""Steps of a cycle, for λ and learning rates."""
+"""Steps per cycle, for λ and learning rates."""
 
 DECAY = 0.01
-"""Rate of the exponential schedules, a step."""
+"""Rate of the exponential schedules, per step."""
 
 _FACTOR = 0.1  # of the exponential learning rate: lr0 · 0.1 · e^(−0.01 t)
 _MOVE = 0.05  # of the performance schedule: the released ±0.01 on a λ that ends at 0.2
@@ -25,10 +25,10 @@ _MOVE = 0.05  # of the performance schedule: the released ±0.01 on a λ that en
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a run is.
+    """How far a run has got.
 
     Fields:
-        step: optimiser steps done.
+        step: optimiser steps taken.
         total: optimiser steps of the whole run.
         eval_losses: the validation losses so far, in order.
     """
@@ -39,16 +39,16 @@ class Moment:
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, 0 to 1."""
+        """Share of the run's steps that were taken, 0 to 1."""
         return self.step / max(1, self.total)
 
 
 def lambda_factor(schedule: LambdaSchedule, moment: Moment) -> float:
-    """What a λ is multiplied with.
+    """The factor on a λ at a moment of the run.
 
     ``linear`` rises from 0 to 1 over the run; ``constant`` is 1; ``cyclic`` is ½ + ½·sin with a cycle of 20 steps;
-    ``exponential`` is e^(−0.01 t), t in steps; ``performance`` starts at 1 and goes up by 0.05 after a validation
-    that is better than the one before, down by as much after one that is not, and never below 0.
+    ``exponential`` is e^(−0.01 t), t in steps; ``performance`` starts at 1, and goes up by 0.05 after a validation
+    loss below the one before and down by 0.05 after any other, never below 0.
     """
     if schedule == "linear":
         return moment.progress
@@ -65,24 +65,24 @@ def lambda_factor(schedule: LambdaSchedule, moment: Moment) -> float:
 
 
 def lr_factor(schedule: LRSchedule, warmup: int) -> Callable[[int], float] | None:
-    """The course of a learning rate that transformers has no name for; None where it has.
+    """The factor on a learning rate by step, for the schedules that transformers does not have; None for the others.
 
     ``cyclic`` is ½ + ½·sin with a cycle of 20 steps, ``exponential`` is 0.1·e^(−0.01 t), both after a linear warm-up
-    of ``warmup`` steps; t counts from its end. (The paper prints λ^t for the factor of the second, which would end
-    learning in a few steps.) ``adaptive`` is transformers' ``reduce_lr_on_plateau``.
+    of ``warmup`` steps; t counts from its end. (The paper prints λ^t as the factor of ``exponential``, which
+    would end learning in a few steps.) ``adaptive`` is transformers' ``reduce_lr_on_plateau``.
     """
-    courses: dict[str, Callable[[int], float]] = {
+    factors: dict[str, Callable[[int], float]] = {
         "cyclic": _wave,
         "exponential": lambda t: _FACTOR * math.exp(-DECAY * t),
     }
-    course = courses.get(schedule)
-    if course is None:
+    factor = factors.get(schedule)
+    if factor is None:
         return None
-    return lambda step: course(0) * step / warmup if step < warmup else course(step - warmup)
+    return lambda step: factor(0) * step / warmup if step < warmup else factor(step - warmup)
 
 
 def hf_name(schedule: LRSchedule) -> str:
-    """The name of a learning-rate schedule in transformers; ``constant`` for those it has not."""
+    """The name of a learning-rate schedule in transformers; ``constant`` for those that it does not have."""
     return {"adaptive": "reduce_lr_on_plateau", "cyclic": "constant", "exponential": "constant"}.get(schedule, schedule)
 
 

@@ -1,7 +1,7 @@
-"""Training over several processes that share a base model's weights, FSDP2: the edits are whole in each of them.
+"""Training with FSDP2: the base model's weights are sharded over the processes, the edits are not.
 
-They are small, so nothing is gained by sharding them, and everything that reads a gate would have to gather it first.
-So they are left out of the shards, and their gradients are averaged here, as FSDP does it for what it shards.
+Edits are small: sharding them would save nothing, and every reader of a gate would have to gather it first. They are
+excluded from sharding, and their gradients are averaged here, as FSDP averages those of the parameters it shards.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 _AVERAGED = "_headedit_averaged"
 
 
-def leave_whole(accelerator: Any, edits: nn.Module) -> None:
-    """Tells accelerate not to shard the edits, if it shards at all."""
+def exclude_from_sharding(accelerator: Any, edits: nn.Module) -> None:
+    """Tells accelerate not to shard the edits, if the run uses FSDP."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None:
         plugin.ignored_modules = [edits]
 
 
 def average_gradients(accelerator: Any, parameters: Iterable[nn.Parameter]) -> None:
-    """Averages the gradients of whole parameters over all processes, at the end of every accumulation."""
+    """Averages the gradients of unsharded parameters over all processes, at the end of every accumulation."""
 
     def average(parameter: Tensor) -> None:
         if accelerator.sync_gradients and parameter.grad is not None:
@@ -36,8 +36,8 @@ def average_gradients(accelerator: Any, parameters: Iterable[nn.Parameter]) -> N
 
 
 @contextmanager
-def as_one(trainer: Any) -> Iterator[None]:
-    """A context in which a Trainer saves and loads as if it sharded nothing: edits and optimizer, which are whole."""
+def unsharded(trainer: Any) -> Iterator[None]:
+    """A context in which a Trainer saves and loads edits and optimiser state as it does without FSDP."""
     before = trainer.is_fsdp_enabled
     trainer.is_fsdp_enabled = False
     try:

@@ -1,4 +1,4 @@
-"""State on disk, as plain JSON beside safetensors: of callbacks, and of what a run has finished."""
+"""State on disk, as JSON next to safetensors: of callbacks, and of the stages that a run has finished."""
 
 import json
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from headedit.io.files import write_atomically
 
 
 class State(NamedTuple):
-    """What brings something back to where it was.
+    """The state of a callback, or of a finished stage.
 
     Fields:
-        plain: numbers, texts, lists and dicts with text keys.
+        plain: numbers, strings, lists and dicts with string keys.
         tensors: by name.
     """
 
@@ -25,26 +25,26 @@ class State(NamedTuple):
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A callback that a stopped stage can go on with."""
+    """A callback whose state can be saved and restored when a stage is resumed."""
 
     def state_dict(self) -> State:
-        """Where it is."""
+        """The current state."""
         ...
 
     def load_state_dict(self, state: State) -> None:
-        """Puts it there."""
+        """Restores a state."""
         ...
 
 
-def gathered(callbacks: Sequence[Any]) -> State:
-    """Where callbacks are, as one state; those that are not ``Stateful`` are left out."""
+def gather(callbacks: Sequence[Any]) -> State:
+    """The states of all ``Stateful`` callbacks as one state."""
     states = [callback.state_dict() for callback in callbacks if isinstance(callback, Stateful)]
     tensors = {f"{i}/{name}": tensor for i, state in enumerate(states) for name, tensor in state.tensors.items()}
     return State({"callbacks": [state.plain for state in states]}, tensors)
 
 
 def scatter(state: State, callbacks: Sequence[Any]) -> None:
-    """Puts callbacks to where they were when their states were gathered; other keys of the state are passed by."""
+    """Restores every ``Stateful`` callback from a state made by ``gather``; other keys of it are ignored."""
     ours = [callback for callback in callbacks if isinstance(callback, Stateful)]
     for i, (callback, plain) in enumerate(zip(ours, state.plain["callbacks"], strict=True)):
         own = f"{i}/"
@@ -53,14 +53,14 @@ def scatter(state: State, callbacks: Sequence[Any]) -> None:
 
 
 def write_state(folder: Path, name: str, state: State) -> None:
-    """Writes ``name.safetensors``, then ``name.json``, by which the pair counts as there."""
+    """Writes ``name.safetensors``, then ``name.json``, whose presence marks the pair as complete."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.tensors.items()}
     write_atomically(folder / f"{name}.safetensors", safetensors.torch.save(tensors))
     write_atomically(folder / f"{name}.json", (json.dumps(state.plain) + "\n").encode())
 
 
 def read_state(folder: Path, name: str) -> State | None:
-    """What was written under a name; None where the writing was not finished."""
+    """The state written under a name; None if there is none, or it is incomplete."""
     file = folder / f"{name}.json"
     if not file.is_file():
         return None

@@ -1,4 +1,4 @@
-"""How fast a run goes and how much memory it takes, for its logs."""
+"""Speed and memory use of a run, for its logs."""
 
 import time
 from typing import Any
@@ -9,20 +9,20 @@ from torch import Tensor
 
 
 class Throughput:
-    """Tokens a second since the last look, padding included, over all processes; and the peak of memory."""
+    """Counts tokens per second over all processes, padding included, and reads the memory in use."""
 
     def __init__(self, processes: int, device: torch.device) -> None:
         self._processes, self._device = processes, device
         self._tokens, self._since = 0, time.perf_counter()
 
     def count(self, inputs: dict[str, Any]) -> None:
-        """Counts a batch; nothing waits for the device."""
+        """Counts the tokens of a batch, without waiting for the device."""
         ids = inputs.get("input_ids")
         if isinstance(ids, Tensor):
             self._tokens += ids.numel()
 
-    def read(self) -> dict[str, float]:
-        """``tokens_per_second``; ``memory_gb``, the most that the device held, or this process of the machine's."""
+    def read_and_reset(self) -> dict[str, float]:
+        """``tokens_per_second`` since the last call; ``memory_gb``, the GPU's peak, or what this process holds now."""
         now = time.perf_counter()
         rate = self._processes * self._tokens / max(now - self._since, 1e-9)
         self._tokens, self._since = 0, now

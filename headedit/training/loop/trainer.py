@@ -1,6 +1,6 @@
-"""``HeadEditTrainer``: transformers' Trainer for edits, with rates of their own, a penalty and a history.
+"""``HeadEditTrainer``: transformers' Trainer for edits, with learning rates of their own, a penalty and a history.
 
-What it adds is ``HeadEditMixin``, which goes in front of any other Trainer too, such as TRL's ``SFTTrainer``.
+What it adds is in ``HeadEditMixin``, which can also be put before any other Trainer, such as TRL's ``SFTTrainer``.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from headedit.errors import HeadEditError
 from headedit.hf.quantized import accepted_for_training, differentiable
 from headedit.runs.history import HISTORY_FILE, History
 from headedit.training.loop import checkpoints
-from headedit.training.loop.nan_guard import FiniteWatch
+from headedit.training.loop.nan_guard import NanGuard
 from headedit.training.loop.objective import Objective, Penalty
 from headedit.training.loop.progress import EditProgress
 from headedit.training.loop.saving import SavesEdits
@@ -26,24 +26,30 @@ from headedit.training.loop.throughput import Throughput
 
 
 class HeadEditMixin(SavesEdits):
-    """Makes a Trainer learn the edits on a model: ``class EditSFTTrainer(HeadEditMixin, trl.SFTTrainer): ...``.
+    """Makes any transformers Trainer learn the edits on a model.
 
-    It adds six things: gates and offsets can have learning rates of their own; the penalty of the ``Objective`` is
-    added in training and never in evaluation; checkpoints hold the edits and the optimiser, not the base model; one
-    that was not written to its end is never resumed from; every logged step becomes a row of ``history``; and a loss
-    that is not finite stops the run with the last good edits on disk.
+    Put it before the Trainer: ``class EditSFTTrainer(HeadEditMixin, trl.SFTTrainer): ...``. It adds six things:
+
+    - gates and offsets can have learning rates of their own;
+    - the penalty of an ``Objective`` is added to the loss in training, never in evaluation;
+    - checkpoints hold the edits and the optimiser state, not the base model;
+    - an incomplete checkpoint is never resumed from;
+    - every logged step becomes a row of ``history``, which is also written to ``history.jsonl``;
+    - a loss that is NaN or infinite stops the run, with the last good edits on disk.
 
     Args:
         edits: the handle of the edits on the model to train.
-        objective: the penalty; by default none.
-        gate_learning_rate: learning rate of the gate logits; by default ``args.learning_rate``, that of the vectors.
-        offset_learning_rates: learning rate of the offsets, one a site; by default ``args.learning_rate``.
-        lr_factor: course of all learning rates, factor by step, in place of ``args.lr_scheduler_type``.
-        history_dir: folder for ``history.jsonl``; by default ``args.output_dir``.
-        history: rows to go on with, as the second stage of a run does, in place of ``history_dir``.
-        first_step: number of steps that the stages before took.
-        stage: name of the stage, a key of its rows.
-        kwargs: as for the Trainer that it stands in front of, without ``model``.
+        objective: the penalty; None for no penalty.
+        gate_learning_rate: peak learning rate of the gate logits; None for ``args.learning_rate``, which is that of
+            the vectors.
+        offset_learning_rates: peak learning rate of the offsets of each site, [sites]; None for
+            ``args.learning_rate``.
+        lr_factor: gives the factor on all learning rates at a step, instead of ``args.lr_scheduler_type``.
+        history_dir: folder for ``history.jsonl``; None for ``args.output_dir``.
+        history: a history to continue, as the second stage of a run does, instead of ``history_dir``.
+        first_step: number of steps that earlier stages took.
+        stage: name of the stage, a key of its rows in the history; None for no such key.
+        kwargs: the arguments of the Trainer that it is put before, without ``model``.
     """
 
     def __init__(
@@ -71,7 +77,7 @@ class HeadEditMixin(SavesEdits):
         if history is None:
             history = History(folder / HISTORY_FILE if self.is_world_process_zero() else None)
         self.history, self.first_step, self.stage = history, first_step, stage
-        self._watch = FiniteWatch(edits)
+        self._guard = NanGuard(edits)
         self._throughput = Throughput(self.args.world_size, self.args.device)
         self._eval_losses: list[float] = []
         self._plain_loss: Tensor | None = None
@@ -80,9 +86,9 @@ class HeadEditMixin(SavesEdits):
             self.add_callback(EditProgress)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """A group for each learning rate of the vectors, one for gates, one for whatever else is trainable.
+        """Makes the optimiser: a group per learning rate of the vectors, one for gates, one for all other parameters.
 
-        There is no weight decay on gates.
+        Gates have no weight decay.
         """
         made: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
         if made is None:
@@ -110,7 +116,7 @@ class HeadEditMixin(SavesEdits):
         return grouped
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """The scheduler of ``lr_factor``, or by the name in the arguments."""
+        """Makes the scheduler of ``lr_factor``; without it, the one that ``args.lr_scheduler_type`` names."""
         if self.lr_factor is not None and getattr(self, "lr_scheduler", None) is None:
             chosen = self.optimizer if optimizer is None else optimizer
             assert chosen is not None
@@ -125,30 +131,30 @@ class HeadEditMixin(SavesEdits):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The plain loss on the response tokens; in training with the penalty added."""
+        """The loss on the response tokens, in nats per token; in training with the penalty added."""
         found = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
         loss = found[0] if return_outputs else found
         if model.training:
             self._throughput.count(inputs)
-            # transformers divides a mean by the accumulation steps later, and leaves a loss normalised by
-            # the tokens of all of them alone: then the penalty and the record take the division here.
+            # transformers divides a mean by the accumulation steps later, but not a loss that is normalised by the
+            # tokens of all of them: in the first case the recorded loss is divided here, in the second the penalty.
             steps = self.current_gradient_accumulation_steps
-            whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            plain = loss.detach() if whole else loss.detach() / steps
-            self._watch.observe(plain, self.state.global_step + 1)
+            normalised = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            plain = loss.detach() if normalised else loss.detach() / steps
+            self._guard.observe(plain, self.state.global_step + 1)
             self._plain_loss = plain if self._plain_loss is None else self._plain_loss + plain
             penalty = self.objective.penalty(self.edits, self.moment()).to(loss.device)
-            loss = loss + (penalty / steps if whole else penalty)
+            loss = loss + (penalty / steps if normalised else penalty)
         return (loss, *found[1:]) if return_outputs else loss
 
     def moment(self) -> Moment:
-        """Where the run is."""
+        """How far the run has got: steps taken, steps in all, and the validation losses so far."""
         return Moment(self.state.global_step, int(self.state.max_steps), tuple(self._eval_losses))
 
     def kept_step(self) -> int:
-        """The step that the edits are of after training: the best one that was loaded, or the last."""
+        """After training, the step that the edits are from: of the best checkpoint if it was loaded, else the last."""
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         return self.first_step + int(self.state.global_step if best is None else Path(best).name.rpartition("-")[2])
 
@@ -156,20 +162,20 @@ class HeadEditMixin(SavesEdits):
         """Trains the edits; see ``transformers.Trainer.train``.
 
         Args:
-            resume_from_checkpoint: the folder of a checkpoint, or True for the last whole one in ``output_dir``.
-            kwargs: as there.
+            resume_from_checkpoint: the folder of a checkpoint, or True for the last complete one in ``output_dir``.
+            kwargs: the other arguments of ``transformers.Trainer.train``.
 
         Raises:
-            HeadEditError: the loss became NaN or infinite; the last good edits are attached and saved. Or there is no
-                checkpoint, or one cannot be written.
+            HeadEditError: the loss became NaN or infinite, after which the last good edits are attached and saved;
+                there is no complete checkpoint to resume from; or a checkpoint cannot be written.
         """
         self._plain_loss, self._plain_since = None, 0
-        self._watch = FiniteWatch(self.edits)
+        self._guard = NanGuard(self.edits)
         self._throughput = Throughput(self.args.world_size, self.args.device)
         if resume_from_checkpoint is True:
-            last = checkpoints.last_whole(Path(self.args.output_dir))
+            last = checkpoints.last_complete(Path(self.args.output_dir))
             if last is None:
-                raise HeadEditError(f"{self.args.output_dir}: holds no whole checkpoint to resume from.")
+                raise HeadEditError(f"{self.args.output_dir}: holds no complete checkpoint to resume from.")
             resume_from_checkpoint = str(last)
         if not resume_from_checkpoint:
             self._eval_losses = []
@@ -178,41 +184,41 @@ class HeadEditMixin(SavesEdits):
             return self._end_at(resume_from_checkpoint)
         with differentiable(self.edits.model):
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        self._stop_unless_finite()
+        self._raise_if_not_finite()
         return result
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what concerns the edits to the logs, and a row to the history."""
+        """Adds losses, penalty, open gates, speed and memory to the logs, and a row to the history."""
         row: dict[str, Any] = {"step": self.first_step + self.state.global_step, "epoch": self.state.epoch}
         if self.stage is not None:
             row["stage"] = self.stage
         if "loss" in logs and self._plain_loss is not None:
-            self._stop_unless_finite()
-            logs.update(self._measure(logs["loss"]))
+            self._raise_if_not_finite()
+            logs.update(self._log_figures(logs["loss"]))
             row.update(logs, gates=self._gate_values())
             self.history.append(row)
-            logs.update(self._throughput.read())
+            logs.update(self._throughput.read_and_reset())
         elif "eval_loss" in logs:
-            self._stop_unless_finite()
+            self._raise_if_not_finite()
             self._eval_losses.append(logs["eval_loss"])
             self.history.append({**row, "eval_loss": logs["eval_loss"]})
         super().log(logs, start_time)
 
-    def _stop_unless_finite(self) -> None:
-        bad = self._watch.check(self.state.global_step)
+    def _raise_if_not_finite(self) -> None:
+        bad = self._guard.check(self.state.global_step)
         if bad is None:
             return
-        self._watch.restore()
+        self._guard.restore_good()
         folder = self.history.path.parent if self.history.path is not None else Path(self.args.output_dir)
         if self.is_world_process_zero():
             self.edits.save_pretrained(folder, card=False)
         raise HeadEditError(
-            f"The loss became NaN or infinite at step {self.first_step + bad}; the run is stopped. The edits of step "
-            f"{self.first_step + self._watch.good_step}, the last good ones, are in {folder}. Lower the learning "
-            "rates, look at the examples of that step, or train in a wider dtype."
+            f"The loss became NaN or infinite at step {self.first_step + bad}, so the run was stopped. The edits of "
+            f"step {self.first_step + self._guard.good_step}, the last good ones, are in {folder}. Lower the learning "
+            "rates, check the examples of that step, or train in a dtype with a larger range."
         )
 
-    def _measure(self, objective: float) -> dict[str, float]:
+    def _log_figures(self, objective: float) -> dict[str, float]:
         assert self._plain_loss is not None
         assert self.optimizer is not None
         steps = max(1, self.state.global_step - self._plain_since)
@@ -221,7 +227,7 @@ class HeadEditMixin(SavesEdits):
         offset, scale = self.objective.weights(self.moment())
         opened = self.edits.count_open()
         rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
-        measured = {
+        figures = {
             "loss": loss,
             "objective": objective,
             "penalty": self.objective.penalty(self.edits, self.moment()).item(),
@@ -233,8 +239,8 @@ class HeadEditMixin(SavesEdits):
         }
         gates = self.edits.gate_parameters()
         if gates:
-            measured["gate_learning_rate"] = rates[id(gates[0])]
-        return measured
+            figures["gate_learning_rate"] = rates[id(gates[0])]
+        return figures
 
     def _gate_values(self) -> list[dict[str, list[float]]]:
         values = []
@@ -245,4 +251,4 @@ class HeadEditMixin(SavesEdits):
 
 
 class HeadEditTrainer(HeadEditMixin, Trainer):  # type: ignore[misc]
-    """A ``transformers.Trainer`` that learns the edits on a model and nothing else; see ``HeadEditMixin``."""
+    """A ``transformers.Trainer`` that learns the edits on a model; for its arguments see ``HeadEditMixin``."""

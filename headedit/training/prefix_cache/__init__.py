@@ -1,4 +1,4 @@
-"""Layers below the first edited one, computed once for each example: they give the same output in every epoch."""
+"""Caches the output of the layers below the first edited one, which is the same for an example in every epoch."""
 
 from headedit.training.prefix_cache.frozen import FrozenPrefix
 

@@ -1,4 +1,4 @@
-"""Whether the layers below the first edited one can be stood in for: tried on one example, to the bit."""
+"""Checks that replaying the layers below the first edited one changes no bit of a forward pass."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -18,7 +19,7 @@ _SHARDING = {"fsdp": "ACCELERATE_USE_FSDP", "deepspeed": "ACCELERATE_USE_DEEPSPE
 
 
 def check_arguments(model: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Refuses what can be told from the arguments of training, before anything is run.
+    """Refuses training arguments that the cache does not support, before anything is run.
 
     Raises:
         HeadEditError: the run is sharded or compiled.
@@ -30,68 +31,69 @@ def check_arguments(model: nn.Module, arguments: Mapping[str, Any]) -> None:
     if compiled or any(getattr(module, "_compiled_call_impl", None) for module in model.modules()):
         raise HeadEditError(
             f"cache_prefix: the model is compiled ({compiled[0] if compiled else 'by its method compile'}), and a "
-            "compiled pass cannot begin in the middle. Leave one of the two off."
+            "compiled pass cannot start in the middle. Leave one of the two off."
         )
 
 
 def check_prefix(lower: LowerLayers, ids: Tensor) -> None:
-    """Tries the layers on one example, in all that training may ask of them.
+    """Tests on one example that the cache is exact in training and in evaluation.
 
     Args:
         lower: the layers.
         ids: the example's token ids, [tokens], on the model's device.
 
     Raises:
-        HeadEditError: weights are sharded, a parameter that is trained acts on what the layers give, that has noise,
-            or the layers above take more than it from below.
+        HeadEditError: weights are sharded, the layers' output depends on a trainable parameter or on random numbers,
+            or the layers above read more than that output.
     """
     model = lower.model
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         raise HeadEditError(_sharded("over several processes"))
-    row = ids[None]
+    row = rearrange(ids, "token -> 1 token")
     inputs = {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row, "use_cache": False}
 
     def run() -> Any:
         return model(**inputs)
 
     try:
-        _under(model, False, 0, run)
-    except Exception as error:  # whatever a model raises that cannot take a batch of one
+        _run_in_mode(model, False, 0, run)
+    except Exception as error:  # whatever a model raises for a batch of one
         raise HeadEditError(
-            f"cache_prefix: {type(model).__name__} cannot run one example alone ({type(error).__name__}: {error}), and "
-            "that is how it is kept. Leave it off."
+            f"cache_prefix: {type(model).__name__} cannot run one example alone ({type(error).__name__}: {error}), "
+            "which the cache needs. Leave cache_prefix off."
         ) from None
     trained = _trained_below(lower, ids)
     if trained:
         listed = ", ".join(trained[:3]) + (", …" if len(trained) > 3 else "")
         raise HeadEditError(
-            f"cache_prefix: {listed}, in front of layer {lower.count}, the first that is edited, can be trained, so "
-            "its output changes from step to step. Freeze it with requires_grad_(False), or leave cache_prefix off."
+            f"cache_prefix: {listed}, before layer {lower.count}, the first edited one, can be trained, so the output "
+            "there changes from step to step. Freeze it with requires_grad_(False), or leave cache_prefix off."
         )
-    kept = _under(model, False, 0, lambda: lower.run(ids))
-    if not all(_same(kept, _under(model, True, seed, lambda: lower.run(ids))) for seed in range(_SEEDS)):
+    cached = _run_in_mode(model, False, 0, lambda: lower.run(ids))
+    repeated = (_run_in_mode(model, True, seed, lambda: lower.run(ids)) for seed in range(_SEEDS))
+    if not all(_bitwise_equal(cached, hidden) for hidden in repeated):
         raise HeadEditError(
-            f"cache_prefix: the layers below layer {lower.count}, the first that is edited, do not give the same "
-            "twice in training: they have dropout or other noise. Load the model with its dropout at 0, or leave "
+            f"cache_prefix: the layers below layer {lower.count}, the first edited one, do not return the same twice "
+            "in training: they have dropout or other noise. Load the model with its dropout at 0, or leave "
             "cache_prefix off."
         )
     for training, mode in ((False, "evaluation"), (True, "training")):
-        whole = _under(model, training, 0, run)
-        lower.stand_in(kept[None].clone())
+        full = _run_in_mode(model, training, 0, run)
+        lower.replay(rearrange(cached, "token hidden -> 1 token hidden").clone())
         try:
-            replayed = _under(model, training, 0, run)
-        except Exception as error:  # whatever a layer raises that misses something
-            raise HeadEditError(_reads_more(lower, f"{type(error).__name__}: {error}")) from None
+            replayed = _run_in_mode(model, training, 0, run)
+        except Exception as error:  # whatever a layer raises if something is missing
+            raise HeadEditError(_not_hidden_alone(lower, f"{type(error).__name__}: {error}")) from None
         finally:
-            lower.step_aside()
-        differing = [name for name in whole if not _same(whole[name], replayed.get(name))]
+            lower.restore()
+        differing = [name for name in full if not _bitwise_equal(full[name], replayed.get(name))]
         if differing:
-            raise HeadEditError(_reads_more(lower, f"{', '.join(differing)} differ in {mode}"))
+            raise HeadEditError(_not_hidden_alone(lower, f"{', '.join(differing)} differ in {mode}"))
 
 
 @contextmanager
-def unchanged_random(model: nn.Module) -> Iterator[None]:
-    """A context after which the random numbers of the host and the model's devices go on as before it."""
+def preserved_rng(model: nn.Module) -> Iterator[None]:
+    """A context that leaves the random state of the host and of the model's devices unchanged."""
     devices = {parameter.device for parameter in model.parameters()} - {torch.device("cpu"), torch.device("meta")}
     kind = next((device.type for device in devices), "cuda")
     with torch.random.fork_rng([device.index for device in devices], device_type=kind):
@@ -99,15 +101,16 @@ def unchanged_random(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _under(model: nn.Module, training: bool, seed: int, run: Callable[[], Any]) -> Any:
-    with unchanged_random(model), evaluating(model):
+def _run_in_mode(model: nn.Module, training: bool, seed: int, run: Callable[[], Any]) -> Any:
+    """The result of a forward pass in training or eval mode, with the random state of a seed."""
+    with preserved_rng(model), evaluating(model):
         model.train(training)
         torch.manual_seed(seed)
         return run()
 
 
 def _trained_below(lower: LowerLayers, ids: Tensor) -> list[str]:
-    """The names of the trainable parameters that act on what the layers give."""
+    """The names of the trainable parameters on which the output of the layers depends."""
     names, parameters = [], []
     for name, parameter in lower.model.named_parameters():
         if parameter.requires_grad:
@@ -121,25 +124,25 @@ def _trained_below(lower: LowerLayers, ids: Tensor) -> list[str]:
     return [name for name, gradient in zip(names, gradients, strict=True) if gradient is not None]
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether tensors, or tuples and lists of tensors, are equal to the bit."""
+def _bitwise_equal(one: Any, other: Any) -> bool:
+    """Whether tensors, or tuples and lists of tensors, are equal bit for bit."""
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and torch.equal(one, other)
     if isinstance(one, tuple | list):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(_bitwise_equal, one, other))
     return True
 
 
 def _sharded(how: str) -> str:
     return (
-        f"cache_prefix: the weights are sharded {how}, and a process cannot run the lower layers on its own. Use DDP "
-        "or one process, or leave it off."
+        f"cache_prefix: the weights are sharded {how}, so a process cannot run the lower layers alone. Use DDP or one "
+        "process, or leave cache_prefix off."
     )
 
 
-def _reads_more(lower: LowerLayers, why: str) -> str:
+def _not_hidden_alone(lower: LowerLayers, why: str) -> str:
     return (
-        f"cache_prefix: layer {lower.count} and those above of {type(lower.model).__name__} take more from the layers "
-        f"below than their hidden state, or draw random numbers after theirs ({why}). This architecture cannot have "
-        "it: leave it off."
+        f"cache_prefix: layer {lower.count} and those above of {type(lower.model).__name__} read more from the layers "
+        f"below than their hidden state, or draw random numbers after them ({why}), so it is unavailable for this "
+        "architecture: leave it off."
     )

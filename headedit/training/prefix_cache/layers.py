@@ -1,11 +1,12 @@
-"""The layers of a model below its first edited one: run alone, and stood in for by what they would give."""
+"""The layers of a model below its first edited one: runs them alone, and replays their output."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from headedit.edits import HeadEdits
@@ -13,7 +14,8 @@ from headedit.errors import HeadEditError
 from headedit.specs import HeadSite
 
 Forward = Callable[..., Any]
-Form = Callable[[Tensor], Any]
+Wrap = Callable[[Tensor], Any]
+"""Makes a layer's output of its hidden state."""
 
 
 class LowerLayers:
@@ -23,10 +25,11 @@ class LowerLayers:
         edits: the handle.
 
     Fields:
-        count: how many there are, which is the index of the first edited layer.
+        model: the model.
+        count: number of these layers, which is the index of the first edited one.
 
     Raises:
-        HeadEditError: the first layer is edited, the sites are in several stacks, or in none.
+        HeadEditError: the first layer is edited, or the edited layers are in several stacks or in none.
     """
 
     def __init__(self, edits: HeadEdits) -> None:
@@ -36,58 +39,53 @@ class LowerLayers:
         if self.count == 0:
             raise HeadEditError(
                 f"cache_prefix: layers {', '.join(map(str, edited))} are edited, so there is no layer below them to "
-                "keep the output of. Edit upper layers alone, such as EditConfig(layers='8:'), or leave it off."
+                "cache. Edit upper layers alone, such as EditConfig(layers='8:'), or leave cache_prefix off."
             )
         stacks = {_stack_of(edits.model, site) for site in edits.sites}
         if len(stacks) > 1:
             raise HeadEditError(
                 f"cache_prefix: the edited layers are in several stacks, {', '.join(sorted(stacks))}, so there is no "
-                "first one. Leave it off."
+                "first one. Leave cache_prefix off."
             )
         stack = edits.model.get_submodule(stacks.pop())
         assert isinstance(stack, nn.ModuleList)
         self._layers = list(stack)[: self.count]
-        self._forms: list[Form] = [_as_it_is] * self.count
-        self._before: list[tuple[nn.Module, Forward | None]] = []
+        self._wraps: list[Wrap] = [_hidden_alone] * self.count
+        self._originals = ExitStack()
 
     def run(self, ids: Tensor) -> Tensor:
-        """What the last of them gives for one example, [tokens, hidden], without running the layers above.
+        """The output of the last of them for one example, [tokens, hidden], without running the layers above.
 
         Args:
             ids: token ids, [tokens].
 
         Raises:
-            HeadEditError: it gives something else, or is not come to.
+            HeadEditError: the layer returns something else, or the forward pass does not run it.
         """
-        row = ids[None]
+        row = rearrange(ids, "token -> 1 token")
         with self._replaced([self._recording(i, layer.forward) for i, layer in enumerate(self._layers)]):
             try:
                 self.model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False)
-            except _Reached as reached:
-                hidden = reached.hidden
+            except _PrefixDone as done:
+                hidden = done.hidden
             else:
-                raise self._refusal(f"a forward pass does not come through layer {self.count - 1}")
+                raise self._refusal(f"a forward pass does not run layer {self.count - 1}")
         if hidden.dim() != 3 or hidden.shape[:2] != row.shape:
-            raise self._refusal(f"layer {self.count - 1} gives {list(hidden.shape)}, not [batch, tokens, hidden]")
+            raise self._refusal(f"layer {self.count - 1} returns {list(hidden.shape)}, not [batch, tokens, hidden]")
         return hidden[0]
 
-    def stand_in(self, hidden: Tensor) -> None:
-        """Lets all of them give a hidden state, [batch, tokens, hidden], and compute nothing, until ``step_aside``."""
-        self._replace([_giving(hidden, form) for form in self._forms])
+    def replay(self, hidden: Tensor) -> None:
+        """Makes all of them return a hidden state, [batch, tokens, hidden], without computing, until ``restore``."""
+        self._replace([_returning(hidden, wrap) for wrap in self._wraps])
 
-    def step_aside(self) -> None:
-        """Gives the layers their own forward passes back."""
-        for layer, forward in self._before:
-            if forward is None:
-                vars(layer).pop("forward", None)
-            else:
-                vars(layer)["forward"] = forward
-        self._before = []
+    def restore(self) -> None:
+        """Restores the layers' own forward passes."""
+        self._originals.close()
 
     def _replace(self, forwards: Sequence[Forward]) -> None:
-        self.step_aside()
-        self._before = [(layer, vars(layer).get("forward")) for layer in self._layers]
+        self.restore()
         for layer, forward in zip(self._layers, forwards, strict=True):
+            self._originals.callback(_set_forward, layer, vars(layer).get("forward"))
             vars(layer)["forward"] = forward
 
     @contextmanager
@@ -96,83 +94,91 @@ class LowerLayers:
         try:
             yield
         finally:
-            self.step_aside()
+            self.restore()
 
     def _recording(self, index: int, forward: Forward) -> Forward:
-        """The forward pass of a layer, which takes down the form of what it gives; the last one ends the pass."""
+        """A layer's forward pass that records how its output wraps the hidden state; the last layer's ends the pass."""
 
         def recording(*args: Any, **kwargs: Any) -> Any:
-            given = forward(*args, **kwargs)
-            hidden, form = given, _as_it_is
-            if isinstance(given, tuple | list) and given:
-                hidden, form = given[0], partial(_first_of, type(given), len(given))
+            output = forward(*args, **kwargs)
+            hidden, wrap = output, _hidden_alone
+            if isinstance(output, tuple | list) and output:
+                hidden, wrap = output[0], partial(_hidden_first, type(output), len(output))
             if not isinstance(hidden, Tensor):
-                raise self._refusal(f"layer {index} gives a {type(given).__name__}")
-            self._forms[index] = form
+                raise self._refusal(f"layer {index} returns a {type(output).__name__}")
+            self._wraps[index] = wrap
             if index == self.count - 1:
                 refuse_autocast(hidden)
-                raise _Reached(hidden)
-            return given
+                raise _PrefixDone(hidden)
+            return output
 
         return recording
 
     def _refusal(self, why: str) -> HeadEditError:
         return HeadEditError(
-            f"cache_prefix: the layers of {type(self.model).__name__} hand on more than hidden states ({why}). "
-            "This architecture cannot have it: leave it off."
+            f"cache_prefix: the layers of {type(self.model).__name__} pass on more than hidden states ({why}), so it "
+            "is unavailable for this architecture: leave it off."
         )
 
 
-class _Reached(Exception):
-    """Ends a forward pass behind the last of the lower layers."""
+class _PrefixDone(Exception):
+    """Ends a forward pass after the last of the lower layers."""
 
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden
 
 
 def refuse_autocast(hidden: Tensor) -> None:
-    """Refuses autocast, under which a pass differs from one beside it.
+    """Refuses autocast, under which a cached hidden state would differ from a computed one.
 
     Raises:
-        HeadEditError: it is on.
+        HeadEditError: autocast is on for the device of ``hidden``.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         raise HeadEditError(
-            "cache_prefix: the forward pass is under autocast, and what is kept would not be what it computes. Load "
-            "the model in bfloat16 and leave bf16 and fp16 of the training arguments off, or leave cache_prefix off."
+            "cache_prefix: the forward pass is under autocast, so the cached values would differ from computed ones. "
+            "Load the model in bfloat16 and leave the training arguments bf16 and fp16 off, or leave cache_prefix off."
         )
 
 
-def _as_it_is(hidden: Tensor) -> Any:
-    """What a layer gives that gives a hidden state."""
+def _set_forward(layer: nn.Module, forward: Forward | None) -> None:
+    """Sets a layer's own ``forward``, as accelerate does; None removes it, which leaves that of its class."""
+    if forward is None:
+        vars(layer).pop("forward", None)
+    else:
+        vars(layer)["forward"] = forward
+
+
+def _hidden_alone(hidden: Tensor) -> Any:
+    """The output of a layer that returns its hidden state alone."""
     return hidden
 
 
-def _first_of(kind: Callable[[list[Any]], Any], length: int, hidden: Tensor) -> Any:
-    """What a layer gives that gives it as the first of a tuple or list, of which the rest is optional."""
+def _hidden_first(kind: Callable[[list[Any]], Any], length: int, hidden: Tensor) -> Any:
+    """The output of a layer that returns its hidden state first in a tuple or list, whose rest is optional."""
     return kind([hidden, *[None] * (length - 1)])
 
 
-def _giving(hidden: Tensor, form: Form) -> Forward:
-    """The stand-in for a layer."""
+def _returning(hidden: Tensor, wrap: Wrap) -> Forward:
+    """A forward pass for a layer that returns a hidden state without computing."""
 
-    def giving(*args: Any, **kwargs: Any) -> Any:
+    def returning(*args: Any, **kwargs: Any) -> Any:
         refuse_autocast(hidden)
-        given = hidden
+        output = hidden
         if torch.is_grad_enabled() and any(
             isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values())
         ):
-            given = hidden.detach().requires_grad_()  # reentrant checkpointing needs it of the layers above
-        return form(given)
+            output = hidden.detach().requires_grad_()  # reentrant checkpointing of the layers above needs it
+        return wrap(output)
 
-    return giving
+    return returning
 
 
 def _stack_of(model: nn.Module, site: HeadSite) -> str:
-    """The name of the list of layers that a site's path goes through."""
+    """The name of the ModuleList of layers on a site's path."""
     parts = site.path.split(".")
     for i, part in enumerate(parts):
         above = ".".join(parts[:i])
         if part == str(site.layer) and isinstance(model.get_submodule(above), nn.ModuleList):
             return above
-    raise HeadEditError(f"cache_prefix: {site.path} is in no ModuleList of layers. Leave it off.")
+    raise HeadEditError(f"cache_prefix: {site.path} is in no ModuleList of layers. Leave cache_prefix off.")

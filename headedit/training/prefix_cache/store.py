@@ -1,9 +1,10 @@
-"""Hidden states of examples in host memory, found by the examples' token ids."""
+"""Hidden states of examples in host memory, by the examples' token ids."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from headedit.hf.config import text_config
@@ -12,9 +13,9 @@ _USUAL = {"input_ids", "attention_mask", "labels", "num_items_in_batch", "return
 
 
 class HiddenStates:
-    """The hidden state of each example that was put in, [tokens, hidden].
+    """The hidden states of examples, each [tokens, hidden].
 
-    An entry depends on nothing but the example, so that it does not matter which batch it came in.
+    An entry depends on its example alone, not on the batch in which the example was.
     """
 
     def __init__(self) -> None:
@@ -26,24 +27,24 @@ class HiddenStates:
 
     @property
     def bytes(self) -> int:
-        """Bytes that they take."""
+        """Size of all entries in bytes."""
         return sum(entry.numel() * entry.element_size() for entry in self._entries.values())
 
     def missing(self, rows: Iterable[Tensor]) -> list[Tensor]:
-        """The examples that are not there, each once."""
+        """The examples without an entry, each once."""
         found = {_key(row): row for row in rows}
         return [row for key, row in found.items() if key not in self._entries]
 
     def put(self, row: Tensor, hidden: Tensor) -> None:
-        """Takes the hidden state of an example, [tokens, hidden], into host memory."""
+        """Stores the hidden state of an example, [tokens, hidden], in host memory."""
         self._device = hidden.device
         self._entries[_key(row)] = hidden.detach().to("cpu", copy=True)
 
     def batch(self, rows: Iterable[Tensor], width: int) -> Tensor:
-        """Those of a batch padded on the right, [batch, width, hidden], on the device that they came from.
+        """The hidden states of a batch, padded on the right, [batch, width, hidden], on the device they came from.
 
-        What stands at padding is never attended to, but it is computed with: it is the state of the last token, which
-        every layer can take, as it cannot always take zeros.
+        Padding is never attended to, but layers compute with it. It is the state of the last token, which every layer
+        can process; zeros some layers cannot.
         """
         entries = [self._entries[_key(row)] for row in rows]
         shape = (len(entries), width, entries[0].shape[-1])
@@ -54,15 +55,15 @@ class HiddenStates:
         return found.to(self._device, non_blocking=True)
 
 
-def rows_of(inputs: Mapping[str, Any]) -> list[Tensor] | None:
+def unpadded_rows(inputs: Mapping[str, Any]) -> list[Tensor] | None:
     """The examples of a batch without their padding, each [tokens], in host memory.
 
     Args:
-        inputs: what a model is called with.
+        inputs: the keyword arguments of a forward pass.
 
     Returns:
-        None where they are not all that the model is given, where the padding is not on the right alone, or where a
-        key-value cache may be asked for, which would have the layers above alone.
+        None if the pass has other inputs too, if padding is not on the right alone, or if the pass may fill a
+        key-value cache, which would then lack the lower layers.
     """
     given = {name: value for name, value in inputs.items() if value is not None and value is not False}
     ids, mask = given.get("input_ids"), given.get("attention_mask")
@@ -71,14 +72,15 @@ def rows_of(inputs: Mapping[str, Any]) -> list[Tensor] | None:
     if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.dim() != 2 or mask.shape != ids.shape:
         return None
     ids, mask = ids.cpu(), mask.cpu()
-    lengths = mask.sum(1)
-    if not lengths.all() or not torch.equal(mask.bool(), torch.arange(ids.shape[1]) < lengths[:, None]):
+    lengths = reduce(mask, "example token -> example", "sum")
+    padded_right = torch.arange(ids.shape[1]) < rearrange(lengths, "example -> example 1")
+    if not lengths.all() or not torch.equal(mask.bool(), padded_right):
         return None
     return [row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)]
 
 
-def same_for_all(model: nn.Module) -> float:
-    """The width of a batch from which on its longest example says what position embeddings the others have."""
+def position_limit(model: nn.Module) -> float:
+    """The width from which on the longest example of a batch changes the position embeddings of the others."""
     config = text_config(model)
     given = getattr(config, "rope_parameters", None) or {}
     rules = [rule for rule in (given, *given.values()) if isinstance(rule, Mapping)]

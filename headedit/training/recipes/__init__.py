@@ -1,4 +1,4 @@
-"""Recipes: named sets of choices for a run. Each is a dataclass whose fields can be overridden one by one."""
+"""Recipes: named training methods. Each is a dataclass whose fields can be overridden one by one."""
 
 from typing import Any
 
@@ -27,10 +27,10 @@ __all__ = ["DEFAULT", "RECIPES", "Recipe", "make_recipe"]
 
 
 def make_recipe(name: str, overrides: dict[str, Any]) -> Recipe:
-    """The recipe of a name, with some of its fields changed.
+    """The recipe with a name, with some of its fields changed.
 
     Raises:
-        HeadEditError: there is no such recipe or field, or a value is impossible.
+        HeadEditError: there is no such recipe or field, or a value is of a wrong type or out of range.
     """
     if name not in RECIPES:
         raise HeadEditError(f"There is no recipe '{name}'.{suggest(name, RECIPES)} Recipes: {', '.join(RECIPES)}.")

@@ -1,4 +1,4 @@
-"""What every recipe has: the fields of one stage of training, checked, and a way to run."""
+"""``Recipe``: the fields that every recipe has, their checks, and the method that runs it."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,19 +12,20 @@ from headedit.training.recipes.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A named set of choices for a run, every one of which can be overridden.
+    """A training method for edits; every field can be overridden, as in ``headedit.fit(..., epochs=5)``.
 
     Fields:
         epochs: passes over the training set.
-        batch_size: examples a step of one process; several processes, and accumulation, multiply it.
-        lr_schedule: course of all learning rates after the warm-up: ``cosine``, ``linear``, ``cyclic``, ``adaptive``,
-            ``exponential``, ``constant_with_warmup`` or ``inverse_sqrt``.
+        batch_size: examples per step of one process; several processes, and gradient accumulation, multiply it.
+        lr_schedule: schedule of all learning rates after the warm-up: ``cosine``, ``linear``, ``cyclic``,
+            ``adaptive`` (lowered when the validation loss stops falling), ``exponential``, ``constant_with_warmup``
+            or ``inverse_sqrt``.
         adam_epsilon: ε of AdamW.
-        weight_decay: of the vectors; gates have none.
-        max_grad_norm: clipping of the gradient's norm.
+        weight_decay: weight decay of the vectors; gates have none.
+        max_grad_norm: the norm to which gradients are clipped.
 
     Class attributes:
-        holds_out: whether the recipe holds examples out for itself where there is no validation set.
+        holds_out: whether the recipe holds out training examples for validation if there is no validation set.
     """
 
     holds_out: ClassVar[bool] = False
@@ -40,19 +41,19 @@ class Recipe:
         self.check_above_zero("epochs", "batch_size", "max_grad_norm")
 
     def check_above_zero(self, *names: str) -> None:
-        """Raises a HeadEditError for a field that is not above 0."""
+        """Raises a HeadEditError if one of these fields is not above 0."""
         for name in names:
             if not getattr(self, name) > 0:
                 raise HeadEditError(f"{name}: found {getattr(self, name)}, expected a number above 0.")
 
     def check_share(self, *names: str) -> None:
-        """Raises a HeadEditError for a field that is not above 0 and below 1."""
+        """Raises a HeadEditError if one of these fields is not above 0 and below 1."""
         for name in names:
             if not 0 < getattr(self, name) < 1:
                 raise HeadEditError(f"{name}: found {getattr(self, name)}, expected a share above 0 and below 1.")
 
     def stage(self, *, scale_lr: float, offset_lr: float, gate_lr: float = 0.0) -> Stage:
-        """A stage with the common choices and these rates."""
+        """A stage with the fields of this recipe and these peak learning rates."""
         return Stage(
             epochs=self.epochs,
             batch_size=self.batch_size,

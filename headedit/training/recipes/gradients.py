@@ -1,10 +1,12 @@
-"""What each site is given, and how steeply the loss falls along each gate's vectors: both before anything is chosen."""
+"""The size of each site's input, and the gradient of the loss along each gate's vectors, before any head is chosen."""
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
+from einops import reduce
 from torch import Tensor
 
 from headedit.edits import HeadEdits
@@ -12,39 +14,35 @@ from headedit.edits.gate_set import GateIndex, all_gates, freeze_gates
 from headedit.hf.modes import evaluating
 
 
-def units_of(edits: HeadEdits, run: Callable[[], object]) -> list[float]:
-    """Root mean square of what each site is given, to the nearest power of two: so sites share optimiser groups.
+def activation_rms(edits: HeadEdits, run: Callable[[], object]) -> list[float]:
+    """Root mean square of each site's input, [sites], to the nearest power of two: sites so share optimiser groups.
 
     Args:
         edits: the handle.
         run: runs the model on some examples.
     """
     squares: list[list[Tensor]] = [[] for _ in edits.sites]
-    hooks = [
-        site.module.register_forward_pre_hook(_recording(kept), prepend=True)
-        for site, kept in zip(edits.sites, squares, strict=True)
-    ]
-    try:
+    with ExitStack() as stack:
+        for site, means in zip(edits.sites, squares, strict=True):
+            hook = site.module.register_forward_pre_hook(_appending_mean_square(means), prepend=True)
+            stack.callback(hook.remove)
         run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    means = [torch.stack(kept).mean().sqrt().item() if kept else 1.0 for kept in squares]
-    return [2.0 ** round(math.log2(mean)) if mean > 0 else 1.0 for mean in means]
+    rms = [torch.stack(means).mean().sqrt().item() if means else 1.0 for means in squares]
+    return [2.0 ** round(math.log2(value)) if value > 0 else 1.0 for value in rms]
 
 
-def slopes_of(
-    edits: HeadEdits, batches: Iterable[tuple[float, dict[str, Tensor]]], units: list[float]
-) -> dict[GateIndex, float]:
-    """How steeply the loss on some examples falls along the vectors of every gate, if it were open.
+def gate_gradients(
+    edits: HeadEdits, batches: Iterable[tuple[float, dict[str, Tensor]]], rms: list[float]
+) -> dict[Gate, float]:
+    """Norm of the gradient of the loss with respect to the vectors of every gate, as if that gate were open.
 
-    The norm of the gradient in eval mode, offsets in units of their site's activations. The edits must have zero
-    vectors under every gate that is closed; afterwards all gates are open.
+    The gradient is taken in eval mode, that of offsets in units of their site's activations. The edits must have zero
+    vectors under every closed gate; afterwards all gates are open.
 
     Args:
         edits: the handle.
-        batches: the examples, each batch with its share of them.
-        units: of the activations, one a site.
+        batches: pairs of a batch's share of all examples and the batch.
+        rms: root mean square of each site's input, [sites].
     """
     module, model = edits.module, edits.model
     freeze_gates(module, all_gates(module))
@@ -61,14 +59,17 @@ def slopes_of(
             for name in edit.vectors_of(owner):
                 grad = edit.vectors[name].grad
                 if grad is not None:
-                    squares += (grad.float().cpu() * (units[i] if name == "offset" else 1.0)).square().sum(-1)
-            found |= {GateIndex(i, owner, head): value for head, value in enumerate(squares.sqrt().tolist())}
+                    unit = rms[i] if name == "offset" else 1.0
+                    squares += reduce((grad.float().cpu() * unit).square(), "head dim -> head", "sum")
+            found |= {Gate(i, owner, head): value for head, value in enumerate(squares.sqrt().tolist())}
     module.zero_grad()
     return found
 
 
-def _recording(kept: list[Tensor]) -> Any:
+def _appending_mean_square(means: list[Tensor]) -> Callable[[Any, tuple[Any, ...]], None]:
+    """A forward pre-hook that appends the mean square of a module's input to a list."""
+
     def hook(module: Any, args: tuple[Any, ...]) -> None:
-        kept.append(args[0].detach().float().square().mean())
+        means.append(args[0].detach().float().square().mean())
 
     return hook

@@ -1,4 +1,4 @@
-"""JoLA (Lai, Fraser, Titov, ICML 2025, arXiv 2502.01179), the paper's method with its released settings."""
+"""``jola`` (Lai, Fraser, Titov, ICML 2025, arXiv 2502.01179): the paper's method with its released settings."""
 
 from dataclasses import dataclass, replace
 
@@ -15,26 +15,28 @@ from headedit.training.recipes.session import Session
 
 @dataclass(frozen=True, kw_only=True)
 class Jola(Recipe):
-    """The paper's recipe.
+    """JoLA: trains vectors and gates of all heads together, with a price on every open gate.
 
     The edit, the gates and the objective are the paper's: vectors from N(0, 1e-3), CE + λ_a·ΣP(g_a ≠ 0) +
     λ_m·ΣP(g_m ≠ 0) with λ rising from 0, AdamW with ε 1e-6, one epoch of warm-up, early stopping on the plain
-    validation loss. The learning rate, its cosine, the batch, the epochs and the patience are the released code's. With
-    them a gate's logit moves by 1.3 at most, so gates stay open; ``gate_lr=5e-2, vector_lr=2e-2`` lets them close, as
-    ``budget`` does. ``lr_schedule="exponential"`` with ``vector_lr=5e-4`` is the schedule that the paper prints.
+    validation loss. Learning rate, cosine schedule, batch size, epochs and patience are those of the released code.
+    With these rates a gate's logit moves by at most 1.3, so gates stay open; ``gate_lr=5e-2, vector_lr=2e-2`` lets
+    gates close, and so does ``budget``. ``lr_schedule="exponential"`` with ``vector_lr=5e-4`` is the schedule that
+    the paper prints.
 
     Fields:
         vector_lr: peak learning rate of offsets and scales.
         gate_lr: peak learning rate of gate logits.
         warmup_epochs: epochs of linear warm-up.
-        lambda_offset: λ_a, the price of an open offset gate in nats a token.
-        lambda_scale: λ_m, the price of an open scale gate.
-        lambda_schedule: course of both: ``linear``, ``constant``, ``cyclic``, ``performance`` or ``exponential``.
-        budget: share of the gates that may be open at the end; between 30 % and 70 % of the run those with the
-            lowest log α are closed for good. None for no bound.
-        patience: epochs without a better validation loss before the run stops; None to never stop.
-        init_std: standard deviation of the vectors at the start, added to what they are.
-        released_objective: the penalty of the released code instead, λ·P_a + (1 − λ)·P_m over H and L·H, with
+        lambda_offset: λ_a, the price of an open offset gate, in nats per token.
+        lambda_scale: λ_m, the price of an open scale gate, in nats per token.
+        lambda_schedule: schedule of both: ``linear``, ``constant``, ``cyclic``, ``performance`` or ``exponential``.
+        budget: largest share of the gates that are open at the end; between 30 % and 70 % of the run, those with the
+            lowest log α are closed for good. None for no limit.
+        patience: epochs without a better validation loss after which the run stops and the best edits are kept; None
+            to run to the end.
+        init_std: standard deviation of the noise that is added to the vectors at the start.
+        released_objective: use the penalty of the released code, λ·P_a + (1 − λ)·P_m divided by H and by L·H, with
             ``lambda_offset`` as its λ; for comparison.
     """
 
@@ -56,12 +58,12 @@ class Jola(Recipe):
         self.objective()
 
     def objective(self) -> Objective:
-        """The penalty of this recipe."""
+        """The penalty on open gates."""
         cls = ReleasedObjective if self.released_objective else Objective
         return cls(lambda_offset=self.lambda_offset, lambda_scale=self.lambda_scale, schedule=self.lambda_schedule)
 
     def run(self, session: Session) -> None:
-        """One stage, stopped by the validation loss; with a budget to its end."""
+        """Runs one stage, with early stopping if there is no budget."""
         add_noise(session.edits, self.init_std, session.seed)
         pruning = []
         if self.budget is not None:
@@ -69,12 +71,12 @@ class Jola(Recipe):
             pruning.append(Pruning(session.edits, smallest=smallest, window=(0.3, 0.7), memory=0.0, by="gate"))
         rates = self.stage(scale_lr=self.vector_lr, offset_lr=self.vector_lr, gate_lr=self.gate_lr)
         stage = replace(rates, warmup_epochs=self.warmup_epochs, patience=None if pruning else self.patience)
-        session.run(stage, name="jola", objective=self.objective(), callbacks=pruning, valid=session.valid)
+        session.train_stage(stage, name="jola", objective=self.objective(), callbacks=pruning, valid=session.valid)
 
 
 @torch.no_grad()
 def add_noise(edits: HeadEdits, std: float, seed: int) -> None:
-    """Adds N(0, std) to every vector, drawn from the seed."""
+    """Adds noise from N(0, std²) to every vector, drawn from the seed."""
     generator = torch.Generator().manual_seed(seed)
     for vector in edits.vector_parameters():
         noise = torch.randn(vector.shape, generator=generator) * std

@@ -1,8 +1,8 @@
-"""What a run has finished, stage by stage, so that a run that was stopped goes on where it was, to the same bits.
+"""The journal of a run: the result of every finished stage, so that a stopped run resumes to the same bits.
 
-A recipe calls its stages in an order that depends on nothing but what they come to. So on going on the recipe is run
-again, and every stage that was finished is answered from the journal: the edits as it left them, what its callbacks
-found, and its figures. The first that was not finished goes on from its last complete checkpoint, or begins.
+The order in which a recipe runs its stages depends on nothing but their results. To resume, the recipe is run again,
+and the result of every finished stage is read from the journal: the edits as it left them, the state of its callbacks,
+and its figures. The first unfinished stage resumes from its last complete checkpoint, or starts.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from headedit.data.batches import Encoded
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
-from headedit.training.loop.state import State, gathered, read_state, scatter, write_state
+from headedit.training.loop.state import State, gather, read_state, scatter, write_state
 
 FOLDER = "journal"
 _RUN = "run.json"
@@ -28,11 +28,11 @@ _RUN = "run.json"
 
 @dataclass
 class Journal:
-    """The stages of one session.
+    """The finished stages of one session.
 
     Fields:
-        folder: of the session's checkpoints.
-        writes: whether this process is the one that writes.
+        folder: the folder of the session's checkpoints.
+        writes: whether this process writes; True in one process only.
     """
 
     folder: Path
@@ -40,66 +40,66 @@ class Journal:
     _next: int = field(default=0, init=False)
 
     def begin(self, identity: dict[str, str], *, resume: bool) -> None:
-        """Starts a new journal, or goes on with the one that is there.
+        """Starts a new journal, or continues the one in the folder.
 
         Args:
-            identity: what the run is made of, by name; on going on all of it must be the same.
-            resume: go on, where there is something to go on with.
+            identity: hashes of everything that the run's result depends on, by name; a resumed run must have the same.
+            resume: continue the journal in the folder, if there is one.
 
         Raises:
-            HeadEditError: what is there belongs to another run.
+            HeadEditError: the journal in the folder belongs to another run.
         """
         self._next = 0
-        file = self._place / _RUN
+        file = self._journal_folder / _RUN
         if resume and file.is_file():
             before = json.loads(file.read_text(encoding="utf-8"))
             differing = [key for key in {**before, **identity} if before.get(key) != identity.get(key)]
             if differing:
                 raise HeadEditError(
-                    f"{self.folder.parent}: the run that was stopped here differs in {', '.join(differing)}. Go on "
-                    "with what it was started with, or start anew, without resuming, or in another folder."
+                    f"{self.folder.parent}: the run that was stopped here differs in {', '.join(differing)}. Resume "
+                    "with what it was started with, or start again, without resuming or in another folder."
                 )
             return
         if self.writes:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self._place.mkdir(parents=True)
+            self._journal_folder.mkdir(parents=True)
             write_atomically(file, (json.dumps(identity) + "\n").encode())
 
     def finished(self, name: str) -> State | None:
-        """The next stage, if it was finished: its figures, and the tensors of edits and callbacks."""
+        """The result of the next stage, see ``snapshot_stage``; None if that stage was not finished."""
         self._next += 1
-        return read_state(self._place, self.key(name))
+        return read_state(self._journal_folder, self.key(name))
 
     def finish(self, name: str, state: State) -> None:
-        """Takes down the stage that was asked for last, and takes its checkpoints away."""
+        """Writes the result of the current stage, and removes its checkpoints."""
         if self.writes:
-            write_state(self._place, self.key(name), state)
+            write_state(self._journal_folder, self.key(name), state)
             shutil.rmtree(self.folder / self.key(name), ignore_errors=True)
 
     def clear(self) -> None:
-        """Takes the journal away, once the run has saved what it came to."""
+        """Removes the journal, once the run has saved its edits and its record."""
         if self.writes:
-            shutil.rmtree(self._place, ignore_errors=True)
+            shutil.rmtree(self._journal_folder, ignore_errors=True)
 
     @property
-    def _place(self) -> Path:
+    def _journal_folder(self) -> Path:
         return self.folder / FOLDER
 
     def key(self, name: str) -> str:
-        """The name of the stage that was asked for last, which no other one has; its checkpoints' folder has it too."""
+        """A unique name for the current stage's files in the journal and its folder of checkpoints."""
         return f"{self._next:02d}-{name.replace(' ', '-')}"
 
 
-def taken_down(module: nn.Module, callbacks: Sequence[Any], figures: dict[str, Any]) -> State:
-    """Edits, callbacks and figures of a stage as one state."""
-    state = gathered(callbacks)
+def snapshot_stage(module: nn.Module, callbacks: Sequence[Any], figures: dict[str, Any]) -> State:
+    """The result of a stage as one state: its edits, the state of its callbacks, and its figures."""
+    state = gather(callbacks)
     edits: dict[str, Tensor] = {f"edits/{name}": parameter for name, parameter in module.named_parameters()}
     return State({"figures": figures, **state.plain}, edits | state.tensors)
 
 
 @torch.no_grad()
-def put_back(state: State, module: nn.Module, callbacks: Sequence[Any]) -> dict[str, Any]:
-    """Puts edits and callbacks to where a stage left them, and gives its figures."""
+def restore_stage(state: State, module: nn.Module, callbacks: Sequence[Any]) -> dict[str, Any]:
+    """Restores edits and callbacks as a stage left them, and returns its figures."""
     for name, parameter in module.named_parameters():
         parameter.copy_(state.tensors[f"edits/{name}"])
     scatter(state, callbacks)
@@ -121,7 +121,7 @@ def digest_tensors(tensors: Iterable[Tensor]) -> str:
 
 
 def digest_rows(rows: Iterable[Encoded] | None) -> str:
-    """A hash of what examples hold, in memory or on disk."""
+    """A hash of the token ids and labels of examples, the same in memory and on disk."""
     found = hashlib.sha256(b"none" if rows is None else b"")
     for row in rows or ():
         for key in ("input_ids", "labels"):

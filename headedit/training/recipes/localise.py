@@ -1,4 +1,4 @@
-"""``localise``: finds the heads that matter by gradual pruning, decides how many are enough, and refits those."""
+"""``localise``: finds the heads that matter by gradual pruning, chooses how many are enough, and refits those."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,76 +20,79 @@ from headedit.training.recipes.model_selection import (
     allowed_by,
     check_budget,
     choose,
+    concatenate,
     levels_of,
-    together,
 )
 from headedit.training.recipes.pruning import Pruning
 from headedit.training.recipes.session import Session
-from headedit.training.recipes.stage import Stage, scaled
+from headedit.training.recipes.stage import Stage, scale_rates
 
-_FEW = 100
-"""Examples from which on one part held out says enough; of fewer, without a validation set, every part is in turn."""
+_FOLDS_BELOW = 100
+"""With fewer training examples than this and no validation set, k-fold cross-validation replaces one held-out part."""
 
 _FOLDS = 4
-"""How many parts those are."""
+"""k, the number of folds."""
 
-_FEWEST = 32
-"""Examples from which on the refit's rates are doubled, if nothing else is asked for."""
+_SLOW_REFIT_BELOW = 32
+"""With fewer training examples than this, the refit's learning rates are not doubled, unless ``refit_rate`` is set."""
 
-_EXTRA = 4
-"""Fewest of the gates closed last that a further search begins with beside the chosen ones."""
+_LEAST_EXTRA = 4
+"""Least number of the gates closed last that a further search adds to the chosen ones."""
 
-_GROWTH = 1.5
-"""How many times as many gates, at least, the next refit has that checks the choice."""
+_NEXT_REFIT = 1.5
+"""Least ratio of the number of gates of one refit that checks the choice to that of the one before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Localise(Recipe):
-    """Search, choice, refit.
+    """Finds the heads that matter, chooses how many are enough, and trains their edits again.
 
-    The search trains vectors and gates of all heads. In a window of its steps gates are closed for good, level by
-    level from all of them to one, those first whose vectors contribute least to the loss (⟨v, ∂L/∂v⟩², a running
-    mean). At the end of every level the validation loss is taken down: the pruning path. The choice is the smallest
-    number of gates whose validation loss is as good as the best. The refit fixes those gates open and all others
-    closed, starts the vectors anew at higher rates, and trains on all examples, those that the recipe held out for
-    itself included.
+    Search: vectors and gates of all heads are trained. In a window of the steps, gates are closed for good, level by
+    level from all of them down to one, those first whose vectors contribute least to the loss (⟨v, ∂L/∂v⟩², a running
+    mean). At the end of every level its validation loss is recorded: this is the pruning path.
 
-    Further searches begin with the gates of that choice, about as many that were closed last before it (at least 4),
-    and half as many of the others: those along which the loss falls most steeply, with the chosen ones as the search
-    left them. So a head that was closed too early comes back, and heads that only stood in for it go. Of every number
-    of gates the better level stands in the path; a search that leaves the chosen level as it was is the last.
+    Choice: the smallest number of gates whose validation loss is as good as the best. Unless ``heads`` sets the number,
+    refits check it: with half as many gates more, and again, as long as these do better on the validation examples.
 
-    The choice, unless ``heads`` makes it, is checked by refits: with half as many gates more, and again, as long as
-    those do better on the validation examples.
+    Refit: the chosen gates are fixed open and all others closed; the vectors start again, at higher learning rates, and
+    are trained on all examples, including those that the recipe held out.
 
-    Without a validation set a share of the examples is held out for the searches and these refits. Of fewer than 100
-    examples every quarter is held out in turn instead: there is one search for each and one with all, whose levels are
-    judged by the losses of the others put together, and neither further searches nor refits that check the choice.
-    Learning rates of offsets are in units of the root mean square of what their site is given, so that they fit any
-    model.
+    Further searches start with the chosen gates, about as many that were closed last before them (at least 4), and half
+    as many of the others: those with the largest gradient, given the chosen ones as the search left them. A head that
+    was closed too early can so return, and heads that only replaced it are dropped. For every number of gates the path
+    keeps the better level. The searches end when one leaves the chosen level unchanged.
+
+    Without a validation set, a share of the examples is held out for the searches and the refits that check the choice.
+    With fewer than 100 examples, 4-fold cross-validation replaces it: there is one search per fold and one with all
+    examples, whose levels are judged by the losses of the folds together; there are no further searches and no refits
+    that check the choice. Learning rates of offsets are in units of the root mean square of their site's input, so that
+    they suit any model.
 
     Fields:
         epochs: passes over the training set in the refit.
-        min_steps: optimiser steps below which there are more epochs, in each of the two.
-        scale_lr: peak learning rate of the scales in the search.
-        offset_lr: peak learning rate of the offsets in the search, in units of their site's activations.
-        gate_lr: peak learning rate of the gate logits in the search.
-        refit_rate: what the rates are multiplied with in the refit; None for 2, and for 1 with fewer than 32 examples,
-            which the higher rates learn by heart.
-        lambda_offset: λ_a, the price of an open offset gate in nats a token.
-        lambda_scale: λ_m, the price of an open scale gate.
-        lambda_schedule: course of both over the search.
-        prune_from: share of the search's steps after which the first gates are closed.
-        prune_until: share after which one gate is left.
-        memory: how much of the running mean of contributions a step keeps.
-        searches: the most searches there are.
+        min_steps: least number of optimiser steps of a search and of a refit; there are more epochs if these give
+            fewer.
+        scale_lr: peak learning rate of the scales in a search.
+        offset_lr: peak learning rate of the offsets in a search, in units of the root mean square of their site's
+            input.
+        gate_lr: peak learning rate of the gate logits in a search.
+        refit_rate: factor on the learning rates in a refit; None for 2, or 1 with fewer than 32 examples, which the
+            higher rates would memorise.
+        lambda_offset: λ_a, the price of an open offset gate, in nats per token.
+        lambda_scale: λ_m, the price of an open scale gate, in nats per token.
+        lambda_schedule: schedule of both over a search: ``constant``, ``linear``, ``cyclic``, ``performance`` or
+            ``exponential``.
+        prune_from: share of a search's steps after which the first gates are closed.
+        prune_until: share of a search's steps after which one gate is left.
+        memory: weight of the previous running mean of contributions at each step, above 0 and below 1.
+        searches: largest number of searches.
         search_epochs: passes over the training set in a search.
-        standard_errors: a number of gates is as good as the best if its validation loss is at most so many standard
-            errors above, of the differences example by example; 1 is the one-standard-error rule.
-        tolerance: or if it gives up at most this share of what the best gains over the unedited model.
-        budget: the largest share of the gates to keep; None for any.
-        heads: the number of heads to keep, instead of a choice.
-        valid_share: share of the examples that is held out where there is no validation set.
+        standard_errors: a number of gates is as good as the best if its validation loss is at most this many standard
+            errors of the differences, example by example, above it; 1 is the one-standard-error rule.
+        tolerance: it is also as good if it loses at most this share of the best one's gain over the unedited model.
+        budget: largest share of the gates to keep; None for no limit.
+        heads: number of heads to keep; None to choose it by the validation loss.
+        valid_share: share of the examples that is held out if there is no validation set.
     """
 
     holds_out: ClassVar[bool] = True
@@ -131,13 +134,13 @@ class Localise(Recipe):
         self.objective()
 
     def objective(self) -> Objective:
-        """The penalty of the search."""
+        """The penalty of a search."""
         return Objective(
             lambda_offset=self.lambda_offset, lambda_scale=self.lambda_scale, schedule=self.lambda_schedule
         )
 
     def run(self, session: Session) -> None:
-        """The three parts; edits without gates are only trained."""
+        """Runs search, choice and refit; edits without gates are only refitted."""
         gates = all_gates(session.edits.module)
         total = len(heads_of(gates))
         if gates and self.heads is not None and not 1 <= self.heads <= total:
@@ -147,30 +150,30 @@ class Localise(Recipe):
         if gates:
             most = len(gates) if self.budget is None else allowed_by(self.budget, session.edits)
             session.path = self.find(session, most)
-            session.restart()
-            freeze_gates(session.edits.module, session.path.first(gates=session.path.chosen))
-        session.run(self.refit_stage(len(session.train)), name="refit")
+            session.restore_start()
+            fix(session.edits.module, session.path.first(gates=session.path.chosen))
+        session.train_stage(self.refit_stage(len(session.train)), name="refit")
         if session.valid is not None:
-            session.best_eval_loss = session.measure().mean().item()
+            session.best_eval_loss = session.example_losses().mean().item()
 
     def refit_stage(self, examples: int) -> Stage:
-        """How the vectors of the kept gates are trained, with so many examples."""
+        """The stage that trains the vectors of the kept gates on a number of examples."""
         stage = self.stage(scale_lr=self.scale_lr, offset_lr=self.offset_lr)
-        rate = (1.0 if examples < _FEWEST else 2.0) if self.refit_rate is None else self.refit_rate
-        return scaled(replace(stage, min_steps=self.min_steps, relative=True), rate)
+        rate = (1.0 if examples < _SLOW_REFIT_BELOW else 2.0) if self.refit_rate is None else self.refit_rate
+        return scale_rates(replace(stage, min_steps=self.min_steps, relative=True), rate)
 
     def find(self, session: Session, most: int) -> PruningPath:
-        """The pruning path, with a choice of at most ``most`` gates."""
+        """Searches, and chooses at most ``most`` gates; returns the pruning path."""
         parts = self._parts(session)
         with session.edits.disable_adapter():
-            base = session.measure(parts[0][1]).mean().item()
+            base = session.example_losses(parts[0][1]).mean().item()
         if len(parts) > 1:
             searches = [
                 self._search(session, train, valid, f"search {i} of {len(parts)}")
                 for i, (train, valid) in enumerate(parts, start=1)
             ]
             found = self._search(session, session.train, None, "search with all")
-            found = replace(found, losses=together([search.losses for search in searches]))
+            found = replace(found, losses=concatenate([search.losses for search in searches]))
         else:
             train, valid = parts[0]
             found = self._search(session, train, valid, "search 1")
@@ -187,9 +190,9 @@ class Localise(Recipe):
         if self.heads is not None:
             return replace(path, chosen=len(path.first(heads=self.heads)))
         path = replace(path, chosen=choose(found.losses, most, base, self.standard_errors, self.tolerance))
-        return path if len(parts) > 1 else self._grown(session, path, most, base, *parts[0])
+        return path if len(parts) > 1 else self._checked_choice(session, path, most, base, *parts[0])
 
-    def _grown(
+    def _checked_choice(
         self,
         session: Session,
         path: PruningPath,
@@ -198,21 +201,22 @@ class Localise(Recipe):
         train: Sequence[Encoded],
         valid: Sequence[Encoded],
     ) -> PruningPath:
-        """Half as many gates more, and again, as long as a refit with them is better on the validation examples.
+        """The path with a choice of half as many gates more, and again, as long as their refit has a lower loss.
 
-        The larger levels of a path are measured early, at high rates; their refits are measured alike.
+        The levels of a path are not measured alike: the larger ones early in the search, at higher learning rates.
+        Their refits are.
         """
         losses: dict[int, Tensor] = {}
         gates = path.chosen
         while True:
-            session.restart()
-            freeze_gates(session.edits.module, path.first(gates=gates))
-            session.run(self.refit_stage(len(train)), name=f"refit of {gates}", train=train)
-            losses[gates] = session.measure(valid)
+            session.restore_start()
+            fix(session.edits.module, path.first(gates=gates))
+            session.train_stage(self.refit_stage(len(train)), name=f"refit of {gates}", train=train)
+            losses[gates] = session.example_losses(valid)
             smaller = choose(losses, gates, base, self.standard_errors, self.tolerance)
             if smaller != gates:
                 return replace(path, chosen=smaller)
-            larger = [level.gates for level in path.levels if _GROWTH * gates <= level.gates <= most]
+            larger = [level.gates for level in path.levels if _NEXT_REFIT * gates <= level.gates <= most]
             if not larger:
                 return replace(path, chosen=gates)
             gates = min(larger)
@@ -225,12 +229,12 @@ class Localise(Recipe):
         name: str,
         candidates: list[GateIndex] | None = None,
     ) -> Search:
-        session.restart()
+        session.restore_start()
         module = session.edits.module
         if candidates is not None:
             chosen = set(candidates)
             close(module, [gate for gate in all_gates(module) if gate not in chosen])
-        recorder = Recorder(session.edits, None if valid is None else lambda: session.measure(valid))
+        recorder = Recorder(session.edits, None if valid is None else lambda: session.example_losses(valid))
         pruning = Pruning(
             session.edits,
             smallest=1,
@@ -241,30 +245,30 @@ class Localise(Recipe):
         )
         rates = self.stage(scale_lr=self.scale_lr, offset_lr=self.offset_lr, gate_lr=self.gate_lr)
         stage = replace(rates, epochs=self.search_epochs, min_steps=self.min_steps, relative=True)
-        session.run(stage, name=name, objective=self.objective(), callbacks=[pruning], train=train)
+        session.train_stage(stage, name=name, objective=self.objective(), callbacks=[pruning], train=train)
         order = pruning.order()
         return Search({gates: order[:gates] for gates in pruning.levels}, recorder.vectors, recorder.losses)
 
-    def _candidates(self, session: Session, found: Search, gates: int, train: Sequence[Encoded]) -> list[GateIndex]:
-        """The gates of a level, as many that were closed last, and some along which the loss now falls most steeply."""
+    def _candidates(self, session: Session, found: Search, gates: int, train: Sequence[Encoded]) -> list[Gate]:
+        """The gates of a level, as many that were closed last before it, and some with the largest gradients."""
         level = Level(order=found.orders[gates], vectors=found.vectors[gates])
-        extra = max(_EXTRA, gates)
+        extra = max(_LEAST_EXTRA, gates)
         late = found.orders[min(size for size in found.orders if size >= min(gates + extra, max(found.orders)))]
-        session.restart()
+        session.restore_start()
         put(session.edits, level)
-        slopes = session.slopes(train)
-        steep = sorted(slopes.keys() - {*level.order, *late}, key=lambda gate: slopes[gate], reverse=True)
+        gradients = session.gate_gradients(train)
+        steep = sorted(gradients.keys() - {*level.order, *late}, key=lambda gate: gradients[gate], reverse=True)
         return sorted({*level.order, *late, *steep[: extra // 2]})
 
     def _parts(self, session: Session) -> list[tuple[Sequence[Encoded], Sequence[Encoded]]]:
-        """Pairs of training and validation examples: the session's own, one share held out, or each in turn."""
+        """Pairs of training and validation examples: the session's own, one with a share held out, or one per fold."""
         rows = session.train
         if session.valid is not None:
             return [(rows, session.valid)]
         if len(rows) < 2:
             raise HeadEditError("localise: found 1 example and no validation set, expected at least 2.")
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(session.seed)).tolist()
-        if len(rows) >= _FEW:
+        if len(rows) >= _FOLDS_BELOW:
             cut = max(1, round(self.valid_share * len(rows)))
             held = [set(order[:cut])]
         else:

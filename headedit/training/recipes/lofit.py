@@ -1,4 +1,4 @@
-"""LoFiT (Yin, Ye, Durrett, NeurIPS 2024, arXiv 2406.01563): heads chosen by their scales, edited by offsets."""
+"""``lofit`` (Yin, Ye, Durrett, NeurIPS 2024, arXiv 2406.01563): selects heads by scales, edits them by offsets."""
 
 from dataclasses import dataclass, replace
 
@@ -16,19 +16,20 @@ from headedit.training.recipes.session import Session
 
 @dataclass(frozen=True, kw_only=True)
 class Lofit(Recipe):
-    """Two stages. The first learns z ← (1 + A) ⊙ z on all heads with CE + λ‖A‖₁; a head's score is ‖A‖₂.
+    """LoFiT: selects heads by scales trained on all of them, then trains offsets on the selected heads.
 
-    The second drops A and learns z ← z + v on the heads with the highest scores, without a penalty. Both vectors start
-    from N(0, 1e-3). Rates, λ, epochs, batch and weight decay are the paper's, at the ends of its ranges that suit a few
-    hundred examples.
+    The first stage learns z ← (1 + A) ⊙ z on all heads with CE + λ‖A‖₁; the score of a head is ‖A‖₂. The second stage
+    drops A and learns z ← z + v on the heads with the highest scores, without a penalty. Both vectors start from
+    N(0, 1e-3). Learning rates, λ, epochs, batch size and weight decay are the paper's; from its ranges, the ends that
+    suit a few hundred examples.
 
     Fields:
         select_lr: peak learning rate of the first stage; the paper's range is 5e-4 to 5e-3.
-        select_lambda: λ of the L1 penalty; 5e-4 to 5e-3.
-        edit_lr: peak learning rate of the second stage; 5e-3 to 2e-2.
-        share: share of the heads that is kept; 0.03 to 0.1.
-        heads: number of heads to keep instead.
-        init_std: standard deviation of the vectors at the start of either stage.
+        select_lambda: λ of the L1 penalty, in nats per token; the paper's range is 5e-4 to 5e-3.
+        edit_lr: peak learning rate of the second stage; the paper's range is 5e-3 to 2e-2.
+        share: share of the heads to keep; the paper's range is 0.03 to 0.1.
+        heads: number of heads to keep, instead of ``share``.
+        init_std: standard deviation of the noise that is added to the vectors at the start of each stage.
     """
 
     epochs: int = 5
@@ -50,7 +51,7 @@ class Lofit(Recipe):
             raise HeadEditError(f"share: found {self.share}, expected a share of the heads above 0 and at most 1.")
 
     def run(self, session: Session) -> None:
-        """Selection by scales, then offsets on the heads selected."""
+        """Trains scales on all heads, then offsets on the heads with the largest scales."""
         edits = session.edits
         if edits.config.vectors != "both" or edits.config.gates != "separate":
             raise HeadEditError(
@@ -64,14 +65,14 @@ class Lofit(Recipe):
         add_noise(edits, self.init_std, session.seed)
         freeze_gates(edits.module, scales)
         stage = self.stage(scale_lr=self.select_lr, offset_lr=self.select_lr)
-        session.run(replace(stage, warmup_epochs=0.0), name="select", objective=ScaleNorm(self.select_lambda))
+        session.train_stage(replace(stage, warmup_epochs=0.0), name="select", objective=ScaleNorm(self.select_lambda))
         norms = [scale.norm(dim=-1).tolist() for scale in _scales(edits)]
         ranked = sorted(scales, key=lambda gate: norms[gate.site][gate.head], reverse=True)[:wanted]
-        session.restart()
+        session.restore_start()
         add_noise(edits, self.init_std, session.seed + 1)
         freeze_gates(edits.module, [GateIndex(gate.site, "offset", gate.head) for gate in ranked])
         stage = self.stage(scale_lr=self.edit_lr, offset_lr=self.edit_lr)
-        session.run(replace(stage, warmup_epochs=0.0), name="edit", valid=session.valid)
+        session.train_stage(replace(stage, warmup_epochs=0.0), name="edit", valid=session.valid)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class ScaleNorm:
     """λ·‖A‖₁, the penalty of LoFiT's first stage.
 
     Fields:
-        weight: λ.
+        weight: λ, in nats per token.
     """
 
     weight: float

@@ -1,4 +1,4 @@
-"""How many gates are enough: the levels of a search as they are measured, and the choice among them."""
+"""Model selection: records the levels of a search, and chooses the number of gates among them."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +18,15 @@ Losses = Mapping[int, Tensor]
 
 
 class Recorder:
-    """Takes down the levels of a search as it reaches them; ``Stateful``.
+    """Records the levels of a search as it reaches them; ``Stateful``.
 
     Args:
-        edits: the edits that are searched.
-        measure: gives the loss of every validation example, [examples]; None for none.
+        edits: the handle of the edits that are searched.
+        measure: returns the loss of every validation example, [examples]; None to record no losses.
+
+    Fields:
+        losses: by number of gates, the loss of every validation example, [examples].
+        vectors: by number of gates, the effective vectors of the open gates' heads.
     """
 
     def __init__(self, edits: HeadEdits, measure: Callable[[], Tensor] | None = None) -> None:
@@ -30,8 +34,8 @@ class Recorder:
         self.losses: dict[int, Tensor] = {}
         self.vectors: dict[int, Vectors] = {}
 
-    def reached(self, alive: list[GateIndex]) -> None:
-        """Records the edits as they are, with the gates that are alive."""
+    def record(self, alive: list[Gate]) -> None:
+        """Records a level: the current edits, of which these gates are not closed for good."""
         if self._measure is not None:
             self.losses[len(alive)] = self._measure()
         kept: Vectors = {}
@@ -45,13 +49,13 @@ class Recorder:
         self.vectors[len(alive)] = kept
 
     def state_dict(self) -> State:
-        """The levels so far."""
+        """The levels recorded so far."""
         tensors = {f"loss/{gates}": losses for gates, losses in self.losses.items()}
         tensors |= {f"vector/{n}/{name}": rows for n, kept in self.vectors.items() for name, rows in kept.items()}
         return State({"levels": list(self.vectors)}, tensors)
 
     def load_state_dict(self, state: State) -> None:
-        """Goes on from levels that were recorded."""
+        """Restores the levels that were recorded."""
         self.losses, self.vectors = {}, {level: {} for level in state.plain["levels"]}
         for key, tensor in state.tensors.items():
             kind, level, *name = key.split("/")
@@ -66,8 +70,8 @@ class Search:
     """The levels of a search, by number of gates.
 
     Fields:
-        orders: the gates, the most important first.
-        vectors: what acts on their heads.
+        orders: the gates of each level, the most important first.
+        vectors: the effective vectors of their heads.
         losses: the loss of every validation example, [examples]; empty without validation.
     """
 
@@ -76,7 +80,7 @@ class Search:
     losses: dict[int, Tensor]
 
     def better(self, other: "Search") -> "Search":
-        """Of every number of gates the level with the lower validation loss."""
+        """For every number of gates, the level of this or the other search with the lower mean validation loss."""
         orders, vectors, losses = dict(self.orders), dict(self.vectors), dict(self.losses)
         for gates, found in other.losses.items():
             if gates not in losses or found.mean() < losses[gates].mean():
@@ -84,22 +88,22 @@ class Search:
         return Search(orders, vectors, losses)
 
 
-def together(losses: Sequence[Losses]) -> dict[int, Tensor]:
-    """For each number of gates that was measured on several parts of the examples: the losses of them all."""
+def concatenate(losses: Sequence[Losses]) -> dict[int, Tensor]:
+    """The losses measured on each of several folds as one tensor, [examples], by number of gates."""
     return {gates: torch.cat([found[gates] for found in losses]) for gates in losses[0]}
 
 
 def choose(losses: Losses, most: int, base: float, standard_errors: float, tolerance: float) -> int:
-    """The smallest number of gates whose validation loss is as good as the best one's.
+    """The smallest number of gates whose validation loss is as good as the best.
 
-    As good: the mean of the differences from the best, example by example, is at most ``standard_errors`` standard
-    errors of that mean above zero, or at most ``tolerance`` of what the best gains over ``base``.
+    It is as good if the mean difference from the best, example by example, is at most ``standard_errors`` standard
+    errors of that mean, or at most the share ``tolerance`` of the best one's gain over ``base``.
 
     Args:
-        losses: for each number of gates, the loss of every validation example, [examples].
-        most: only numbers up to this one are looked at.
-        base: mean validation loss of the unedited model.
-        standard_errors: how many; 0 to go by the tolerance alone.
+        losses: by number of gates, the loss of every validation example, [examples].
+        most: the largest number of gates to consider.
+        base: mean validation loss of the unedited model, in nats per token.
+        standard_errors: number of standard errors; 0 to apply the tolerance alone.
         tolerance: a share, 0 or more.
     """
     allowed = sorted(gates for gates in losses if gates <= most)
@@ -113,17 +117,17 @@ def choose(losses: Losses, most: int, base: float, standard_errors: float, toler
 
 
 def standard_error(values: Tensor) -> float:
-    """Of the mean, [examples]; 0 for a single one."""
+    """Standard error of the mean of values, [examples]; 0 for a single value."""
     return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
-def levels_of(orders: Mapping[int, list[GateIndex]], vectors: Mapping[int, Vectors], losses: Losses) -> list[Level]:
-    """The levels, the largest first, with what their losses say.
+def levels_of(orders: Mapping[int, list[Gate]], vectors: Mapping[int, Vectors], losses: Losses) -> list[Level]:
+    """The levels of a pruning path, the largest first, with mean loss and standard error.
 
     Args:
-        orders: for each number of gates, which they are.
-        vectors: for each number of gates, what acts.
-        losses: for each number of gates that was measured, the loss of every validation example, [examples].
+        orders: by number of gates, the gates, the most important first.
+        vectors: by number of gates, the effective vectors of their heads.
+        losses: by number of gates, the loss of every validation example, [examples]; empty without validation.
     """
     best = min(losses, key=lambda gates: losses[gates].mean().item()) if losses else None
     found = []
@@ -136,10 +140,10 @@ def levels_of(orders: Mapping[int, list[GateIndex]], vectors: Mapping[int, Vecto
 
 
 def allowed_by(budget: float, edits: HeadEdits) -> int:
-    """How many gates a budget, a share of all, allows.
+    """The number of gates that a budget, a share of all gates, allows.
 
     Raises:
-        HeadEditError: it is not above 0 and at most 1, or less than one gate.
+        HeadEditError: the budget is not above 0 and at most 1, or is less than one gate.
     """
     check_budget(budget)
     total = len(all_gates(edits.module))
@@ -151,6 +155,6 @@ def allowed_by(budget: float, edits: HeadEdits) -> int:
 
 
 def check_budget(budget: float | None) -> None:
-    """Raises a HeadEditError for a budget outside (0, 1]."""
+    """Raises a HeadEditError if a budget is not above 0 and at most 1."""
     if budget is not None and not 0 < budget <= 1:
         raise HeadEditError(f"budget: found {budget:g}, expected a share of the gates above 0 and at most 1.")

@@ -1,4 +1,4 @@
-"""Gradual pruning of gates while the edits are trained, from all of them to one."""
+"""``Pruning``: a callback that closes gates step by step while the edits are trained."""
 
 from collections.abc import Collection
 from typing import Any
@@ -13,14 +13,14 @@ from headedit.training.loop.state import State
 from headedit.training.recipes.model_selection import Recorder
 
 Scores = dict[tuple[int, str], Tensor]
-"""By site and vector: the score of each gate, [heads]."""
+"""The score of each gate, [heads], by site and vector."""
 
 SHRINK = 0.9
-"""Share of the gates that a level keeps of the one before, above the small ones, which go one by one."""
+"""Share of the previous level's gates that a level keeps; the last few levels lose one gate each."""
 
 
-def sizes(gates: int, smallest: int) -> list[int]:
-    """Numbers of gates on the way down: 0.9 of the one before each time, and at least one fewer."""
+def level_sizes(gates: int, smallest: int) -> list[int]:
+    """Numbers of gates of the levels: each is 0.9 of the one before, and at least one fewer."""
     found = [gates]
     while found[-1] > smallest:
         found.append(max(smallest, min(found[-1] - 1, int(SHRINK * found[-1]))))
@@ -30,17 +30,22 @@ def sizes(gates: int, smallest: int) -> list[int]:
 class Pruning(TrainerCallback):  # type: ignore[misc]
     """Closes gates for good, the least important first, level by level in a window of the run.
 
-    The levels are spread evenly over the window. Importance is what a gate's vectors contribute to the loss, to first
-    order: s = ⟨v, ∂L/∂v⟩², a running mean over the steps of the search; or, for a recipe without a search, log α.
+    The levels are spread evenly over the window. Importance is the contribution of a gate's vectors to the loss, to
+    first order, s = ⟨v, ∂L/∂v⟩², as a running mean over steps; or log α.
 
     Args:
-        edits: the edits that are trained.
+        edits: the handle of the edits that are trained.
         smallest: number of gates of the last level.
-        window: where the first gates go and where the last level is reached, as shares of the run.
-        memory: how much of the running mean a step keeps.
-        by: ``loss`` or ``gate``.
-        gates: those to begin with, the others being closed; by default all.
-        recorder: takes down every level at its end, before the next is begun.
+        window: shares of the run at which the first gates are closed and the last level is reached.
+        memory: weight of the previous running mean at each step.
+        by: what importance is: ``loss`` for the contribution to the loss, ``gate`` for log α.
+        gates: the gates to start with, all others being closed already; None for all gates.
+        recorder: records every level at its end, before the next one starts.
+
+    Fields:
+        alive: the gates that are not closed for good, sorted.
+        levels: the number of gates of each level.
+        dropped: the gates that were closed for good, in the order in which they were closed.
     """
 
     def __init__(
@@ -56,17 +61,17 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.edits, self.window, self.memory, self.by, self.recorder = edits, window, memory, by, recorder
         self.alive = all_gates(edits.module) if gates is None else sorted(gates)
-        self.levels = sizes(len(self.alive), min(smallest, len(self.alive)))
-        self.dropped: list[GateIndex] = []
+        self.levels = level_sizes(len(self.alive), min(smallest, len(self.alive)))
+        self.dropped: list[Gate] = []
         self._level = 0
         self._scores: Scores = {}
 
-    def order(self) -> list[GateIndex]:
-        """Every gate that it began with, the most important first: the first k are the gates of the level of k."""
+    def order(self) -> list[Gate]:
+        """The gates it started with, the most important first: the first k are those of the level with k gates."""
         return [*self._ranked(), *reversed(self.dropped)]
 
     def state_dict(self) -> State:
-        """Which gates are gone, the scores of the others, and what was recorded."""
+        """The closed gates, the scores of the others, and the recorded levels."""
         recorded = State({}, {}) if self.recorder is None else self.recorder.state_dict()
         plain = {
             "alive": [list(gate) for gate in self.alive],
@@ -78,8 +83,8 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
         return State(plain, scores | {f"recorded/{name}": tensor for name, tensor in recorded.tensors.items()})
 
     def load_state_dict(self, state: State) -> None:
-        """Goes on from there."""
-        self.alive, self.dropped = ([GateIndex(*row) for row in state.plain[key]] for key in ("alive", "dropped"))
+        """Restores closed gates, scores and recorded levels."""
+        self.alive, self.dropped = ([Gate(*row) for row in state.plain[key]] for key in ("alive", "dropped"))
         self._level = state.plain["level"]
         device = next(self.edits.module.parameters()).device
         self._scores, recorded = {}, {}
@@ -96,7 +101,7 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Takes the step's gradients into the scores."""
+        """Updates the scores with the gradients of the step."""
         if self.by == "gate":
             return
         with torch.no_grad():
@@ -112,7 +117,7 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
                         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Goes down to the level that the step is due for."""
+        """Closes gates down to the level that is due at this step."""
         first, last = self.window
         share = (state.global_step / max(1, state.max_steps) - first) / (last - first)
         due = int(min(1.0, max(0.0, share)) * (len(self.levels) - 1))
@@ -133,10 +138,10 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
 
     def _finish_level(self) -> None:
         if self.recorder is not None:
-            self.recorder.reached(self.alive)
+            self.recorder.record(self.alive)
 
-    def _ranked(self) -> list[GateIndex]:
-        values = {key: score.tolist() for key, score in self._read().items()}
+    def _ranked(self) -> list[Gate]:
+        values = {key: score.tolist() for key, score in self._importances().items()}
 
         def importance(gate: GateIndex) -> float:
             by_head: list[float] | None = values.get((gate.site, gate.vector))
@@ -144,7 +149,7 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
 
         return sorted(self.alive, key=importance, reverse=True)
 
-    def _read(self) -> Scores:
+    def _importances(self) -> Scores:
         if self.by == "loss":
             return self._scores
         found: Scores = {}

@@ -1,4 +1,4 @@
-"""Vectors alone: with the gates fixed as they are, or with every head edited and no gate."""
+"""``refit`` and ``ungated``: train the vectors alone, of the open gates or of every head."""
 
 from dataclasses import dataclass, replace
 
@@ -10,14 +10,14 @@ from headedit.training.recipes.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Refit(Recipe):
-    """Fixes the gates at open or closed, as they are, and learns the vectors of the open ones.
+    """Fixes every gate as it is, open or closed, and trains the vectors of the open ones.
 
     Fields:
-        min_steps: optimiser steps below which there are more epochs.
+        min_steps: least number of optimiser steps; there are more epochs if these give fewer.
         scale_lr: peak learning rate of the scales.
-        offset_lr: peak learning rate of the offsets, in units of the root mean square of what their site is given.
-        patience: epochs without a better validation loss before the run stops and the best edits are kept; None to
-            go to the end.
+        offset_lr: peak learning rate of the offsets, in units of the root mean square of their site's input.
+        patience: epochs without a better validation loss after which the run stops and the best edits are kept; None
+            to run to the end and keep the last edits.
     """
 
     min_steps: int = 300
@@ -31,21 +31,21 @@ class Refit(Recipe):
         self.check_above_zero("scale_lr", "offset_lr")
 
     def run(self, session: Session) -> None:
-        """One stage without a penalty."""
-        freeze_gates(session.edits.module, open_gates(session.edits.module))
-        session.run(self.training(), name="refit", valid=session.valid)
+        """Runs one stage, without a penalty."""
+        fix(session.edits.module, open_gates(session.edits.module))
+        session.train_stage(self.vector_stage(), name="refit", valid=session.valid)
 
-    def training(self) -> Stage:
-        """The stage."""
+    def vector_stage(self) -> Stage:
+        """The stage that trains the vectors."""
         stage = self.stage(scale_lr=self.scale_lr, offset_lr=self.offset_lr)
         return replace(stage, min_steps=self.min_steps, relative=True, patience=self.patience)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ungated(Refit):
-    """The ablation without gates: every head is edited, for good; the fields are those of ``refit``."""
+    """The ablation without gates: edits every head. The fields are those of ``refit``."""
 
     def run(self, session: Session) -> None:
-        """Opens every gate for good, then as ``refit``."""
-        freeze_gates(session.edits.module, all_gates(session.edits.module))
+        """Fixes every gate open, then trains as ``refit``."""
+        fix(session.edits.module, all_gates(session.edits.module))
         super().run(session)

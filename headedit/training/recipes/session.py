@@ -1,4 +1,4 @@
-"""One call of ``fit`` as the recipes see it: edits, encoded examples, a folder, and stages to train in."""
+"""``Session``: one run of a recipe, with its edits, encoded examples and folder, and the method that trains a stage."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,41 +18,45 @@ from headedit.edits.gate_set import GateIndex
 from headedit.errors import HeadEditError
 from headedit.runs.history import HISTORY_FILE, History
 from headedit.runs.pruning_path import PruningPath
-from headedit.training.loop.checkpoints import last_whole, resumable
-from headedit.training.loop.interrupts import StopWhenAsked
+from headedit.training.loop.checkpoints import last_complete, resumable
+from headedit.training.loop.interrupts import StopOnSignal
 from headedit.training.loop.objective import Penalty
 from headedit.training.loop.schedules import lr_factor
 from headedit.training.loop.trainer import HeadEditTrainer
 from headedit.training.prefix_cache import FrozenPrefix
-from headedit.training.recipes.gradients import slopes_of, units_of
-from headedit.training.recipes.journal import Journal, digest_tensors, put_back, taken_down
+from headedit.training.recipes.gradients import activation_rms, gate_gradients
+from headedit.training.recipes.journal import Journal, digest_tensors, restore_stage, snapshot_stage
 from headedit.training.recipes.stage import Stage
 
 CHECKPOINTS = "checkpoints"
+"""Name of the folder of checkpoints and of the journal, inside the folder of a run."""
+
+_DEVICES = ("use_cpu", "ddp_backend", "ddp_timeout")
+_SAMPLE = 64
 
 
 @dataclass
 class Session:
-    """What a recipe works with.
+    """One run of a recipe: its edits, examples, folder and history.
 
     Fields:
         edits: the handle.
-        train: examples to learn from.
-        valid: examples to choose by; None where there are none.
-        folder: gets checkpoints and the history.
-        seed: of the order of examples and the gates' noise.
-        pad_token_id: for batches.
-        progress: show bars.
-        identity: hashes of what else the run depends on, by name; a run that is gone on with must have the same.
-        arguments: fields of ``TrainingArguments`` that hold for every stage, over its own choices.
-        resume: go on with the run that was stopped in the folder, if there is one.
-        batch_size: examples a step, which the batches that are only measured go by.
-        prefix: what keeps the output of the layers below the edited ones; None to run all layers in every pass.
+        train: encoded training examples.
+        valid: encoded validation examples; None if there are none.
+        folder: the folder for checkpoints and the history.
+        seed: seed of the order of examples and of the gates' noise.
+        pad_token_id: token id that pads batches.
+        progress: show progress bars.
+        identity: hashes of everything else that the run's result depends on, by name; a resumed run must have the same.
+        arguments: fields of ``TrainingArguments`` for every stage; they override the stage's own.
+        resume: resume the run that was stopped in the folder, if there is one.
+        batch_size: examples per training step; batches without gradients are a multiple of it.
+        prefix: the cache of the layers below the edited ones; None to run all layers in every pass.
         history: rows of all stages.
-        steps: optimiser steps so far.
-        kept_step: the step that the edits are of.
-        best_eval_loss: the validation loss of the edits that are kept, in nats a token; None without validation.
-        path: what a search found.
+        steps: optimiser steps taken so far.
+        kept_step: the step that the edits are from.
+        best_eval_loss: the validation loss of the kept edits, in nats per token; None without validation.
+        path: the pruning path, if the recipe searched.
     """
 
     edits: HeadEdits
@@ -88,25 +92,32 @@ class Session:
         if rows:
             self.history.restart(max(row["step"] for row in rows))
 
-    def restart(self) -> None:
-        """Puts the edits back to what they were when the session began."""
+    def restore_start(self) -> None:
+        """Restores the edits as they were when the session began."""
         self.edits.restore(self._start)
 
-    def beside(self, folder: Path) -> "Session":
-        """The same examples and edits, as they are now, with a folder and history of its own."""
+    def in_folder(self, folder: Path) -> "Session":
+        """A session with the same examples and the edits as they are now, with a folder and history of its own."""
         return replace(self, folder=folder, steps=0, kept_step=0, best_eval_loss=None, path=None)
 
-    def plainly(self) -> AbstractContextManager[None]:
+    def without_prefix_cache(self) -> AbstractContextManager[None]:
         """A context in which every pass runs all layers."""
         return nullcontext() if self.prefix is None else self.prefix.paused()
 
-    def measure(self, rows: Sequence[Encoded] | None = None) -> Tensor:
-        """The loss of every example, by default of the validation set, [examples]."""
+    def example_losses(self, rows: Sequence[Encoded] | None = None) -> Tensor:
+        """The loss of every example in nats per token, [examples]; by default of the validation set."""
         chosen = self.valid if rows is None else rows
         assert chosen is not None
         return example_losses(self.edits.model, chosen, PadRight(self.pad_token_id), 4 * self.batch_size)
 
-    def run(
+    def gate_gradients(self, rows: Sequence[Encoded]) -> dict[Gate, float]:
+        """The norm of the gradient of some examples' loss along every gate's vectors; see ``gradients``."""
+        size, collate = 2 * self.batch_size, PadRight(self.pad_token_id)
+        parts = (rows[start : start + size] for start in range(0, len(rows), size))
+        batches = ((len(part) / len(rows), collate(part)) for part in parts)
+        return gate_gradients(self.edits, batches, self._activation_rms(rows))
+
+    def train_stage(
         self,
         stage: Stage,
         *,
@@ -116,33 +127,71 @@ class Session:
         train: Sequence[Encoded] | None = None,
         valid: Sequence[Encoded] | None = None,
     ) -> None:
-        """Trains a stage on the edits as they are; with ``valid`` it is validated every epoch.
+        """Trains a stage, starting from the edits as they are; or reads its result, if the journal has it.
 
         Args:
-            stage: the choices.
-            name: of the stage, in the history and on the bar.
-            objective: the penalty; by default none.
-            callbacks: of transformers' Trainer.
-            train: other examples than the session's.
-            valid: for a validation every epoch, early stopping, and a schedule that goes by it.
+            stage: settings of the stage.
+            name: name of the stage, in the history and on the progress bar.
+            objective: the penalty; None for no penalty.
+            callbacks: callbacks of transformers' Trainer.
+            train: training examples; None for those of the session.
+            valid: examples for a validation after every epoch, early stopping, and ``lr_schedule="adaptive"``.
 
         Raises:
-            HeadEditError: the schedule goes by the validation loss and there is none.
+            HeadEditError: the learning rate follows the validation loss and there are no validation examples.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; the step in which it arrived is saved.
         """
         finished = self.journal.finished(name)
         if finished is not None:
-            self._take(put_back(finished, self.edits.module, callbacks))
+            self._set_figures(restore_stage(finished, self.edits.module, callbacks))
             return
-        rows = self.train if train is None else train
         if stage.lr_schedule == "adaptive" and valid is None:
-            raise HeadEditError("lr_schedule 'adaptive' goes by the validation loss; give a validation set.")
+            raise HeadEditError("lr_schedule 'adaptive' follows the validation loss; give a validation set.")
         set_seed(self.seed)
-        given = dict(self.arguments)
-        together = self.processes * int(given.get("gradient_accumulation_steps", 1))
-        place = self.journal.folder / self.journal.key(name)
-        chosen = {
-            **stage.arguments(len(rows), together, validated=valid is not None),
-            "output_dir": str(place),
+        rows = self.train if train is None else train
+        accumulated = int(self.arguments.get("gradient_accumulation_steps", 1))
+        settings = stage.arguments(len(rows), self.processes * accumulated, validated=valid is not None)
+        stops_early = settings["load_best_model_at_end"]
+        folder = self.journal.folder / self.journal.key(name)
+        stop = StopOnSignal()
+        trainer = HeadEditTrainer(
+            self.edits,
+            objective=objective,
+            gate_learning_rate=stage.gate_lr,
+            offset_learning_rates=self._offset_rates(stage, rows),
+            lr_factor=lr_factor(stage.lr_schedule, settings["warmup_steps"]),
+            history=self.history,
+            first_step=self.steps,
+            stage=name,
+            args=self._training_arguments(settings, folder, validated=valid is not None),
+            train_dataset=rows,
+            eval_dataset=valid,
+            data_collator=PadRight(self.pad_token_id),
+            callbacks=[*callbacks, *([EarlyStoppingCallback(stage.patience)] if stops_early else []), stop],
+        )
+        if not self.progress:
+            trainer.remove_callback(PrinterCallback)  # which prints every log if there is no progress bar
+        last = last_complete(folder) if resumable(callbacks) else None
+        with stop.handling_signals():
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        if stop.requested:
+            step = self.steps + trainer.state.global_step
+            raise KeyboardInterrupt(
+                f"stopped after step {step}, which is saved; continue from there with resume=True, or --resume."
+            )
+        figures = {
+            "kept_step": trainer.kept_step(),
+            "best_eval_loss": trainer.state.best_metric if stops_early else None,
+            "steps": self.steps + trainer.state.global_step,
+        }
+        self.journal.finish(name, snapshot_stage(self.edits.module, callbacks, figures))
+        self._set_figures(figures)
+
+    def _training_arguments(self, settings: Mapping[str, Any], folder: Path, *, validated: bool) -> TrainingArguments:
+        """The arguments of a stage's Trainer: the stage's settings, under those given for the whole run."""
+        own = {
+            **settings,
+            "output_dir": str(folder),
             "save_total_limit": 2,
             "prediction_loss_only": True,
             "remove_unused_columns": False,
@@ -152,63 +201,20 @@ class Session:
             "seed": self.seed,
             "disable_tqdm": not self.progress,
         }
-        stops = chosen["load_best_model_at_end"]
-        if valid is not None and given.get("save_strategy") == "steps":  # or its end were no place to go on from
+        given = dict(self.arguments)
+        if validated and given.get("save_strategy") == "steps":  # every validation needs a checkpoint
             given = {"eval_strategy": "steps", "eval_steps": given.get("save_steps"), **given}
-        arguments = TrainingArguments(**{**chosen, **given})
-        stop = StopWhenAsked()
-        trainer = HeadEditTrainer(
-            self.edits,
-            objective=objective,
-            gate_learning_rate=stage.gate_lr,
-            offset_learning_rates=self._offset_rates(stage, rows),
-            lr_factor=lr_factor(stage.lr_schedule, chosen["warmup_steps"]),
-            history=self.history,
-            first_step=self.steps,
-            stage=name,
-            args=arguments,
-            train_dataset=rows,
-            eval_dataset=valid,
-            data_collator=PadRight(self.pad_token_id),
-            callbacks=[*callbacks, *([EarlyStoppingCallback(stage.patience)] if stops else []), stop],
-        )
-        if not self.progress:
-            trainer.remove_callback(PrinterCallback)  # which prints every log where there is no bar
-        last = last_whole(place) if resumable(callbacks) else None
-        with stop.listening():
-            trainer.train(resume_from_checkpoint=None if last is None else str(last))
-        if stop.asked:
-            step = self.steps + trainer.state.global_step
-            raise KeyboardInterrupt(
-                f"stopped after step {step}, which is saved; resume=True, or --resume, goes on there."
-            )
-        figures = {
-            "kept_step": trainer.kept_step(),
-            "best_eval_loss": trainer.state.best_metric if stops else None,
-            "steps": self.steps + trainer.state.global_step,
-        }
-        self.journal.finish(name, taken_down(self.edits.module, callbacks, figures))
-        self._take(figures)
+        return TrainingArguments(**{**own, **given})
 
-    def _take(self, figures: dict[str, Any]) -> None:
+    def _set_figures(self, figures: dict[str, Any]) -> None:
         self.steps, self.kept_step = figures["steps"], figures["kept_step"]
         self.best_eval_loss = figures["best_eval_loss"]
-
-    def slopes(self, rows: Sequence[Encoded]) -> dict[GateIndex, float]:
-        """How steeply the loss on some examples falls along the vectors of every gate; see ``slopes_of``."""
-        size, collate = 2 * self.batch_size, PadRight(self.pad_token_id)
-        parts = (rows[start : start + size] for start in range(0, len(rows), size))
-        return slopes_of(self.edits, ((len(part) / len(rows), collate(part)) for part in parts), self._units(rows))
 
     def _offset_rates(self, stage: Stage, rows: Sequence[Encoded]) -> list[float]:
         if not stage.relative:
             return [stage.offset_lr] * len(self.edits.sites)
-        return [stage.offset_lr * unit for unit in self._units(rows)]
+        return [stage.offset_lr * rms for rms in self._activation_rms(rows)]
 
-    def _units(self, rows: Sequence[Encoded]) -> list[float]:
-        with self.plainly():  # padding counts here, and it is not the same where its lower layers are not run
-            return units_of(self.edits, lambda: self.measure(rows[:_SAMPLE]))
-
-
-_DEVICES = ("use_cpu", "ddp_backend", "ddp_timeout")
-_SAMPLE = 64
+    def _activation_rms(self, rows: Sequence[Encoded]) -> list[float]:
+        with self.without_prefix_cache():  # padding counts here, and the cache replaces what is at padding
+            return activation_rms(self.edits, lambda: self.example_losses(rows[:_SAMPLE]))

@@ -1,4 +1,4 @@
-"""IST and RST (Yao et al., Findings of EMNLP 2024, arXiv 2410.11772): a few layers are trained at a time."""
+"""``ist`` and ``rst`` (Yao et al., Findings of EMNLP 2024, arXiv 2410.11772): each step trains a few layers."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,14 +12,13 @@ from headedit.training.sparse.sparse_tuning import SparseTuning
 
 @dataclass(frozen=True, kw_only=True)
 class Ist(Refit):
-    """Importance-aware sparse tuning of edits on every head, without gates.
+    """Importance-aware sparse tuning: edits every head, without gates, and trains a few layers per step.
 
-    Every step trains a share of the layers, drawn by scores that roll-outs update; see
-    ``headedit.training.sparse.sparse_tuning``, whose callback does the same for any PEFT model in any
-    Trainer.
+    Every step trains a share of the layers, drawn by scores that roll-outs update. The callback
+    ``headedit.SparseTuning`` does the same for any PEFT model in any Trainer.
 
     Fields:
-        layer_share: share of the layers that a step trains.
+        layer_share: share of the layers that each step trains, above 0 and at most 1.
     """
 
     importance: ClassVar[bool] = True
@@ -31,17 +30,17 @@ class Ist(Refit):
             raise HeadEditError(f"layer_share: found {self.layer_share}, expected a share above 0 and at most 1.")
 
     def run(self, session: Session) -> None:
-        """Opens every gate for good, then one stage with the callback."""
-        freeze_gates(session.edits.module, all_gates(session.edits.module))
+        """Fixes every gate open, then runs one stage with the callback."""
+        fix(session.edits.module, all_gates(session.edits.module))
         sparse = SparseTuning(session.edits, importance=self.importance, share=self.layer_share)
         try:
-            session.run(self.training(), name="sparse", callbacks=[sparse], valid=session.valid)
+            session.train_stage(self.vector_stage(), name="sparse", callbacks=[sparse], valid=session.valid)
         finally:
             sparse.release()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rst(Ist):
-    """Random sparse tuning: as ``ist``, with layers drawn uniformly and no scores."""
+    """Random sparse tuning: ``ist`` with layers drawn uniformly, without scores."""
 
     importance: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""A stage: how vectors and gates are trained for a while."""
+"""``Stage``: the settings of one stage of training, as arguments of transformers' Trainer."""
 
 import math
 from dataclasses import dataclass, replace
@@ -6,29 +6,29 @@ from typing import Any
 
 from headedit.training.loop.schedules import LRSchedule, hf_name
 
-_LOGS_AN_EPOCH = 5
+_LOGS_PER_EPOCH = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """How vectors and gates are trained for a while.
+    """The settings of one stage of training.
 
     Fields:
         epochs: passes over the examples.
-        min_steps: optimiser steps below which there are more passes.
-        batch_size: examples a step of one process; all of them where there are fewer. Several processes, and
+        min_steps: least number of optimiser steps; there are more epochs if these give fewer.
+        batch_size: examples per step of one process; all examples if there are fewer. Several processes, and
             ``gradient_accumulation_steps``, multiply it.
         scale_lr: peak learning rate of the scales.
         offset_lr: peak learning rate of the offsets; in units of the site's activations if ``relative``.
         gate_lr: peak learning rate of the gate logits.
-        relative: multiply ``offset_lr`` by the root mean square of what the site is given.
-        lr_schedule: course of all rates after the warm-up.
+        relative: whether ``offset_lr`` is multiplied by the root mean square of the site's input.
+        lr_schedule: schedule of all learning rates after the warm-up.
         warmup_epochs: epochs of linear warm-up; None for a twentieth of the steps.
         adam_epsilon: ε of AdamW.
-        weight_decay: of the vectors.
-        max_grad_norm: clipping of the gradient's norm.
-        patience: epochs without a better validation loss before the stage stops, and the best edits are kept; None
-            to go to the end and keep the last.
+        weight_decay: weight decay of the vectors.
+        max_grad_norm: the norm to which gradients are clipped.
+        patience: epochs without a better validation loss after which the stage stops and the best edits are kept;
+            None to run to the end and keep the last edits.
     """
 
     epochs: int
@@ -45,18 +45,18 @@ class Stage:
     max_grad_norm: float = 1.0
     patience: int | None = None
 
-    def arguments(self, examples: int, together: int, *, validated: bool) -> dict[str, Any]:
-        """The fields of ``TrainingArguments`` that the stage decides.
+    def arguments(self, examples: int, batches_per_step: int, *, validated: bool) -> dict[str, Any]:
+        """The fields of ``TrainingArguments`` that the stage sets.
 
         Args:
-            examples: to learn from, at least one.
-            together: batches whose gradients make one step: processes × ``gradient_accumulation_steps``.
-            validated: whether there is a validation set, gone through every epoch.
+            examples: number of training examples, at least one.
+            batches_per_step: processes × ``gradient_accumulation_steps``.
+            validated: whether there is a validation after every epoch.
         """
         batch = min(self.batch_size, examples)
-        steps_an_epoch = math.ceil(examples / (batch * together))
-        epochs = max(self.epochs, math.ceil(self.min_steps / steps_an_epoch))
-        warmup = steps_an_epoch * epochs / 20 if self.warmup_epochs is None else self.warmup_epochs * steps_an_epoch
+        steps_per_epoch = math.ceil(examples / (batch * batches_per_step))
+        epochs = max(self.epochs, math.ceil(self.min_steps / steps_per_epoch))
+        warmup = steps_per_epoch * epochs / 20 if self.warmup_epochs is None else self.warmup_epochs * steps_per_epoch
         stops = validated and self.patience is not None
         return {
             "num_train_epochs": epochs,
@@ -73,12 +73,12 @@ class Stage:
             "load_best_model_at_end": stops,
             "metric_for_best_model": "eval_loss" if validated else None,
             "greater_is_better": False if validated else None,
-            "logging_steps": max(1, steps_an_epoch // _LOGS_AN_EPOCH),
+            "logging_steps": max(1, steps_per_epoch // _LOGS_PER_EPOCH),
         }
 
 
-def scaled(stage: Stage, factor: float) -> Stage:
-    """The stage with all rates multiplied."""
+def scale_rates(stage: Stage, factor: float) -> Stage:
+    """A stage with all learning rates multiplied by a factor."""
     return replace(
         stage, scale_lr=factor * stage.scale_lr, offset_lr=factor * stage.offset_lr, gate_lr=factor * stage.gate_lr
     )

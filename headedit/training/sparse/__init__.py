@@ -1,1 +1,1 @@
-"""Sparse tuning: a share of the layers in each step."""
+"""Sparse tuning: each step trains a share of the layers."""

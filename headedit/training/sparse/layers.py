@@ -1,14 +1,14 @@
-"""Which trainable parameters belong to which layer, by the spec, and a layer's edits made weaker for a while.
+"""The trainable parameters of each layer, and a context that attenuates the edits of some layers.
 
-An edit is whatever training adds to a module that the base model has too: our ``SiteEdit``, a tuner layer of
-PEFT, a module that PEFT trains a copy of. What it contributes is the module's output minus its output without
-the edit; one rule therefore serves every method, and no parameter is touched.
+An edit is whatever training adds to a module of the base model: our ``SiteEdit``, a tuner layer of PEFT, a module of
+which PEFT trains a copy. Its contribution is the module's output minus the output without the edit, so one rule serves
+every method, and no parameter is changed.
 """
 
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -29,20 +29,19 @@ _PEFT = [
     ("peft.tuners.tuners_utils", "BaseTunerLayer", "base_layer"),
     ("peft.utils.other", "ModulesToSaveWrapper", "original_module"),
 ]
-"""Where PEFT has a class of modules with an edit, and the attribute that is the module without it."""
+"""PEFT's classes of modules with an edit: module, class, and the attribute that is the module without its edit."""
 
 
 @dataclass(frozen=True)
 class LayerParameters:
-    """What is trained in one layer.
+    """The trainable parameters of one layer.
 
     Fields:
-        layer: index of the layer, that of its sites; where a model has several stacks, the layers of one
-            index are one layer.
-        parameters: the trainable parameters that belong to this layer and to no other.
-        edits: the modules that hold them, each with what gives the module's output without its edit.
-        bare: names of those that are no edit's, such as a weight of the base model, which has no value to
-            be without.
+        layer: index of the layer, as in its sites; in a model with several stacks, layers of the same index are one.
+        parameters: the trainable parameters that belong to this layer alone.
+        edits: the modules that hold them, each with a function that returns the module's output without its edit.
+        bare: names of the parameters that belong to no edit, such as a weight of the base model, and so have no
+            value at which they have no effect.
     """
 
     layer: int
@@ -52,16 +51,16 @@ class LayerParameters:
 
 
 def find_layers(model: nn.Module, spec: "str | PathLike[str] | Spec | None" = None) -> list[LayerParameters]:
-    """The layers that have something to train, ordered by index.
+    """The layers with trainable parameters, ordered by index.
 
-    A site of edits is in the layer of its ``HeadSite``. Everything else is in a layer where it stands inside
-    one of the modules in the stack that the spec's paths go through, those without a site counted in.
-    What stands in no layer, or is shared by several, is left out.
+    An edit of ours is in the layer of its ``HeadSite``. Every other parameter is in a layer if it is inside one of the
+    modules of the stack on the spec's paths, including modules without a site. Parameters in no layer, and those that
+    several layers share, are left out.
 
     Args:
-        model: a model with edits, PEFT's adapters or both, or a wrapper of one; parameters count as
-            trainable where they require a gradient now.
-        spec: as for ``attach``; not looked at where nothing but our edits is trained.
+        model: a model with edits, PEFT's adapters or both, or a wrapper of one; a parameter is trainable if it
+            requires a gradient now.
+        spec: as for ``attach``; not needed if only our edits are trained.
 
     Raises:
         HeadEditError: the spec does not fit the model, or no layer has a trainable parameter.
@@ -93,26 +92,22 @@ def find_layers(model: nn.Module, spec: "str | PathLike[str] | Spec | None" = No
 
 @contextmanager
 def attenuated(layers: Iterable[LayerParameters], factor: float) -> Iterator[None]:
-    """A context in which the edits of some layers contribute ``factor`` times what they do.
+    """A context in which the contribution of some layers' edits is multiplied by ``factor``.
 
     Raises:
-        HeadEditError: inside the context, a tuner layer gives something else than a tensor.
+        HeadEditError: inside the context, if a tuner layer returns something else than a tensor.
     """
-    hooks = []
-    try:
+    with ExitStack() as stack:
         for layer in layers:
             for module, plain in layer.edits:
-                hook = partial(_attenuate, plain, factor)
-                hooks.append(module.register_forward_hook(hook, with_kwargs=True))
+                hook = module.register_forward_hook(partial(_attenuate, plain, factor), with_kwargs=True)
+                stack.callback(hook.remove)
         yield
-    finally:
-        for handle in hooks:
-            handle.remove()
 
 
 @contextmanager
 def rolling_out(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients for IST's roll-outs; modes and global random states are afterwards what they were."""
+    """A context for IST's roll-outs: eval mode, no gradients; restores modes and global random states at its end."""
     cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     python, numpy = random.getstate(), np.random.get_state()
     try:
@@ -124,12 +119,16 @@ def rolling_out(model: nn.Module) -> Iterator[None]:
 
 
 def loss_of(model: nn.Module, batch: Mapping[str, Any]) -> float:
-    """The model's own loss on a batch; a HeadEditError where it gives none."""
+    """The model's own loss on a batch.
+
+    Raises:
+        HeadEditError: the model returns no loss.
+    """
     loss = getattr(model(**batch), "loss", None)
     if loss is None:
         raise HeadEditError(
-            f"{type(model).__name__} gave no loss on a batch with {', '.join(batch)}, so the roll-outs of IST have no "
-            "reward. Give the training set or its collator labels, or use importance=False."
+            f"{type(model).__name__} returned no loss on a batch with {', '.join(batch)}, so the roll-outs of IST have "
+            "no reward. Give the training set or its collator labels, or use importance=False."
         )
     return float(loss)
 
@@ -140,8 +139,8 @@ def _attenuate(
     base = plain(*args, **kwargs)
     if not (isinstance(base, Tensor) and isinstance(output, Tensor)):
         raise HeadEditError(
-            f"{_method(module)} gives a {type(output).__name__} and no tensor, so its edit cannot be made weaker "
-            "for a roll-out. Use importance=False, which needs no roll-outs."
+            f"{_method(module)} returns a {type(output).__name__} instead of a tensor, so its edit cannot be "
+            "attenuated for a roll-out. Use importance=False, which needs no roll-outs."
         )
     return torch.lerp(base, output, factor)
 
@@ -163,10 +162,10 @@ def _layer_parameters(
 
 
 def _without_edit(module: nn.Module) -> Callable[..., Any] | None:
-    """What gives a module's output without its edit; None where it is no edit."""
+    """A function that returns a module's output without its edit; None if the module is no edit."""
     if isinstance(module, SiteEdit):
         return _identity
-    for where, name, base in _PEFT:  # a model can hold a module of PEFT only where that is imported
+    for where, name, base in _PEFT:  # a model can have a module of PEFT only if PEFT is imported
         library = sys.modules.get(where)
         if library is not None and isinstance(module, getattr(library, name)):
             plain: Callable[..., Any] = getattr(module, base)
@@ -183,7 +182,7 @@ def _method(module: nn.Module) -> str:
 
 
 def _layer_modules(model: nn.Module, spec: "str | PathLike[str] | Spec | None") -> list[tuple[int, nn.Module]]:
-    """Every module that is a layer of a stack with sites, with its index."""
+    """Every layer of a stack with sites, with its index."""
     inner = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), model)
     found = find_spec(inner, spec)
     modules = dict(inner.named_modules())
@@ -197,24 +196,24 @@ def _layer_modules(model: nn.Module, spec: "str | PathLike[str] | Spec | None") 
 
 
 def _all_sites(model: nn.Module, spec: Spec) -> list[HeadSite]:
-    """Sites of every kind that this model has; a spec of several types lists kinds that some of them lack."""
+    """The sites of every kind in this model; a spec of several model types lists kinds that some of them lack."""
     sites: list[HeadSite] = []
-    faults = []
+    errors = []
     for kind in spec.kinds():
         try:
             sites += find_sites(model, spec, [kind])
         except HeadEditError as error:
-            faults.append(error)
+            errors.append(error)
     if not sites:
-        raise faults[0]
+        raise errors[0]
     return sites
 
 
 def _stack(site: HeadSite, spec: Spec) -> str:
-    """The name of the module that holds a site's layer and its neighbours."""
+    """The name of the module that holds the layers, of which a site's is one."""
     for rule in spec.rules(site.kind):
         before, after = rule.path.split("{layer}")
         tail = f"{site.layer}{after}"
         if site.name == f"{before}{tail}":
             return site.path.removesuffix(tail).rstrip(".")
-    raise AssertionError(f"{site.path} is a site by no path of {spec.source}")
+    raise AssertionError(f"{site.path} is a site that no path of {spec.source} matches")

@@ -1,1 +1,1 @@
-"""Sweeps: one configuration with lists, and a run for every combination."""
+"""Sweeps: one config with lists of tasks, fields and seeds, and a run for every combination."""

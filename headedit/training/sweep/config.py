@@ -1,4 +1,4 @@
-"""Many runs of one config: a list of tasks, seeds and fields, each run in a folder of its own."""
+"""``SweepConfig``: many runs of one config, over lists of tasks, fields and seeds, each in a folder of its own."""
 
 import dataclasses
 import itertools
@@ -17,14 +17,14 @@ from headedit.training.config import RunConfig, read_run
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """What every trained run of a sweep is measured on.
+    """The evaluation of every run of a sweep. In strings, ``{task}`` and ``{seed}`` stand for those of the run.
 
     Fields:
-        tasks: names or files of tasks; ``{task}`` stands for the task of the run.
-        data: file, folder or hub id of the tasks' records; None for where the tasks say. ``{task}`` as well.
-        limit: number of examples; None for all.
-        batch_size: examples a batch.
-        changes: fields of the tasks that are to be different, such as ``num_beams: 1``.
+        tasks: names or files of tasks.
+        data: file, folder or hub id of the tasks' records; None for the source that each task names.
+        limit: largest number of examples per task; None for all.
+        batch_size: examples per batch.
+        changes: fields of the tasks to change, such as ``num_beams: 1``.
     """
 
     tasks: list[str]
@@ -36,17 +36,22 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """A sweep: every task with every combination of fields and every seed.
+    """A sweep: a run for every task, every combination of fields and every seed.
 
     Fields:
-        base: the config that all runs begin from: a file, beside the sweep's or not, or a name.
-        output: folder for all runs and the table.
-        set: changes of all runs, key by key as ``--set`` takes them; in a text ``{task}`` and ``{seed}`` stand for
-            those of the run.
-        tasks: names, to stand for ``{task}``; or for each name changes of its own. Empty for one task without a name.
+        base: the config that all runs start from: a file, relative to the sweep's own file or to the working folder,
+            or the name of a config that comes with headedit.
+        output: folder for all runs and the tables.
+        set: overrides of all runs, by key as in ``--set``; in strings, ``{task}`` and ``{seed}`` stand for those of the
+            run.
+        tasks: names of tasks, which replace ``{task}``; or a mapping from each name to overrides of its own. Empty for
+            one task without a name.
         fields: lists of values by key, such as ``recipe.name: [jola, localise]``.
-        seeds: of the runs.
-        evaluate: what to measure each run on; None for its losses alone.
+        seeds: the seeds of the runs.
+        evaluate: how each run is evaluated; None for its losses alone.
+
+    Raises:
+        HeadEditError: a list is empty or has a value twice, or a key is one that the sweep sets itself.
     """
 
     base: str
@@ -64,23 +69,23 @@ class SweepConfig:
             if not values:
                 raise HeadEditError(f"{key}: the list is empty, expected at least one value.")
             if len({repr(value) for value in values}) < len(values):
-                raise HeadEditError(f"{key}: found {values}, in which a value stands twice.")
+                raise HeadEditError(f"{key}: found {values}, in which a value occurs twice.")
         for key in (*self.set, *self.fields):
             if key in ("seed", "seeds", "output"):
-                raise HeadEditError(f"'{key}' is for the sweep to set; use its own 'seeds' and 'output'.")
+                raise HeadEditError(f"'{key}' is set by the sweep; use its own 'seeds' and 'output'.")
         if len({*self.tasks}) < len(self.tasks):
-            raise HeadEditError(f"tasks: found {self.tasks}, in which a name stands twice.")
+            raise HeadEditError(f"tasks: found {self.tasks}, in which a name occurs twice.")
 
     @staticmethod
     def read(file: "str | PathLike[str]", changes: Mapping[str, Any] | None = None) -> "SweepConfig":
-        """The sweep in a YAML file.
+        """Reads a sweep from a YAML file.
 
         Args:
-            file: its path.
-            changes: more of ``set``, over those of the file.
+            file: the path of the file.
+            changes: further values of ``set``, which replace those of the file.
 
         Raises:
-            HeadEditError: it cannot be read, or is not right.
+            HeadEditError: the file cannot be read, or its content is wrong.
         """
         path = Path(file)
         sweep = strict.build(SweepConfig, read_yaml(path), str(path))
@@ -95,11 +100,11 @@ class PlannedRun:
     """One run of a sweep.
 
     Fields:
-        task: its name; empty where the sweep has none.
+        task: name of the task; empty if the sweep has no tasks.
         fields: the values of the fields that the sweep lists.
-        seed: its seed.
-        config: all of it.
-        evaluate: what to measure it on.
+        seed: the seed.
+        config: the config of the run.
+        evaluate: how the run is evaluated; None for its losses alone.
     """
 
     task: str
@@ -110,22 +115,22 @@ class PlannedRun:
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
+        """The output folder of the run."""
         assert self.config.output is not None
         return Path(self.config.output)
 
     @property
     def name(self) -> str:
-        """Task, fields and seed in short."""
+        """Task, fields and seed as a short name."""
         values = [f"{key}={value}" for key, value in self.fields.items()]
         return ", ".join([*([self.task] if self.task else []), *values, f"seed {self.seed}"])
 
 
 def plan_sweep(sweep: SweepConfig) -> list[PlannedRun]:
-    """The runs of a sweep, all of them checked, in the order of tasks, fields and seeds.
+    """The runs of a sweep, all checked, in the order of tasks, fields and seeds.
 
     Raises:
-        HeadEditError: the config of a run is not right.
+        HeadEditError: the config of a run is wrong.
     """
     tasks = sweep.tasks if isinstance(sweep.tasks, dict) else {name: {} for name in sweep.tasks}
     planned = []
@@ -150,7 +155,7 @@ def _folders(task: str, fields: Mapping[str, Any], seed: int) -> list[str]:
 
 
 def _filled(value: Any, names: Mapping[str, Any]) -> Any:
-    """Plain data with the names in braces replaced; a text that is nothing but a name becomes its value."""
+    """Plain data with the names in braces replaced; a string that is just a name becomes the value itself."""
     if isinstance(value, Mapping):
         return {key: _filled(item, names) for key, item in value.items()}
     if isinstance(value, list):
@@ -159,6 +164,6 @@ def _filled(value: Any, names: Mapping[str, Any]) -> Any:
         return value
     if value in names:
         return names[value]
-    for name, stands_for in names.items():
-        value = value.replace(name, str(stands_for))
+    for name, replacement in names.items():
+        value = value.replace(name, str(replacement))
     return value

@@ -1,4 +1,4 @@
-"""Runs a sweep: what is finished is passed over, what was stopped goes on, and the figures are put together."""
+"""Runs a sweep: skips finished runs, resumes stopped ones, and collects the figures of all."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +18,9 @@ from headedit.training.recipes.session import CHECKPOINTS
 from headedit.training.sweep.config import PlannedRun
 from headedit.training.train import train
 
-State = Literal["new", "stopped", "finished"]
+RunState = Literal["new", "stopped", "finished"]
 Measure = Callable[[PlannedRun, Callable[[], HeadEdits]], dict[str, float]]
-"""Gives further figures of a run; its second argument puts the run's edits on the model, if they are needed."""
+"""Returns further figures of a run; calling its second argument attaches the run's edits, if they are needed."""
 
 _FIGURES = {
     "validation loss": "best_eval_loss",
@@ -32,15 +32,15 @@ _FIGURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRow:
-    """What came of one run.
+    """The result of one run.
 
     Fields:
-        task: its name.
+        task: name of the task.
         fields: the values of the fields that the sweep lists.
-        seed: its seed.
-        folder: where it is.
-        figures: by name: losses in nats a token, the number of edited heads, and what it was measured on.
-        error: why it failed; None if it did not.
+        seed: the seed.
+        folder: the output folder.
+        figures: by name: losses in nats per token, seconds, number of edited heads, and scores.
+        error: the message of the error with which the run failed; None if it did not fail.
     """
 
     task: str
@@ -53,14 +53,14 @@ class SweepRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepGroup:
-    """The runs of one task and one set of fields, over their seeds; or the tasks with one set of fields.
+    """Mean and spread of the runs of one task over its seeds, or of all tasks, with the same fields.
 
     Fields:
-        task: the name; ``mean`` for the mean of the tasks.
-        over: what the mean and spread are over, ``seeds`` or ``tasks``.
+        task: name of the task; ``mean`` for the mean of all tasks.
+        over: what mean and spread are over, ``seeds`` or ``tasks``.
         fields: the values of the fields that the sweep lists.
         runs: number of runs that succeeded.
-        failed: number of those that did not.
+        failed: number of runs that failed.
         figures: mean and spread of each figure.
     """
 
@@ -79,38 +79,38 @@ def run_sweep(
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> Iterator[list[SweepRow]]:
-    """Runs what is not finished, and gives the rows so far after every run.
+    """Runs all unfinished runs, and yields the rows so far after every run.
 
-    The base model is loaded once for all runs that share it. A run that fails with a message of headedit is taken down
-    as failed, and the others go on; called again, the sweep tries it again.
+    The base model is loaded once for all runs that share it. A run that fails with a HeadEditError is recorded as
+    failed, and the others continue; the next call tries it again.
 
     Args:
-        planned: see ``plan_sweep``.
-        measure: further figures of every run.
-        say: is told what is done with each run.
-        progress: show bars.
+        planned: the runs, see ``plan_sweep``.
+        measure: returns further figures of a run; None for its losses alone.
+        say: called with a line about each run.
+        progress: show progress bars.
 
     Raises:
-        HeadEditError: a folder holds a run with another config.
+        HeadEditError: an output folder holds a run with another config.
     """
-    states = [state_of(run.config) for run in planned]
-    base = _Base()
+    states = [run_state(run.config) for run in planned]
+    base = _LoadedModel()
     rows: list[SweepRow] = []
     for number, (run, state) in enumerate(zip(planned, states, strict=True), start=1):
-        doing = {"new": "trains", "stopped": "goes on", "finished": "is there"}[state]
+        doing = {"new": "starts", "stopped": "resumes", "finished": "is finished"}[state]
         say(f"[{number}/{len(planned)}] {run.name}: {doing}")
-        place: dict[str, Any] = {"task": run.task, "fields": run.fields, "seed": run.seed, "folder": str(run.folder)}
+        identity: dict[str, Any] = {"task": run.task, "fields": run.fields, "seed": run.seed, "folder": str(run.folder)}
         try:
-            rows.append(SweepRow(**place, figures=_figures(run, state, base, measure, progress)))
+            rows.append(SweepRow(**identity, figures=_run_figures(run, state, base, measure, progress)))
         except HeadEditError as error:
             base.drop()
             say(f"{run.name}: failed: {error}")
-            rows.append(SweepRow(**place, error=str(error)))
+            rows.append(SweepRow(**identity, error=str(error)))
         yield list(rows)
 
 
-def state_of(config: RunConfig) -> State:
-    """Whether a run is finished, was stopped, or is still to begin.
+def run_state(config: RunConfig) -> RunState:
+    """Whether a run is new, was stopped, or is finished.
 
     Raises:
         HeadEditError: its folder holds a run with another config; the message says what differs.
@@ -123,7 +123,8 @@ def state_of(config: RunConfig) -> State:
     differing = sorted(_differing(before, now))
     if differing:
         raise HeadEditError(
-            f"{folder}: holds a run that differs in {', '.join(differing)}. Take another output folder, or remove this."
+            f"{folder}: holds a run that differs in {', '.join(differing)}. Choose another output folder, or remove "
+            "this one."
         )
     file = folder / RUN_FILE
     if not file.is_file() or (folder / CHECKPOINTS / FOLDER).is_dir():
@@ -133,7 +134,7 @@ def state_of(config: RunConfig) -> State:
 
 
 def grouped(rows: Sequence[SweepRow]) -> list[SweepGroup]:
-    """Mean and spread over the seeds, and of several tasks with the same figures the mean."""
+    """Mean and spread of every task over its seeds, then, if there are several tasks, their means."""
     groups: dict[tuple[str, str], list[SweepRow]] = {}
     for row in rows:
         groups.setdefault((row.task, json.dumps(row.fields)), []).append(row)
@@ -150,31 +151,31 @@ def sweep_record(rows: Sequence[SweepRow]) -> dict[str, Any]:
 
 
 def figure_names(rows: Sequence[SweepRow]) -> list[str]:
-    """The figures that any row has, in their order."""
+    """The names of all figures of any row, in the order in which they first occur."""
     return list(dict.fromkeys(name for row in rows for name in row.figures))
 
 
-class _Base:
-    """The base model that was loaded last."""
+class _LoadedModel:
+    """Holds the base model that was loaded last."""
 
     def __init__(self) -> None:
         self._config: ModelConfig | None = None
         self._model: nn.Module | None = None
 
     def model(self, config: ModelConfig) -> nn.Module:
-        """The model of a config, without edits."""
+        """The base model of a config, without edits; loads it if it is not the one held."""
         if self._model is None or config != self._config:
             self.drop()
             self._config, self._model = config, config.load()
         return self._model
 
     def drop(self) -> None:
-        """Forgets it."""
+        """Releases the model."""
         self._config = self._model = None
 
 
-def _figures(
-    planned: PlannedRun, state: State, base: _Base, measure: Measure | None, progress: bool
+def _run_figures(
+    planned: PlannedRun, state: RunState, base: _LoadedModel, measure: Measure | None, progress: bool
 ) -> dict[str, float]:
     config = planned.config
     edits: list[HeadEdits] = []
@@ -214,7 +215,7 @@ def _group(task: str, members: Sequence[SweepRow]) -> SweepGroup:
 
 
 def _mean(groups: Sequence[SweepGroup]) -> SweepGroup:
-    """The mean of the tasks' means, of every figure that all of them have."""
+    """The mean of the tasks' means, for every figure that all of them have."""
     names = [name for name in groups[0].figures if all(name in group.figures for group in groups)]
     return SweepGroup(
         task="mean",

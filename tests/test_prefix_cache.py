@@ -1,4 +1,4 @@
-"""The layers below the first edited one run once for each example, and the run comes to the same edits."""
+"""With ``cache_prefix`` the layers below the first edited one run once per example, and the edits are the same."""
 
 import json
 import os
@@ -19,7 +19,7 @@ import headedit
 from headedit import EditConfig, HeadEditError
 from headedit.training import fit
 from headedit.training.prefix_cache import FrozenPrefix
-from headedit.training.prefix_cache.store import HiddenStates, rows_of
+from headedit.training.prefix_cache.store import HiddenStates, unpadded_rows
 
 UPPER = EditConfig(layers="1:")
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -38,29 +38,29 @@ TYPES = {
 ONE = {"recipe": "jola", "epochs": 2, "batch_size": 1, "arguments": {"per_device_eval_batch_size": 1}}
 FOUR = {**RECIPES["jola"], "recipe": "jola", "batch_size": 4}
 CHECKS = 9
-"""Passes of the lower layers in which they are tried before they are kept."""
+"""Number of passes of the lower layers in the checks before the cache is used."""
 EXACT, CLOSE = 0.0, 1e-6
 
 REFUSED = {
     "blt": "several stacks, model.global_transformer.layers, model.local_decoder",
-    "cpmant": r"hand on more than hidden states \(layer 0 gives \[1, 11, 32\]",
-    "deepseek_v4": r"hand on more than hidden states \(layer 0 gives \[1, 7, 2, 32\]",
-    "gemma3n_text": r"hand on more than hidden states \(layer 0 gives \[4, 1, 7, 32\]",
+    "cpmant": r"pass on more than hidden states \(layer 0 returns \[1, 11, 32\]",
+    "deepseek_v4": r"pass on more than hidden states \(layer 0 returns \[1, 7, 2, 32\]",
+    "gemma3n_text": r"pass on more than hidden states \(layer 0 returns \[4, 1, 7, 32\]",
     "git": "GitForCausalLM cannot run one example alone",
     "hrm_text": "several stacks, model.H_module.layers, model.L_module.layers",
-    "hy_v4": r"hand on more than hidden states \(layer 0 gives \[1, 7, 4, 32\]",
-    "mllama": "a forward pass does not come through layer 1",
+    "hy_v4": r"pass on more than hidden states \(layer 0 returns \[1, 7, 4, 32\]",
+    "mllama": "a forward pass does not run layer 1",
     "musicgen": "MusicgenForCausalLM cannot run one example alone",
     "musicgen_melody": "cannot run one example alone",
-    "phimoe": "draw random numbers after theirs .*differ in training",
-    "prophetnet": "hand on more than hidden states",
-    "reformer": "hand on more than hidden states",
-    "zaya": r"take more from the layers below than their hidden state.*loss, logits differ in evaluation",
+    "phimoe": "draw random numbers after them .*differ in training",
+    "prophetnet": "pass on more than hidden states",
+    "reformer": "pass on more than hidden states",
+    "zaya": r"read more from the layers below than their hidden state.*loss, logits differ in evaluation",
 }
 
 
 def train(folder, model=None, rows=ROWS[:16], valid=ROWS[16:24], layers="1:", **settings):
-    """A run; its edits by name, and the run."""
+    """Trains; returns the edits by name, and the run."""
     model = tiny_model("llama", num_hidden_layers=3) if model is None else model
     edits = headedit.attach(model, config=EditConfig(layers=layers))
     run = fit.fit(edits, rows, valid, output_dir=folder, progress=False, **settings)
@@ -94,7 +94,7 @@ def difference(one, other):
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_one_example_at_a_time_it_is_the_same_to_the_bit(model_type, tmp_path):
+def test_with_one_example_per_batch_the_edits_are_the_same_bit_for_bit(model_type, tmp_path):
     plain, without = train(tmp_path / "plain", tiny_model(model_type, **TYPES[model_type]), **ONE)
     kept, with_it = train(tmp_path / "kept", tiny_model(model_type, **TYPES[model_type]), cache_prefix=True, **ONE)
     assert difference(plain, kept) == EXACT
@@ -105,13 +105,14 @@ def test_one_example_at_a_time_it_is_the_same_to_the_bit(model_type, tmp_path):
 
 @pytest.mark.parametrize("recipe", ["jola", "localise"])
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral"])
-def test_in_padded_batches_it_is_the_same_within_rounding(model_type, recipe, tmp_path):
+def test_in_padded_batches_the_edits_are_the_same_within_rounding(model_type, recipe, tmp_path):
     settings = {**RECIPES[recipe], "recipe": recipe, "batch_size": 8}
     plain, without = train(tmp_path / "plain", tiny_model(model_type, **TYPES[model_type]), **settings)
     kept, with_it = train(tmp_path / "kept", tiny_model(model_type, **TYPES[model_type]), cache_prefix=True, **settings)
     assert difference(plain, kept) < 10 * CLOSE
     for before, after in zip(without.history.rows, with_it.history.rows, strict=True):
         assert before.keys() == after.keys()
+        assert {"loss", "eval_loss", "kept"} & before.keys()
         for key in {"loss", "eval_loss"} & before.keys():
             assert before[key] == pytest.approx(after[key], abs=CLOSE)
 
@@ -131,13 +132,13 @@ def test_every_architecture_is_exact_or_refused(model_type):
         plain = model(**inputs).logits
         with FrozenPrefix(edits, {}) as prefix:
             first, second = model(**inputs).logits, model(**inputs).logits
-    assert prefix.record["examples"] == 2
+    assert prefix.figures["examples"] == 2
     assert torch.equal(first, second)
     real = inputs["attention_mask"].bool()
     assert float((plain - second)[real].abs().max() / plain[real].abs().max()) < 1e-5
 
 
-def test_the_lower_layers_run_once_an_example_and_never_again(tmp_path):
+def test_the_lower_layers_run_once_per_example(tmp_path):
     counts = []
     for epochs in (2, 5):
         model = tiny_model("llama", num_hidden_layers=3)
@@ -155,13 +156,13 @@ def test_the_lower_layers_run_once_an_example_and_never_again(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 @pytest.mark.parametrize("recipe", ["jola", "localise"])
-def test_a_run_that_was_stopped_ends_with_the_same_bits(recipe, tmp_path):
+def test_a_resumed_run_with_a_cache_ends_with_the_same_files(recipe, tmp_path):
     settings = {**RECIPES[recipe], "recipe": recipe, "batch_size": 4, "cache_prefix": True}
     train(tmp_path / "whole", **settings)
     folder, kills = tmp_path / "killed", 0
     while not in_child(dying_at_write(lambda: train(folder, resume=True, **settings), 8 * (kills + 1))):
         kills += 1
-        with pytest.raises(HeadEditError, match=r"differs in cache_prefix\. Go on with"):
+        with pytest.raises(HeadEditError, match=r"differs in cache_prefix\. Resume with"):
             train(folder, resume=True, **{**settings, "cache_prefix": False})
     assert kills >= 2
     (files, record), (files_whole, record_whole) = result(folder), result(tmp_path / "whole")
@@ -171,7 +172,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_the_model_is_left_as_it_was_whatever_happens(error, tmp_path, monkeypatch):
+def test_the_model_is_restored_after_any_error(error, tmp_path, monkeypatch):
     model = tiny_model("llama", num_hidden_layers=3)
     hooks = len(model._forward_pre_hooks), len(model._forward_hooks)
     seen = []
@@ -190,7 +191,7 @@ def test_the_model_is_left_as_it_was_whatever_happens(error, tmp_path, monkeypat
     assert (len(model._forward_pre_hooks), len(model._forward_hooks)) == hooks
 
 
-def test_only_a_pass_that_begins_further_up_is_overridden(tmp_path):
+def test_forward_methods_are_replaced_only_during_a_cached_pass(tmp_path):
     model = tiny_model("llama", num_hidden_layers=3)
     edits = headedit.attach(model, config=UPPER)
     own = model.model.layers[0].forward
@@ -216,7 +217,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("inputs", PLAIN.values(), ids=PLAIN)
-def test_any_other_pass_runs_as_ever(inputs):
+def test_a_pass_that_cannot_use_the_cache_runs_all_layers(inputs):
     model = tiny_model("llama")
     edits = headedit.attach(model, config=UPPER)
     randomise(edits)
@@ -225,14 +226,14 @@ def test_any_other_pass_runs_as_ever(inputs):
         with FrozenPrefix(edits, {}) as prefix:
             model(**batch(), use_cache=False)
             found = model(**inputs)
-    assert prefix.record["examples"] == 2
+    assert prefix.figures["examples"] == 2
     assert torch.equal(found.logits, plain.logits)
     if plain.past_key_values is not None:
         assert found.past_key_values.get_seq_length(0) == 7
     assert len(found.hidden_states or []) == len(plain.hidden_states or [])
 
 
-def test_text_is_generated_as_ever():
+def test_generation_with_a_cache_gives_the_same_text():
     model = tiny_model("llama")
     edits = headedit.attach(model, config=UPPER)
     randomise(edits)
@@ -241,7 +242,7 @@ def test_text_is_generated_as_ever():
         assert torch.equal(model.generate(**batch(real=7), max_new_tokens=5, do_sample=False), plain)
 
 
-def test_filling_touches_nothing_of_training():
+def test_filling_the_cache_changes_no_mode_random_state_or_gradient():
     model = tiny_model("llama").train()
     edits = headedit.attach(model, config=UPPER)
     model.model.layers[0].eval()
@@ -253,14 +254,14 @@ def test_filling_touches_nothing_of_training():
             states = []
             model(**batch(), use_cache=False)
         assert torch.equal(states[-1], state)
-        loss = model(**batch(), labels=batch()["input_ids"]).loss  # what was kept in inference mode takes gradients
+        loss = model(**batch(), labels=batch()["input_ids"]).loss  # a cache filled in inference mode
         loss.backward()
     assert [module.training for module in model.modules()] == modes
     assert all(p.grad is not None for p in edits.vector_parameters())
     assert all(p.grad is None for p in model.model.layers[0].parameters())
 
 
-def test_what_stands_at_padding_is_a_state_that_layers_can_take():
+def test_padding_has_the_hidden_state_of_the_last_token():
     states, row = HiddenStates(), torch.tensor([4, 5, 6])
     hidden = torch.randn(3, 8)
     states.put(row, hidden)
@@ -271,18 +272,18 @@ def test_what_stands_at_padding_is_a_state_that_layers_can_take():
     assert [r.tolist() for r in states.missing([row, row + 1, row + 1])] == [[5, 6, 7]]
 
 
-def test_the_rows_of_a_batch():
+def test_the_examples_of_a_batch_are_found_without_their_padding():
     inputs = {**batch(), "labels": batch()["input_ids"]}
-    assert [row.tolist() for row in rows_of(inputs)] == [
+    assert [row.tolist() for row in unpadded_rows(inputs)] == [
         inputs["input_ids"][0].tolist(),
         inputs["input_ids"][1, :5].tolist(),
     ]
-    assert rows_of({**inputs, "token_type_ids": inputs["input_ids"]}) is None
-    assert rows_of({**inputs, "token_type_ids": None, "output_attentions": False}) is not None
+    assert unpadded_rows({**inputs, "token_type_ids": inputs["input_ids"]}) is None
+    assert unpadded_rows({**inputs, "token_type_ids": None, "output_attentions": False}) is not None
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_learns_the_same(reentrant, tmp_path):
+def test_gradient_checkpointing_with_a_cache_trains_the_same_edits(reentrant, tmp_path):
     def run(name, **settings):
         model = tiny_model("llama", num_hidden_layers=3)
         if reentrant:
@@ -294,7 +295,7 @@ def test_gradient_checkpointing_learns_the_same(reentrant, tmp_path):
     assert difference(run("plain"), run("kept", cache_prefix=True, arguments=kwargs)) == EXACT
 
 
-def test_low_precision_is_kept_in_its_own_dtype(tmp_path):
+def test_hidden_states_are_cached_in_their_own_dtype(tmp_path):
     plain, _ = train(tmp_path / "plain", tiny_model("llama").to(torch.bfloat16), **ONE)
     kept, run = train(tmp_path / "kept", tiny_model("llama").to(torch.bfloat16), cache_prefix=True, **ONE)
     assert difference(plain, kept) == EXACT
@@ -302,7 +303,7 @@ def test_low_precision_is_kept_in_its_own_dtype(tmp_path):
     assert run.record["prefix_cache"]["bytes"] == tokens * 32 * 2
 
 
-def test_a_model_whose_weights_are_elsewhere():
+def test_a_model_with_offloaded_weights_can_use_the_cache():
     accelerate = pytest.importorskip("accelerate")
     model = tiny_model("llama", num_hidden_layers=3)
     plain = logits(model, batch()["input_ids"])
@@ -318,7 +319,7 @@ def test_a_model_whose_weights_are_elsewhere():
     assert all(parameter.is_meta for parameter in model.model.layers.parameters())
 
 
-def test_seeds_controls_and_metric(tmp_path):
+def test_seeds_controls_and_metric_are_the_same_with_a_cache(tmp_path):
     settings = {"recipe": "refit", "epochs": 2, "min_steps": 1, "batch_size": 4, "seeds": 2, "controls": True}
     found = []
     for cache in (False, True):
@@ -333,16 +334,17 @@ def test_seeds_controls_and_metric(tmp_path):
 
         edits, run = train(tmp_path / str(cache), model, metric=metric, cache_prefix=cache, **settings)
         assert calls
-        assert not any(calls)  # a metric sees the whole model
+        assert not any(calls)  # a metric runs all layers of the model
         found.append((edits, run.controls, run.stability))
     (plain, controls, stability), (kept, controls_kept, stability_kept) = found
     assert difference(plain, kept) < 10 * CLOSE
     assert stability.heads == stability_kept.heads
+    assert controls
     for name, figures in controls.items():
         assert figures == pytest.approx(controls_kept[name], abs=10 * CLOSE)
 
 
-def test_positions_that_go_by_the_longest_example_of_a_batch():
+def test_batches_whose_length_changes_positions_run_all_layers():
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
     values = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(**values, vocab_size=128, rope_parameters=rope, max_position_embeddings=8)
@@ -353,9 +355,9 @@ def test_positions_that_go_by_the_longest_example_of_a_batch():
         plain = model(**long).logits
         with FrozenPrefix(edits, {}) as prefix:
             assert torch.equal(model(**long).logits, plain)
-            assert prefix.record["examples"] == 0
+            assert prefix.figures["examples"] == 0
             model(**batch(), use_cache=False)
-            assert prefix.record["examples"] == 2
+            assert prefix.figures["examples"] == 2
 
 
 def refused(match, model, arguments=None, layers="1:", inputs=None):
@@ -366,29 +368,29 @@ def refused(match, model, arguments=None, layers="1:", inputs=None):
     assert not overridden(model)
 
 
-def test_nothing_below_the_edits():
+def test_edits_on_the_first_layer_are_refused():
     refused(
         r"layers 0, 1 are edited, so there is no layer below .*EditConfig\(layers='8:'\)", tiny_model("llama"), {}, "0:"
     )
 
 
-def test_dropout():
-    refused("do not give the same twice in training: they have dropout .*dropout at 0", tiny_model("gpt2"))
+def test_dropout_is_refused():
+    refused("do not return the same twice in training: they have dropout .*dropout at 0", tiny_model("gpt2"))
 
 
 @pytest.mark.parametrize(
     "arguments", [{"fsdp": True}, {"deepspeed": "zero.json"}, {"torch_compile": True}], ids=lambda a: next(iter(a))
 )
-def test_arguments_that_cannot_be_had_with_it(arguments):
+def test_sharding_and_compilation_arguments_are_refused(arguments):
     refused("sharded by |is compiled", tiny_model("llama"), arguments)
 
 
-def test_sharding_that_accelerate_was_told_of(monkeypatch):
+def test_sharding_set_by_the_environment_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     refused("the weights are sharded by fsdp.*Use DDP", tiny_model("llama"))
 
 
-def test_a_compiled_model():
+def test_a_compiled_model_is_refused():
     model = tiny_model("llama")
     model.model.layers[1].compile()
     refused("is compiled .by its method compile.", model)
@@ -396,19 +398,19 @@ def test_a_compiled_model():
 
 @pytest.fixture
 def precision(monkeypatch):
-    """The precision that accelerate keeps for the process is afterwards what it was."""
+    """Restores the precision that accelerate keeps for the process."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_autocast(precision, tmp_path):
+def test_autocast_is_refused(precision, tmp_path):
     arguments = {"bf16": True, "use_cpu": True}
     with pytest.raises(HeadEditError, match=r"under autocast.*Load the model in bfloat16"):
         train(tmp_path, cache_prefix=True, **{**FOUR, "arguments": arguments})
 
 
-def test_autocast_that_comes_later():
+def test_autocast_is_refused_in_a_later_pass_too():
     model = tiny_model("llama")
     edits = headedit.attach(model, config=UPPER)
     with FrozenPrefix(edits, {}), torch.no_grad():
@@ -419,39 +421,39 @@ def test_autocast_that_comes_later():
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"])
-def test_a_trained_parameter_in_front_of_the_edits(name):
+def test_a_trainable_parameter_before_the_edits_is_refused(name):
     model = tiny_model("llama", num_hidden_layers=3)
     edits = headedit.attach(model, config=EditConfig(layers="2:"))
     model.get_parameter("model.layers.2.mlp.up_proj.weight").requires_grad_(True)
     model.get_parameter("model.norm.weight").requires_grad_(True)
     with FrozenPrefix(edits, {}):
-        model(**batch(), use_cache=False)  # behind the edits any may be trained
+        model(**batch(), use_cache=False)  # parameters after the edits may be trained
     model.get_parameter(name).requires_grad_(True)
-    message = rf"{name}, in front of layer 2, .*requires_grad_\(False\)"
+    message = rf"{name}, before layer 2, .*requires_grad_\(False\)"
     with pytest.raises(HeadEditError, match=message), FrozenPrefix(edits, {}):
         model(**batch(), use_cache=False)
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_losses_and_outputs_of_the_lower_layers():
+def test_outputs_that_need_the_lower_layers_are_refused():
     router = tiny_model("mixtral", output_router_logits=True)
     refused(r"aux_loss.*differ in evaluation", router)
     model = tiny_model("llama", num_hidden_layers=3, output_hidden_states=True)
     refused(r"hidden_states differ in evaluation", model, layers="2:")
 
 
-def test_a_layer_that_gives_no_hidden_state():
+def test_a_layer_that_returns_no_hidden_state_is_refused():
     model = tiny_model("llama")
     model.model.layers[0].register_forward_hook(lambda *_: None)
     model.model.layers[0].forward = lambda hidden, **kwargs: {"hidden": hidden}
     edits = headedit.attach(model, config=UPPER)
     model.model.layers[1].register_forward_pre_hook(lambda module, args: (args[0]["hidden"], *args[1:]))
-    message = r"hand on more than hidden states \(layer 0 gives a dict\)"
+    message = r"pass on more than hidden states \(layer 0 returns a dict\)"
     with pytest.raises(HeadEditError, match=message), FrozenPrefix(edits, {}):
         model(**batch(), use_cache=False)
 
 
-def test_from_a_file(tmp_path, capsys):
+def test_the_command_line_trains_with_a_cache(tmp_path, capsys):
     from run_inputs import save_model, save_records
     from test_cli_train import changed, run
 
@@ -471,7 +473,7 @@ def test_from_a_file(tmp_path, capsys):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-def test_two_processes_learn_what_one_learns(tmp_path):
+def test_two_processes_with_a_cache_learn_the_same_edits_as_one(tmp_path):
     plain, _ = train(tmp_path / "one", **{**FOUR, "batch_size": 8})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
