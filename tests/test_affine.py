@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from third_party import edited
 from test_site_edit import HEADS, WIDTH
+from third_party import edited
 from tiny import logits
 
 from headedit.edits.affine import apply_affine

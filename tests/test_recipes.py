@@ -208,7 +208,7 @@ def test_the_smallest_number_of_gates_that_is_as_good_as_the_best_is_chosen():
 
 
 def test_levels_have_their_mean_loss_and_standard_error():
-    order = [Gate(0, "offset", 0), Gate(0, "scale", 0), Gate(1, "scale", 0)]
+    order = [GateIndex(0, "offset", 0), GateIndex(0, "scale", 0), GateIndex(1, "scale", 0)]
     losses = {3: torch.tensor([1.0, 1.0]), 1: torch.tensor([2.0, 4.0])}
     levels = levels_of({k: order[:k] for k in (1, 2, 3)}, {1: {}, 2: {}, 3: {}}, losses)
     assert [(level.gates, level.heads, level.loss) for level in levels] == [(3, 2, 1.0), (2, 1, None), (1, 1, 3.0)]
@@ -216,7 +216,7 @@ def test_levels_have_their_mean_loss_and_standard_error():
 
 
 def test_two_searches_are_merged_into_the_better_levels():
-    a, b, c = Gate(0, "offset", 0), Gate(0, "offset", 1), Gate(0, "offset", 2)
+    a, b, c = GateIndex(0, "offset", 0), GateIndex(0, "offset", 1), GateIndex(0, "offset", 2)
     one = Search({3: [a, b, c], 2: [a, b], 1: [a]}, {3: {}, 2: {}, 1: {}}, losses_of({3: 1.0, 2: 2.0, 1: 3.0}))
     two = Search({2: [b, c], 1: [b]}, {2: {}, 1: {}}, losses_of({2: 1.5, 1: 3.5}))
     both = one.better(two)
@@ -238,10 +238,12 @@ def test_gate_gradients_are_the_norms_of_gradients_of_each_gates_vectors(tmp_pat
     batch = PadRight(0)(rows)
     by_hand = headedit.attach(edits.detach(), config=EditConfig(gates="none"))
     model(**batch).loss.backward()
-    edit = by_hand.module.sites[1]
-    assert found[Gate(1, "scale", 3)] == pytest.approx(edit.scale.grad[3].norm().item(), rel=1e-3)
-    unit = found[Gate(1, "offset", 0)] / edit.offset.grad[0].norm().item()
-    assert found[Gate(1, "offset", 2)] == pytest.approx(unit * edit.offset.grad[2].norm().item(), rel=1e-3)
+    edit = by_hand.module.site_edits[1]
+    assert found[GateIndex(1, "scale", 3)] == pytest.approx(edit.vectors["scale"].grad[3].norm().item(), rel=1e-3)
+    unit = found[GateIndex(1, "offset", 0)] / edit.vectors["offset"].grad[0].norm().item()
+    assert found[GateIndex(1, "offset", 2)] == pytest.approx(
+        unit * edit.vectors["offset"].grad[2].norm().item(), rel=1e-3
+    )
     assert math.log2(unit) == pytest.approx(round(math.log2(unit)), abs=1e-3)
     assert len(found) == 16
 

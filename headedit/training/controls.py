@@ -49,7 +49,7 @@ def run_controls(session: Session, recipe: Recipe, metric: Metric | None) -> dic
         folder = session.folder / "controls" / name.replace(" ", "-")
         session.restore_start()
         if name == "random heads":
-            fix(edits.module, draw_like(all_gates(edits.module), chosen, rng))
+            freeze_gates(edits.module, draw_like(all_gates(edits.module), chosen, rng))
         control_session = session.in_folder(folder)
         control.run(control_session)
         figures[name] = figures_of(session, metric)
@@ -70,9 +70,9 @@ def figures_of(session: Session, metric: Metric | None) -> dict[str, Any]:
     }
 
 
-def draw_like(gates: list[Gate], chosen: list[Gate], rng: random.Random) -> list[Gate]:
+def draw_like(gates: list[GateIndex], chosen: list[GateIndex], rng: random.Random) -> list[GateIndex]:
     """Random gates, as many of each kind of vector as were chosen."""
-    drawn: list[Gate] = []
+    drawn: list[GateIndex] = []
     for vector in sorted({gate.vector for gate in chosen}):
         candidates = [gate for gate in gates if gate.vector == vector]
         drawn += rng.sample(candidates, sum(gate.vector == vector for gate in chosen))
@@ -80,7 +80,7 @@ def draw_like(gates: list[Gate], chosen: list[Gate], rng: random.Random) -> list
 
 
 @torch.no_grad()
-def match_norms(edits: HeadEdits, chosen: list[Gate], seed: int) -> None:
+def match_norms(edits: HeadEdits, chosen: list[GateIndex], seed: int) -> None:
     """Replaces the vectors of these gates by random ones of the same norms."""
     generator = torch.Generator().manual_seed(seed)
     sites = list(edits.module)

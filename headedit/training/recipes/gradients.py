@@ -33,7 +33,7 @@ def activation_rms(edits: HeadEdits, run: Callable[[], object]) -> list[float]:
 
 def gate_gradients(
     edits: HeadEdits, batches: Iterable[tuple[float, dict[str, Tensor]]], rms: list[float]
-) -> dict[Gate, float]:
+) -> dict[GateIndex, float]:
     """Norm of the gradient of the loss with respect to the vectors of every gate, as if that gate were open.
 
     The gradient is taken in eval mode, that of offsets in units of their site's activations. The edits must have zero
@@ -61,7 +61,7 @@ def gate_gradients(
                 if grad is not None:
                     unit = rms[i] if name == "offset" else 1.0
                     squares += reduce((grad.float().cpu() * unit).square(), "head dim -> head", "sum")
-            found |= {Gate(i, owner, head): value for head, value in enumerate(squares.sqrt().tolist())}
+            found |= {GateIndex(i, owner, head): value for head, value in enumerate(squares.sqrt().tolist())}
     module.zero_grad()
     return found
 

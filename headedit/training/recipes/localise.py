@@ -151,7 +151,7 @@ class Localise(Recipe):
             most = len(gates) if self.budget is None else allowed_by(self.budget, session.edits)
             session.path = self.find(session, most)
             session.restore_start()
-            fix(session.edits.module, session.path.first(gates=session.path.chosen))
+            freeze_gates(session.edits.module, session.path.first(gates=session.path.chosen))
         session.train_stage(self.refit_stage(len(session.train)), name="refit")
         if session.valid is not None:
             session.best_eval_loss = session.example_losses().mean().item()
@@ -210,7 +210,7 @@ class Localise(Recipe):
         gates = path.chosen
         while True:
             session.restore_start()
-            fix(session.edits.module, path.first(gates=gates))
+            freeze_gates(session.edits.module, path.first(gates=gates))
             session.train_stage(self.refit_stage(len(train)), name=f"refit of {gates}", train=train)
             losses[gates] = session.example_losses(valid)
             smaller = choose(losses, gates, base, self.standard_errors, self.tolerance)
@@ -249,7 +249,7 @@ class Localise(Recipe):
         order = pruning.order()
         return Search({gates: order[:gates] for gates in pruning.levels}, recorder.vectors, recorder.losses)
 
-    def _candidates(self, session: Session, found: Search, gates: int, train: Sequence[Encoded]) -> list[Gate]:
+    def _candidates(self, session: Session, found: Search, gates: int, train: Sequence[Encoded]) -> list[GateIndex]:
         """The gates of a level, as many that were closed last before it, and some with the largest gradients."""
         level = Level(order=found.orders[gates], vectors=found.vectors[gates])
         extra = max(_LEAST_EXTRA, gates)

@@ -34,7 +34,7 @@ class Recorder:
         self.losses: dict[int, Tensor] = {}
         self.vectors: dict[int, Vectors] = {}
 
-    def record(self, alive: list[Gate]) -> None:
+    def record(self, alive: list[GateIndex]) -> None:
         """Records a level: the current edits, of which these gates are not closed for good."""
         if self._measure is not None:
             self.losses[len(alive)] = self._measure()
@@ -121,7 +121,7 @@ def standard_error(values: Tensor) -> float:
     return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
-def levels_of(orders: Mapping[int, list[Gate]], vectors: Mapping[int, Vectors], losses: Losses) -> list[Level]:
+def levels_of(orders: Mapping[int, list[GateIndex]], vectors: Mapping[int, Vectors], losses: Losses) -> list[Level]:
     """The levels of a pruning path, the largest first, with mean loss and standard error.
 
     Args:

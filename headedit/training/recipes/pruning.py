@@ -62,11 +62,11 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
         self.edits, self.window, self.memory, self.by, self.recorder = edits, window, memory, by, recorder
         self.alive = all_gates(edits.module) if gates is None else sorted(gates)
         self.levels = level_sizes(len(self.alive), min(smallest, len(self.alive)))
-        self.dropped: list[Gate] = []
+        self.dropped: list[GateIndex] = []
         self._level = 0
         self._scores: Scores = {}
 
-    def order(self) -> list[Gate]:
+    def order(self) -> list[GateIndex]:
         """The gates it started with, the most important first: the first k are those of the level with k gates."""
         return [*self._ranked(), *reversed(self.dropped)]
 
@@ -84,7 +84,7 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
 
     def load_state_dict(self, state: State) -> None:
         """Restores closed gates, scores and recorded levels."""
-        self.alive, self.dropped = ([Gate(*row) for row in state.plain[key]] for key in ("alive", "dropped"))
+        self.alive, self.dropped = ([GateIndex(*row) for row in state.plain[key]] for key in ("alive", "dropped"))
         self._level = state.plain["level"]
         device = next(self.edits.module.parameters()).device
         self._scores, recorded = {}, {}
@@ -140,7 +140,7 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
         if self.recorder is not None:
             self.recorder.record(self.alive)
 
-    def _ranked(self) -> list[Gate]:
+    def _ranked(self) -> list[GateIndex]:
         values = {key: score.tolist() for key, score in self._importances().items()}
 
         def importance(gate: GateIndex) -> float:

@@ -32,7 +32,7 @@ class Refit(Recipe):
 
     def run(self, session: Session) -> None:
         """Runs one stage, without a penalty."""
-        fix(session.edits.module, open_gates(session.edits.module))
+        freeze_gates(session.edits.module, open_gates(session.edits.module))
         session.train_stage(self.vector_stage(), name="refit", valid=session.valid)
 
     def vector_stage(self) -> Stage:
@@ -47,5 +47,5 @@ class Ungated(Refit):
 
     def run(self, session: Session) -> None:
         """Fixes every gate open, then trains as ``refit``."""
-        fix(session.edits.module, all_gates(session.edits.module))
+        freeze_gates(session.edits.module, all_gates(session.edits.module))
         super().run(session)

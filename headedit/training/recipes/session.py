@@ -110,7 +110,7 @@ class Session:
         assert chosen is not None
         return example_losses(self.edits.model, chosen, PadRight(self.pad_token_id), 4 * self.batch_size)
 
-    def gate_gradients(self, rows: Sequence[Encoded]) -> dict[Gate, float]:
+    def gate_gradients(self, rows: Sequence[Encoded]) -> dict[GateIndex, float]:
         """The norm of the gradient of some examples' loss along every gate's vectors; see ``gradients``."""
         size, collate = 2 * self.batch_size, PadRight(self.pad_token_id)
         parts = (rows[start : start + size] for start in range(0, len(rows), size))

@@ -31,7 +31,7 @@ class Ist(Refit):
 
     def run(self, session: Session) -> None:
         """Fixes every gate open, then runs one stage with the callback."""
-        fix(session.edits.module, all_gates(session.edits.module))
+        freeze_gates(session.edits.module, all_gates(session.edits.module))
         sparse = SparseTuning(session.edits, importance=self.importance, share=self.layer_share)
         try:
             session.train_stage(self.vector_stage(), name="sparse", callbacks=[sparse], valid=session.valid)
