@@ -66,7 +66,7 @@ def told_by(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def of_step(plan: Plan) -> int:
-    return plan.kept + plan.working
+    return plan.saved + plan.working
 
 
 @pytest.mark.parametrize(("batch_size", "checkpointing"), [(1, False), (3, True)])
@@ -108,7 +108,7 @@ def test_layers_that_are_alike_take_what_all_of_them_take(
     setup = Setup(checkpointing=checkpointing, **TEST)
     short, whole = (Planner(copy.deepcopy(model.config), edits, whole=whole) for whole in (False, True))
     told, whole_told = short.plan(setup), whole.plan(setup)
-    assert (of_step(told), told.kept) == (of_step(whole_told), whole_told.kept)
+    assert (of_step(told), told.saved) == (of_step(whole_told), whole_told.saved)
 
 
 def test_few_layers_are_run_where_many_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_the_plan_of_an_8b() -> None:
     assert plan.parameters == 32 * 32 * (2 * 128 + 2)
     assert (plan.edits, plan.gradients, plan.optimizer) == tuple(4 * plan.parameters * n for n in (1, 1, 2))
     hidden, scores = 4 * 2048 * 4096 * 2, 4 * 2048 * 128_256 * 4
-    assert plan.kept == pytest.approx(32 * hidden + scores, rel=0.05)
+    assert plan.saved == pytest.approx(32 * hidden + scores, rel=0.05)
 
 
 def test_4_bit_weights_take_half_a_byte_and_their_scales() -> None:
@@ -163,7 +163,7 @@ def test_quantized_weights_are_those_of_bitsandbytes(quantization: str, tmp_path
 def test_layers_before_the_first_edit_keep_nothing() -> None:
     config = tiny_model("llama", num_hidden_layers=8).config
     late, all_of_them = (estimate(config, Setup(**TEST), edits=EditConfig(layers=la)) for la in ("6:", None))
-    assert late.kept < 0.5 * all_of_them.kept
+    assert late.saved < 0.5 * all_of_them.saved
     assert late.parameters == all_of_them.parameters // 4
 
 
@@ -174,10 +174,10 @@ def test_devices_share_layers_or_weights() -> None:
     one = planner.plan(setup)
     layers = planner.plan(Setup(batch_size=1, tokens=256, devices=4))
     assert sum(share.base for share in layers.shares) == one.shares[0].base
-    assert sum(share.kept for share in layers.shares) == pytest.approx(one.kept, rel=0.01)
+    assert sum(share.saved for share in layers.shares) == pytest.approx(one.saved, rel=0.01)
     assert max(share.base for share in layers.shares) < 0.4 * one.weights
     fsdp = planner.plan(Setup(batch_size=1, tokens=256, devices=4, split="fsdp"))
-    assert {share.kept for share in fsdp.shares} == {one.kept}
+    assert {share.saved for share in fsdp.shares} == {one.saved}
     assert one.weights / 4 < fsdp.shares[0].base < one.weights
 
 

@@ -95,10 +95,10 @@ def _print(run: "RunConfig", found: "Plan", memory: int) -> None:
     rows.append(("parameters of the edits", f"{found.parameters:,}"))
     print_rows(f"headedit plan {run.model.name}", rows)
     table = Table(title="each device", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("device", "base model", "edits", "kept", "working", "process", "in all"):
+    for column in ("device", "base model", "edits", "saved", "working", "process", "in all"):
         table.add_column(column, justify="left" if column == "device" else "right")
     for i, share in enumerate(found.shares):
-        parts = (share.base, share.trained, share.kept, share.working, share.process, share.total)
+        parts = (share.base, share.trained, share.saved, share.working, share.process, share.total)
         table.add_row(str(i), *(show(part) for part in parts))
     console.print(table)
     verdict = found.verdict(memory)

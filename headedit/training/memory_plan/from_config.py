@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 
 from headedit.errors import HeadEditError
+from headedit.hf.config import context_length, text_config
 from headedit.training.config import RunConfig
 from headedit.training.memory_plan.setup import DTYPES, Setup
 
@@ -23,8 +24,8 @@ def setup_of(run: RunConfig, config: Any, *, for_gpu: bool = False, **changes: A
     Raises:
         HeadEditError: a value is impossible, or the length of an example is told neither by the run nor by the model.
     """
-    text, training = config.get_text_config(), run.training
-    length = run.data.max_length or getattr(text, "max_position_embeddings", None)
+    text, training = text_config(config), run.training
+    length = run.data.max_length or context_length(config)
     if length is None:
         raise HeadEditError("data: max_length: is missing, and the model's config does not tell its context.")
     dtype = str(getattr(text, "dtype", None)).removeprefix("torch.") if run.model.dtype == "auto" else run.model.dtype

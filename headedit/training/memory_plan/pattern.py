@@ -8,7 +8,11 @@ from typing import Any
 from torch import nn
 
 from headedit.edits import EditConfig
+from headedit.hf.config import text_config
 from headedit.training.memory_plan.skeleton import Skeleton
+
+_COUNTS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers")
+"""Config keys that count the layers of the text decoder; where there is an encoder, it is not counted."""
 
 _ROUNDS = 3  # of the period that are kept: nothing in front of the first has a gradient, and it may be let go late
 
@@ -59,7 +63,7 @@ def find_pattern(skeleton: Skeleton, config: Any) -> Pattern | None:
 def layer_kinds(skeleton: Skeleton, config: Any) -> list[object]:
     """What each layer is made of: equal for layers that are alike."""
     edited = {site.module for site in skeleton.edits.sites}
-    lists = _by_layer(config.get_text_config(), len(skeleton.layers))
+    lists = _by_layer(text_config(config), len(skeleton.layers))
     return [_kind(layer, edited, [v[i] for v in lists.values()]) for i, layer in enumerate(skeleton.layers)]
 
 
@@ -80,13 +84,16 @@ def _by_layer(config: Any, layers: int) -> dict[str, Sequence[Any]]:
     return {k: v for k, v in vars(config).items() if isinstance(v, list | tuple) and len(v) == layers}
 
 
-def shortened(config: Any, layers: int) -> Any:
-    """The config of the same model with the first so many layers."""
+def shortened(config: Any, layers: int, total: int) -> Any | None:
+    """The config of the same model with its first ``layers`` layers of ``total``; None where no key counts them."""
     short = copy.deepcopy(config)
-    text = short.get_text_config()
-    for name, values in _by_layer(text, text.num_hidden_layers).items():
+    text = text_config(short)
+    key = next((key for key in _COUNTS if getattr(text, key, None) == total), None)
+    if key is None:
+        return None
+    for name, values in _by_layer(text, total).items():
         setattr(text, name, values[:layers])
-    text.num_hidden_layers = layers
+    setattr(text, key, layers)
     return short
 
 

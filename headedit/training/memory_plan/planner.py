@@ -29,10 +29,10 @@ class Plan:
         edits: their parameters, float32.
         gradients: of the edits.
         optimizer: AdamW's two moments of each parameter of the edits.
-        kept: what a forward pass keeps for the backward pass.
-        working: what a step holds beside that at its peak: the logits and their gradient, a layer run anew, …
+        saved: what a forward pass saves for the backward pass.
+        working: what a step holds in addition at its peak: the logits and their gradient, a layer that is run again, …
         process: what the process itself takes of a device: the context and libraries.
-        shares: of each device.
+        shares: what each device holds.
     """
 
     setup: Setup
@@ -43,7 +43,7 @@ class Plan:
     edits: int
     gradients: int
     optimizer: int
-    kept: int
+    saved: int
     working: int
     process: int
     shares: tuple[Share, ...]
@@ -56,7 +56,7 @@ class Plan:
     @property
     def careful(self) -> int:
         """The same, with what a step takes as much greater as the estimate may be wrong."""
-        return max(round(share.total + UNCERTAINTY * (share.kept + share.working)) for share in self.shares)
+        return max(round(share.total + UNCERTAINTY * (share.saved + share.working)) for share in self.shares)
 
     def verdict(self, memory: int) -> str:
         """``fits``, ``tight`` where the estimate could be wrong by more than is left, or ``does not fit``."""
@@ -72,7 +72,7 @@ class Plan:
             ("edits", self.edits),
             ("gradients of the edits", self.gradients),
             ("optimizer (AdamW, float32)", self.optimizer),
-            ("kept for the backward pass", self.kept),
+            ("saved for the backward pass", self.saved),
             ("working memory of a step, logits and loss included", self.working),
         ]
 
@@ -118,8 +118,8 @@ class Planner:
             edits=edits,
             gradients=edits,
             optimizer=2 * edits,
-            kept=step.kept,
-            working=step.most - step.kept,
+            saved=step.saved,
+            working=step.peak - step.saved,
             process=PROCESS[setup.device],
             shares=shares(skeleton, step, setup),
         )
@@ -135,19 +135,19 @@ class Planner:
         if pattern is None:
             return trace_step(skeleton, setup)
         shorts = [self._first(skeleton, setup, pattern.short + more) for more in (0, pattern.period)]
-        if not all(self._begins_as(short, skeleton) for short in shorts):
+        if any(short is None for short in shorts):
             return trace_step(skeleton, setup)
-        short, longer = (trace_step(s, setup) for s in shorts)
+        short, longer = (trace_step(s, setup) for s in shorts if s is not None)
         return short.extended(longer, pattern.missing, pattern.usual)
 
-    def _first(self, skeleton: Skeleton, setup: Setup, layers: int) -> Skeleton:
-        edits = edits_of_first(self._edits, skeleton, layers)
-        return Skeleton(shortened(self._config, layers), setup, edits, self._spec)
-
-    def _begins_as(self, short: Skeleton, skeleton: Skeleton) -> bool:
-        """Whether the layers of a short model are the first of the whole one."""
-        kinds = layer_kinds(short, short.model.config)
-        return kinds == layer_kinds(skeleton, self._config)[: len(kinds)]
+    def _first(self, skeleton: Skeleton, setup: Setup, layers: int) -> Skeleton | None:
+        """The model with the first so many layers alone; None where its config cannot give it."""
+        config = shortened(self._config, layers, len(skeleton.layers))
+        if config is None:
+            return None
+        short = Skeleton(config, setup, edits_of_first(self._edits, skeleton, layers), self._spec)
+        same = layer_kinds(short, config) == layer_kinds(skeleton, self._config)[:layers]
+        return short if same else None
 
 
 def estimate(config: Any, setup: Setup, *, edits: EditConfig | None = None, spec: "Spec | str | None" = None) -> Plan:
