@@ -19,7 +19,7 @@ from headedit.training.memory_plan import Plan, Planner, Setup, estimate
 SETUP = Setup(batch_size=1, tokens=8, dtype="float32", device="cpu")
 
 UNTRAINABLE = {
-    "git": "its loss over text alone raises, for it expects an image in front of the text",
+    "git": "its loss over text alone raises, for it expects an image before the text",
     "reformer": "its reversible layers pass no gradient on where the embeddings are frozen",
 }
 """Types of which transformers 5.23 itself cannot run a training step with a frozen base."""
@@ -42,7 +42,7 @@ def test_the_plan_of_a_type_has_the_bytes_and_the_edits_of_its_model(model_type:
     check(estimate(tiny_config(model_type), SETUP), zoo_model(model_type))
 
 
-@pytest.mark.parametrize("model_type", sorted(IMAGE_TEXT))
+@pytest.mark.parametrize("model_type", ["evolla", "kosmos-2.5", "llava", "mistral4", "qwen2_vl"])
 def test_the_plan_of_an_image_text_type_has_the_bytes_and_the_edits_of_its_model(model_type: str) -> None:
     config = CONFIG_MAPPING[model_type](**copy.deepcopy(IMAGE_TEXT[model_type][0]))
     check(estimate(config, SETUP), build_model(copy.deepcopy(config)))
@@ -69,14 +69,12 @@ def test_the_layers_of_an_uneven_bart_are_those_of_its_decoder() -> None:
     assert sum(share.trained for share in plan.shares) == 4 * plan.edits
 
 
-@pytest.mark.parametrize("short", [True, False])
-def test_alike_layers_of_a_decoder_with_an_encoder_take_what_all_of_them_take(short: bool) -> None:
-    plan = Planner(uneven_bart(decoder_layerdrop=0.0), whole=not short).plan(SETUP)
-    assert plan.saved == Planner(uneven_bart(), whole=True).plan(SETUP).saved
+def test_alike_layers_of_a_decoder_with_an_encoder_take_what_all_of_them_take() -> None:
+    short, whole = (Planner(uneven_bart(), whole=whole).plan(SETUP) for whole in (False, True))
+    assert (short.saved, short.working) == (whole.saved, whole.working)
 
 
 def test_experts_that_read_their_tokens_get_an_equal_share_of_them() -> None:
-    """A step of a model whose experts are picked by value takes more with more tokens per expert, not per model."""
     few, many = (estimate(changed("dbrx", moe_num_experts=n), SETUP) for n in (4, 8))
     assert many.saved < 1.5 * few.saved
 

@@ -55,7 +55,8 @@ def report(
     Example: `headedit report out --data test.jsonl`
     """
     from headedit.interpret.report import report as page
-    from headedit.interpret.report.folder import RUN_YAML, RunFolder
+    from headedit.interpret.report.folder import RunFolder
+    from headedit.runs.files import REPORT_FILE, RUN_YAML
 
     given = any(value is not None for value in (model, data, tokenizer))
     if given and evidence is False:
@@ -72,7 +73,7 @@ def report(
             raise HeadEditError(f"{error}\n--no-evidence makes the report without effects and tokens.") from None
     elif evidence is None:
         console.print(f"There is no {RUN_YAML} in the run, so effects and tokens are left out; --data FILE adds them.")
-    file = run / "report.html" if output is None else output
+    file = run / REPORT_FILE if output is None else output
     write_whole(file, page(run, evidence=frame, tables=tables))
     print_files([file])
 
@@ -126,7 +127,7 @@ def _of_run(
 ) -> Sequence[Any]:
     """Encoded as the run does it: examples of a file, or the run's own test, validation or training examples."""
     from headedit.data.loading import load_data
-    from headedit.hf.config import text_config
+    from headedit.hf.config import context_length
 
     choices = config.data
     if data is not None:
@@ -134,7 +135,7 @@ def _of_run(
         choices = dataclasses.replace(choices, **{**nothing, "train": data})
     if skip_broken:
         choices = dataclasses.replace(choices, skip_malformed=True)
-    found = load_data(choices, tokenizer, context=getattr(text_config(model), "max_position_embeddings", None))
+    found = load_data(choices, tokenizer, context=context_length(model))
     return found.test or found.valid or found.train
 
 

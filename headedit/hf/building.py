@@ -21,20 +21,20 @@ def build_model(config: Any, **options: Any) -> nn.Module:
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForCausalLM
 
-    found = next(
-        (
-            mapping[type(config)]
-            for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
-            if type(config) in mapping
-        ),
-        None,
-    ) or _class_of_text_decoder(config)
-    if found is None or not found.__module__.startswith("transformers."):  # no such model, or one that a user registered
+    found = (
+        MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        or MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+        or _class_of_text_decoder(config)
+    )
+    if found is None or not found.__module__.startswith(
+        "transformers."
+    ):  # no such model, or one that a user registered
         model: nn.Module = AutoModelForCausalLM.from_config(config, **options)
         return model
     text = text_config(config)
     chosen = text if found.config_class is type(text) else config
     model = found._from_config(chosen, **options)
+    assert isinstance(model, nn.Module)
     return model
 
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from headedit.data import prompt_ids, response_ids, to_pair
 from headedit.errors import HeadEditError
-from headedit.hf.config import text_config
+from headedit.hf.config import context_length
 
 IGNORED = -100
 """The label of a token that carries no loss, as in transformers."""
@@ -35,7 +35,7 @@ def labelled_rows(data: Iterable[Any], tokenizer: Any, model: nn.Module) -> list
     rows = [_row(example, tokenizer, f"Example {i + 1}") for i, example in enumerate(data)]
     if not rows:
         raise HeadEditError("There is nothing to measure on: the set of examples is empty.")
-    room = getattr(text_config(model), "max_position_embeddings", None)
+    room = context_length(model)
     known = embeddings_of(model).shape[0]
     for i, row in enumerate(rows):
         if all(label == IGNORED for label in row["labels"][1:]):

@@ -8,8 +8,7 @@ from typing import Any
 
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
-
-HISTORY_FILE = "history.jsonl"
+from headedit.runs.files import HISTORY_FILE
 
 
 class History:

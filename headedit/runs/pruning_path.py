@@ -17,9 +17,7 @@ from headedit.edits import HeadEdits
 from headedit.edits.gate_set import Gate, fix, heads_of
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
-
-PATH_FILE = "path.json"
-VECTOR_FILE = "path.safetensors"
+from headedit.runs.files import PATH_FILE, PATH_TENSOR_FILE
 
 Vectors = dict[str, Tensor]
 """By ``site.vector``: what acts, g ⊙ vector, on the heads whose gate is open, in their order, [heads, head_dim]."""
@@ -109,7 +107,7 @@ class PruningPath:
             ],
         }
         tensors = {f"{level.gates}/{name}": rows for level in self.levels for name, rows in level.vectors.items()}
-        write_atomically(folder / VECTOR_FILE, safetensors.torch.save(tensors))
+        write_atomically(folder / PATH_TENSOR_FILE, safetensors.torch.save(tensors))
         write_atomically(folder / PATH_FILE, (json.dumps(data) + "\n").encode())
 
     @staticmethod
@@ -124,7 +122,7 @@ class PruningPath:
             raise HeadEditError(f"{folder}: holds no {PATH_FILE}; the recipe 'localise' writes one where it prunes.")
         try:
             data = json.loads((folder / PATH_FILE).read_text(encoding="utf-8"))
-            tensors = safetensors.torch.load((folder / VECTOR_FILE).read_bytes())
+            tensors = safetensors.torch.load((folder / PATH_TENSOR_FILE).read_bytes())
             vectors: dict[int, Vectors] = {}
             for name, rows in tensors.items():
                 gates, _, key = name.partition("/")

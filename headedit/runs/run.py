@@ -9,11 +9,10 @@ from typing import Any
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
+from headedit.runs.files import RUN_FILE
 from headedit.runs.history import History
 from headedit.runs.pruning_path import Level, PruningPath
 from headedit.runs.stability import Stability
-
-RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from headedit.edits.files.card import write_card
 from headedit.edits.files.storage import load_tensors
 from headedit.edits.gate_set import heads_of, open_gates
 from headedit.errors import HeadEditError
-from headedit.hf.config import text_config
+from headedit.hf.config import context_length
 from headedit.hf.loading import load_tokenizer
 from headedit.hf.quantized import differentiable
 from headedit.io.files import check_writable
-from headedit.runs.pruning_path import PATH_FILE, VECTOR_FILE
+from headedit.runs.files import PATH_FILE, PATH_TENSOR_FILE
 from headedit.runs.run import Run
 from headedit.runs.stability import Spread, Stability, agreement
 from headedit.training.controls import Metric, measured, run_controls
@@ -153,7 +153,7 @@ def fit(
 def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., Any] | None) -> Run:
     edits, folder = session.edits, session.folder
     if session.main:
-        for stale in (PATH_FILE, VECTOR_FILE):
+        for stale in (PATH_FILE, PATH_TENSOR_FILE):
             (folder / stale).unlink(missing_ok=True)
     was_training = edits.model.training
     started = time.perf_counter()
@@ -202,7 +202,7 @@ def _encoded(
     train, valid = _listed(train), None if valid is None else _listed(valid)
     if tokenizer is None and any(not _is_encoded(row) for row in [*train[:1], *(valid or [])[:1]]):
         tokenizer = load_tokenizer(getattr(edits.model.config, "_name_or_path", ""))
-    length = getattr(text_config(edits.model), "max_position_embeddings", None) if max_length is None else max_length
+    length = context_length(edits.model) if max_length is None else max_length
     encoding = functools.partial(encode, tokenizer=tokenizer, max_length=length, progress=progress)
     pad = getattr(tokenizer, "pad_token_id", None)
     rows = encoding(train, name="training")

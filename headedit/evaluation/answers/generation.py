@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from headedit.data import prompt_ids
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.beam_prefill import shared_prefill
-from headedit.hf.config import text_config
+from headedit.hf.config import context_length
 from headedit.hf.modes import evaluating
 
 _PLAIN = {
@@ -133,7 +133,7 @@ def by_length(lengths: Sequence[int], batch_size: int, progress: bool, describe:
 
 def check_room(model: nn.Module, tokens: int, more: int, name: str) -> None:
     """Refuses a prompt of ``tokens`` that has no token, or that with ``more`` after it does not fit the context."""
-    room = getattr(text_config(model), "max_position_embeddings", None)
+    room = context_length(model)
     if not tokens:
         raise HeadEditError(f"{name} is empty, so there is nothing to go on from.")
     if room is not None and tokens + more > room:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from headedit.data import prompt_ids, response_ids, to_pair
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
-from headedit.hf.config import text_config
+from headedit.hf.config import context_length
 from headedit.hf.modes import evaluating
 from headedit.specs import HeadSite
 
@@ -52,7 +52,7 @@ def last_outputs(
             shape than the spec says, or values that are not finite.
     """
     model = edits.model
-    _check_room(rows, getattr(text_config(model), "max_position_embeddings", None))
+    _check_room(rows, context_length(model))
     known = signature(model.forward).parameters
     options = {name: value for name, value in (("use_cache", False), ("logits_to_keep", 1)) if name in known}
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]

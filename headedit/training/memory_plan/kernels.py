@@ -13,9 +13,10 @@ _ATEN = torch.ops.aten
 class KernelsOf(TorchFunctionMode):
     """Sends what the meta device would do in its own way to the operator that another device would choose.
 
-    For ``scaled_dot_product_attention`` it would take the one that writes all scores down. A fused one is taken where
-    there are keys for every head, or torch is told that heads share them; on a CPU only without dropout or gradients
-    of the mask, and where values are as wide as keys. ``_grouped_mm``, by which experts are run together, it has for bfloat16 alone.
+    For ``scaled_dot_product_attention`` the meta device takes the kernel that writes down all scores. A fused kernel is
+    taken where there are keys for every head, or torch knows that heads share them; on a CPU only without dropout,
+    without gradients of the mask, and where values are as wide as keys. The meta device has ``_grouped_mm``, by which
+    experts are run together, for bfloat16 only.
     """
 
     def __init__(self, device: Literal["cuda", "cpu"]) -> None:

@@ -52,7 +52,9 @@ class ValueAnswers:
             if func is _ATEN.nonzero.default:
                 return first.new_empty((self._trues(first), first.dim()), dtype=torch.long)
             if func is _ATEN._to_copy.default and kwargs.get("device") == torch.device("cpu"):  # to be read as a list
-                return torch.full(first.shape, round(self._means.get(first, 1.0)), dtype=kwargs.get("dtype", first.dtype))
+                return torch.full(
+                    first.shape, round(self._means.get(first, 1.0)), dtype=kwargs.get("dtype", first.dtype)
+                )
             if func is _ATEN.split_with_sizes.default:
                 args = _fitting(*args, **kwargs)
                 kwargs = {}
