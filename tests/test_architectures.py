@@ -28,7 +28,7 @@ def logits(model, ids):
 
 
 @pytest.mark.parametrize("model_type", WITH_HEADS)
-def test_sites_are_where_they_are_and_edits_are_exact(model_type):
+def test_the_sites_of_a_type_match_the_facts_and_edits_are_exact(model_type):
     facts, model = ZOO[model_type], zoo_model(model_type)
     ids = zoo_ids(model)
     base = logits(model, ids)
@@ -100,14 +100,14 @@ LINEAR = {
 }
 
 
-def test_other_mixers_are_sites_of_their_own_kind():
+def test_the_heads_of_other_mixers_are_sites_of_their_own_kind():
     offered = {t for t in WITH_HEADS if {"attention", "linear"} <= set(packaged_specs()[t].kinds())}
     assert offered == set(LINEAR)
     assert [packaged_specs()[t].kinds()[0] for t in ("mamba2", "xlstm")] == ["linear", "linear"]
 
 
 @pytest.mark.parametrize("model_type", sorted(LINEAR))
-def test_other_mixers_are_edited_when_asked_for(model_type):
+def test_the_heads_of_other_mixers_are_edited_on_request(model_type):
     model = zoo_model(model_type)
     ids = zoo_ids(model)
     base = logits(model, ids)
@@ -266,7 +266,7 @@ def test_gradients_are_the_same_with_and_without_checkpointing(model_type, monke
 
 
 @pytest.mark.parametrize("model_type", WITH_HEADS)
-def test_every_slot_is_the_head_that_it_is_called(model_type):
+def test_every_slot_of_a_type_is_the_head_of_its_number(model_type):
     model = zoo_model(model_type)
     for proof in prove_sites(model, headedit.attach(model).sites, input_ids=zoo_ids(model)):
         assert proof.ok, proof.problems
@@ -284,7 +284,7 @@ def test_the_naive_spec_of_diffllama_is_caught():
 
 
 @pytest.mark.parametrize("model_type", sorted(set(LINEAR) - {"minimax"} | {"mamba2", "xlstm"}))
-def test_every_slot_of_another_mixer_is_the_head_that_it_is_called(model_type):
+def test_every_slot_of_another_mixer_is_the_head_of_its_number(model_type):
     model = zoo_model(model_type)
     edits = headedit.attach(model, config=EditConfig(sites=["linear"]))
     weights = {name: p.clone() for name, p in model.named_parameters()}
@@ -298,7 +298,7 @@ def test_every_slot_of_another_mixer_is_the_head_that_it_is_called(model_type):
 
 
 @pytest.mark.parametrize("model_type", WITH_HEADS)
-def test_wrong_heads_are_never_proved(model_type):
+def test_a_claim_of_wrong_heads_is_never_proved(model_type):
     """Twice the heads of half the width, and half of twice: shapes allow them, the probe does not."""
     model = zoo_model(model_type)
     sites = headedit.attach(model).sites
@@ -341,7 +341,7 @@ UNPROVED = {
 
 
 @pytest.mark.parametrize("model_type", sorted(set(IMAGE_TEXT) - set(UNPROVED)))
-def test_every_slot_of_an_image_text_model_is_the_head_that_it_is_called(model_type):
+def test_every_slot_of_an_image_text_model_is_the_head_of_its_number(model_type):
     model = image_text_model(model_type)
     ids = torch.randint(3, 100, (1, 7), generator=torch.Generator().manual_seed(1))
     for proof in prove_sites(model, headedit.attach(model).sites, input_ids=ids):

@@ -5,9 +5,9 @@ from typing import Annotated, Literal, cast, get_args
 
 import typer
 
-from headedit.cli.shared import Seed, listed, print_files, write_json, write_whole
-from headedit.cli.table import print_table
+from headedit.cli.shared import Seed, console, listed, print_files, write_json, write_whole
 from headedit.errors import HeadEditError
+from headedit.io.tables import rich_table
 
 _DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -67,7 +67,7 @@ def lm_eval(
         seed=seed,
     )
     header, rows = report.cells()
-    print_table("headedit lm-eval", header, rows, left=LEFT)
+    console.print(rich_table("headedit lm-eval", header, rows, left=LEFT))
     if folder is not None:
         files = [folder / "lm_eval.json", folder / "lm_eval.md"]
         write_json(files[0], {"model": model, "edits": edits, **report.to_dict()})

@@ -112,8 +112,8 @@ def doctor(
     from headedit.checks.doctor import doctor
     from headedit.hf.loading import load_model
 
-    findings = doctor(load_model(model, dtype=dtype.value, device=device), spec)
-    print_rows(f"headedit doctor {model}", findings)
+    rows = doctor(load_model(model, dtype=dtype.value, device=device), spec)
+    print_rows(f"headedit doctor {model}", rows)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,13 +1,13 @@
-"""The command ``headedit plan``: what a run will take of a device's memory, and what to change if it does not fit."""
+"""The command ``headedit plan``: how much memory a run needs on a device, and what to change if it does not fit."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from headedit.cli.shared import Dtype, console, print_rows
 from headedit.errors import HeadEditError
+from headedit.io.tables import rich_table
 
 if TYPE_CHECKING:
     from headedit.training.config import RunConfig
@@ -21,7 +21,7 @@ def plan(
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id of a causal LM.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Examples a step and device.  [default: the recipe's]")
+        int | None, typer.Option("--batch-size", min=1, help="Examples per step and device.  [default: the recipe's]")
     ] = None,
     max_length: Annotated[
         int | None, typer.Option("--max-length", min=2, help="Tokens of the longest example.")
@@ -48,7 +48,7 @@ def plan(
         list[str] | None, typer.Option("--set", help="Over the config: section.key=value; may be repeated.")
     ] = None,
 ) -> None:
-    """Say what memory a run takes, before any weight is loaded, whether it fits, and what to change.
+    """Show how much memory a run needs, before any weight is loaded, whether it fits, and what to change.
 
     Example: `headedit plan run.yaml --memory 24GiB`
 
@@ -94,13 +94,12 @@ def _print(run: "RunConfig", found: "Plan", memory: int) -> None:
     rows = [("a step", _described(found.setup)), *((what, show(size)) for what, size in found.rows())]
     rows.append(("parameters of the edits", f"{found.parameters:,}"))
     print_rows(f"headedit plan {run.model.name}", rows)
-    table = Table(title="each device", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("device", "base model", "edits", "saved", "working", "process", "in all"):
-        table.add_column(column, justify="left" if column == "device" else "right")
+    header = ["device", "base model", "edits", "saved", "working", "process", "in all"]
+    shares = []
     for i, share in enumerate(found.shares):
         parts = (share.base, share.trained, share.saved, share.working, share.process, share.total)
-        table.add_row(str(i), *(show(part) for part in parts))
-    console.print(table)
+        shares.append([str(i), *map(show, parts)])
+    console.print(rich_table("each device", header, shares))
     verdict = found.verdict(memory)
     colour = {"fits": "green", "tight": "yellow"}.get(verdict, "red")
     console.print(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headedit.errors import HeadEditError
-from headedit.io.optional import library
+from headedit.io.optional import import_optional
 
 _ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:+-]+))?")
 
@@ -110,7 +110,7 @@ def _records(reader: Any, file: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(file: Path) -> Iterator[Row]:
-    parquet = library("pyarrow.parquet", "A Parquet file")
+    parquet = import_optional("pyarrow.parquet", "A Parquet file")
     number = 0
     try:
         for batch in parquet.ParquetFile(file).iter_batches():
@@ -124,7 +124,7 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
 
 
 def _saved_rows(folder: Path, split: str) -> Iterator[Row]:
-    datasets = library("datasets", "A folder of a saved dataset")
+    datasets = import_optional("datasets", "A folder of a saved dataset")
     try:
         saved = datasets.load_from_disk(str(folder))
     except Exception as error:  # datasets raises its own, and pyarrow's
@@ -140,7 +140,7 @@ def _saved_rows(folder: Path, split: str) -> Iterator[Row]:
 
 
 def _hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:
-    datasets = library("datasets", f"The dataset '{name}'")
+    datasets = import_optional("datasets", f"The dataset '{name}'")
     try:
         loaded = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # datasets, the hub client and pyarrow each raise their own

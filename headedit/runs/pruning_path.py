@@ -20,7 +20,7 @@ from headedit.io.files import write_atomically
 from headedit.runs.files import PATH_FILE, PATH_TENSOR_FILE
 
 Vectors = dict[str, Tensor]
-"""By ``site.vector``: what acts, g ⊙ vector, on the heads whose gate is open, in their order, [heads, head_dim]."""
+"""By ``site.vector``: effective vectors, g ⊙ vector, of the heads with an open gate, in order, [heads, head_dim]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class Level:
 
     Fields:
         order: the open gates, the most important first.
-        vectors: what acts on their heads.
-        loss: mean validation loss in nats a token; None where there was no validation.
+        vectors: the effective vectors of their heads.
+        loss: mean validation loss in nats per token; None where there was no validation.
         standard_error: of the mean difference from the best level, over the validation examples; None as above.
     """
 
@@ -46,13 +46,13 @@ class Level:
 
     @property
     def heads(self) -> int:
-        """Number of heads that they stand on."""
+        """Number of heads with an open gate."""
         return len(heads_of(self.order))
 
 
 @dataclass(frozen=True)
 class PruningPath:
-    """What a search found.
+    """The path that a search took.
 
     Fields:
         levels: the one with most gates first.
@@ -63,10 +63,10 @@ class PruningPath:
     chosen: int
 
     def first(self, *, gates: int | None = None, heads: int | None = None) -> list[Gate]:
-        """The most important gates: so many of them, or as many as stand on so many heads.
+        """The most important gates: this many, or those of this many heads.
 
         Raises:
-            HeadEditError: there are not so many, or fewer than one is asked for.
+            HeadEditError: the number is below 1, or above that of the gates or heads.
         """
         sizes = [level.gates if heads is None else level.heads for level in self.levels]
         wanted = gates if heads is None else heads
@@ -88,13 +88,13 @@ class PruningPath:
         return kept
 
     def level_of(self, gates: int) -> Level:
-        """The smallest level with at least so many gates."""
+        """The smallest level with at least this many gates."""
         return min((level for level in self.levels if level.gates >= gates), key=lambda level: level.gates)
 
-    def put(self, edits: HeadEdits, gates: list[Gate]) -> None:
-        """Opens these gates for good, with the vectors of the smallest level that has them, and closes the others."""
+    def open_gates(self, edits: HeadEdits, gates: list[Gate]) -> None:
+        """Opens these gates permanently, with the vectors of the smallest level that has them; closes the others."""
         level = next(level for level in reversed(self.levels) if set(gates) <= set(level.order))
-        put(edits, level)
+        put_level(edits, level)
         fix(edits.module, gates)
 
     def save(self, folder: Path) -> None:
@@ -137,8 +137,8 @@ class PruningPath:
 
 
 @torch.no_grad()
-def put(edits: HeadEdits, level: Level) -> None:
-    """Opens the gates of a level for good, with its vectors, and closes the others."""
+def put_level(edits: HeadEdits, level: Level) -> None:
+    """Opens the gates of a level permanently, with its vectors; closes the others."""
     for name, rows in level.vectors.items():
         site, _, vector = name.rpartition(".")
         target = getattr(edits.module.sites[int(site)], vector)

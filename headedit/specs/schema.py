@@ -119,7 +119,7 @@ class Spec:
     Fields:
         model_types: values of ``config.model_type`` that this spec describes.
         sites: for each kind of site, one rule or several.
-        root: name of the module that the paths stand below, where more than one would fit.
+        root: name of the module that the paths are below, where more than one would fit.
         merge: how an offset can be folded into the weights.
         refuse: configurations that cannot be edited, with the reason.
         no_reentrant: the reason why reentrant gradient checkpointing would give wrong gradients, silently; a

@@ -21,7 +21,7 @@ from headedit.edits.merge.fold import acting, check_attached, obstacle, weight_o
 from headedit.edits.merge.merge import is_merged
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
-from headedit.io.optional import library
+from headedit.io.optional import import_optional
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -45,7 +45,7 @@ def to_peft(edits: HeadEdits, directory: "str | PathLike[str]") -> None:
     check_attached(edits)
     if is_merged(edits):
         raise HeadEditError("These edits are merged; call unmerge_adapter() first, as the base model must be plain.")
-    peft = library("peft", "Writing an adapter of PEFT")
+    peft = import_optional("peft", "Writing an adapter of PEFT")
     acts = [(site, *acting(edit)) for site, edit in edits.module.pairs()]
     acts = [row for row in acts if bool((row[1] != 1).any()) or bool(row[2].any())] or acts[:1]
     for site, _, _ in acts:

@@ -1,4 +1,4 @@
-"""Products on the meta device as the kernels of another device do them: attention that keeps no scores, and experts."""
+"""Attention and experts on the meta device, computed with the kernels that another device would use."""
 
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ _ATEN = torch.ops.aten
 
 
 class KernelsOf(TorchFunctionMode):
-    """Sends what the meta device would do in its own way to the operator that another device would choose.
+    """Replaces operators of the meta device by those that another device would choose.
 
     For ``scaled_dot_product_attention`` the meta device takes the kernel that writes down all scores. A fused kernel is
     taken where there are keys for every head, or torch knows that heads share them; on a CPU only without dropout,

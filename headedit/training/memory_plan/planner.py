@@ -1,4 +1,4 @@
-"""The plan of a run: what it takes of each device, by what takes it."""
+"""The plan of a run: the memory it needs on each device, by purpose."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +13,12 @@ from headedit.training.memory_plan.skeleton import Skeleton, size
 from headedit.training.memory_plan.step import Step, trace_step
 
 UNCERTAINTY = 0.15
-"""How far, as a share, what a step takes may be from what is measured."""
+"""How far the memory of a step may be from what is measured, as a share."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run takes, in bytes.
+    """The memory that a run needs, in bytes.
 
     Fields:
         setup: how it trains.
@@ -55,17 +55,17 @@ class Plan:
 
     @property
     def careful(self) -> int:
-        """The same, with what a step takes as much greater as the estimate may be wrong."""
+        """The same if the estimate of a step is too low by ``UNCERTAINTY``."""
         return max(round(share.total + UNCERTAINTY * (share.saved + share.working)) for share in self.shares)
 
     def verdict(self, memory: int) -> str:
-        """``fits``, ``tight`` where the estimate could be wrong by more than is left, or ``does not fit``."""
+        """``fits``, ``tight`` where the error of the estimate may be larger than what is left, or ``does not fit``."""
         if self.total > memory:
             return "does not fit"
         return "tight" if self.careful > memory else "fits"
 
     def rows(self) -> list[tuple[str, int]]:
-        """What takes memory, and how many bytes in all, on all devices together."""
+        """Bytes by purpose, on all devices together."""
         return [
             *((f"weights, {dtype}", number) for dtype, number in self.dtypes.items()),
             ("buffers", self.buffers),
@@ -96,7 +96,7 @@ class Planner:
         self._steps: dict[Setup, Step] = {}
 
     def plan(self, setup: Setup) -> Plan:
-        """What a run takes.
+        """The plan of a run.
 
         Raises:
             HeadEditError: the model cannot be built, has no spec, or cannot be run without weights.
@@ -138,7 +138,7 @@ class Planner:
         if any(short is None for short in shorts):
             return trace_step(skeleton, setup)
         short, longer = (trace_step(s, setup) for s in shorts if s is not None)
-        return short.extended(longer, pattern.missing, pattern.usual)
+        return short.extended(longer, pattern.missing, pattern.representative)
 
     def _first(self, skeleton: Skeleton, setup: Setup, layers: int) -> Skeleton | None:
         """The model with the first so many layers alone; None where its config cannot give it."""
@@ -151,11 +151,12 @@ class Planner:
 
 
 def estimate(config: Any, setup: Setup, *, edits: EditConfig | None = None, spec: "Spec | str | None" = None) -> Plan:
-    """What a run takes of memory, before any weight is loaded.
+    """Estimates the memory of a run before any weight is loaded.
 
-    Weights, edits and optimiser are counted. What a step takes is found by running it on the meta device, with the
-    storage of every tensor counted while it lives; where layers are alike, in two short models, of which the
-    difference tells what the others take.
+    Weights, edits and optimiser are counted. The memory of a step is found by running it on the meta device, where the
+    storage of every tensor is counted while it lives; where layers are alike, in two short models, whose difference
+    is the memory of the other layers. As tensors have no values there, experts are assumed to get equal shares of the
+    tokens.
 
     Args:
         config: of a causal LM of transformers.

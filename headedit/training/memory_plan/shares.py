@@ -1,4 +1,4 @@
-"""What each of several devices takes."""
+"""The memory of each of several devices."""
 
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -10,12 +10,12 @@ from headedit.training.memory_plan.setup import Setup
 from headedit.training.memory_plan.skeleton import Skeleton, size
 from headedit.training.memory_plan.step import Step
 
-_GATHERED = 2  # layers that FSDP holds whole: the one that runs, and the next, which is fetched
+_GATHERED = 2  # layers that FSDP holds whole: the one that runs, and the next, which is being fetched
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one device takes, in bytes.
+    """The memory of one device, in bytes.
 
     Fields:
         base: weights and buffers of the base model.
@@ -39,14 +39,16 @@ def shares(skeleton: Skeleton, step: Step, setup: Setup) -> tuple[Share, ...]:
     """The share of each device: whole layers, or with FSDP a part of every weight and of no activation.
 
     Raises:
-        HeadEditError: devices could not share the layers, which are not in one list.
+        HeadEditError: the layers are not in one list, so devices cannot share them.
     """
     base, trained = size(skeleton.base()), 4 * size(skeleton.trained())
     saved, working, process = step.saved, step.peak - step.saved, PROCESS[setup.device]
     if setup.devices == 1:
         return (Share(base=base, trained=trained, saved=saved, working=working, process=process),)
     if not skeleton.layers:
-        raise HeadEditError(f"The layers of {type(skeleton.model).__name__} are not one list that devices could share.")
+        raise HeadEditError(
+            f"The layers of {type(skeleton.model).__name__} are not in one list, so devices cannot share them."
+        )
     layers = [size([*layer.parameters(), *layer.buffers()]) for layer in skeleton.layers]
     if setup.split == "fsdp":
         outside = base - sum(layers)

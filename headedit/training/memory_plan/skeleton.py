@@ -1,4 +1,4 @@
-"""A model without weights: its modules with edits on them, on the meta device, as a run would have them."""
+"""A model without weights: its modules with edits, on the meta device, as a run would have them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -28,7 +28,7 @@ class Skeleton:
 
     Fields:
         model, edits: on the meta device.
-        layers: the modules of the text decoder's layers; empty where they are not one list.
+        layers: the layers of the text decoder; empty where the edited ones are in no list, or in several.
 
     Raises:
         HeadEditError: transformers cannot build the model, or edits cannot be attached to it.

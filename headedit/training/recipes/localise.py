@@ -10,7 +10,7 @@ from torch import Tensor
 from headedit.data.batches import Encoded
 from headedit.edits.gate_set import Gate, all_gates, close, fix, heads_of
 from headedit.errors import HeadEditError
-from headedit.runs.pruning_path import Level, PruningPath, put
+from headedit.runs.pruning_path import Level, PruningPath, put_level
 from headedit.training.loop.objective import Objective
 from headedit.training.loop.schedules import LambdaSchedule
 from headedit.training.recipes.base import Recipe
@@ -251,7 +251,7 @@ class Localise(Recipe):
         extra = max(_EXTRA, gates)
         late = found.orders[min(size for size in found.orders if size >= min(gates + extra, max(found.orders)))]
         session.restart()
-        put(session.edits, level)
+        put_level(session.edits, level)
         slopes = session.slopes(train)
         steep = sorted(slopes.keys() - {*level.order, *late}, key=lambda gate: slopes[gate], reverse=True)
         return sorted({*level.order, *late, *steep[: extra // 2]})
