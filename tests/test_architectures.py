@@ -261,16 +261,18 @@ def test_gradients_are_the_same_with_and_without_checkpointing(model_type, monke
 
     plain = gradients()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for a, b in zip(plain, gradients(), strict=True):
-        assert torch.allclose(a, b, rtol=1e-4, atol=1e-9)
+    checkpointed = gradients()
+    assert len(plain) == len(checkpointed) > 0
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-9) for a, b in zip(plain, checkpointed, strict=True))
 
 
 @pytest.mark.parametrize("model_type", WITH_HEADS)
 def test_every_slot_of_a_type_is_the_head_of_its_number(model_type):
     model = zoo_model(model_type)
-    for proof in prove_sites(model, headedit.attach(model).sites, input_ids=zoo_ids(model)):
-        assert proof.ok, proof.problems
-        assert proof.proved
+    proofs = prove_sites(model, headedit.attach(model).sites, input_ids=zoo_ids(model))
+    assert proofs
+    assert [proof.problems for proof in proofs if not proof.ok] == []
+    assert all(proof.proved for proof in proofs)
 
 
 def test_the_naive_spec_of_diffllama_is_caught():
@@ -278,7 +280,9 @@ def test_the_naive_spec_of_diffllama_is_caught():
     spec = build(Spec, {"model_types": ["diffllama"], "sites": {"attention": naive}}, "naive")
     model = zoo_model("diffllama")
     edits = headedit.attach(model, spec=spec)  # shapes alone cannot tell
-    for proof in prove_sites(model, edits.sites):
+    proofs = prove_sites(model, edits.sites)
+    assert len(proofs) == len(edits.sites) > 0
+    for proof in proofs:
         assert not proof.ok
         assert any("head 3 moved the coordinates 32-63: slots 2-3; the spec says slot 3" in p for p in proof.problems)
 
@@ -304,6 +308,7 @@ def test_a_claim_of_wrong_heads_is_never_proved(model_type):
     sites = headedit.attach(model).sites
     wrong = [dataclasses.replace(s, heads=2 * s.heads, head_dim=s.head_dim // 2) for s in sites if s.head_dim % 2 == 0]
     halved = [dataclasses.replace(s, heads=s.heads // 2, head_dim=2 * s.head_dim) for s in sites if s.heads % 2 == 0]
+    assert wrong or halved
     for claims in (wrong, halved):
         assert not any(proof.ok for proof in prove_sites(model, claims, input_ids=zoo_ids(model)))
 
@@ -344,5 +349,6 @@ UNPROVED = {
 def test_every_slot_of_an_image_text_model_is_the_head_of_its_number(model_type):
     model = image_text_model(model_type)
     ids = torch.randint(3, 100, (1, 7), generator=torch.Generator().manual_seed(1))
-    for proof in prove_sites(model, headedit.attach(model).sites, input_ids=ids):
-        assert proof.ok, proof.problems
+    proofs = prove_sites(model, headedit.attach(model).sites, input_ids=ids)
+    assert proofs
+    assert [proof.problems for proof in proofs if not proof.ok] == []

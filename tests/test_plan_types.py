@@ -7,14 +7,14 @@ import pytest
 from image_text import IMAGE_TEXT
 from torch import nn
 from transformers import CONFIG_MAPPING, BartConfig
-from zoo import WITH_HEADS, zoo_model
+from zoo import WITH_HEADS, ZOO, zoo_model
 
 import headedit
 from headedit import HeadEditError
 from headedit.hf.building import build_model
 from headedit.hf.config import text_config
 from headedit.specs.tiny import tiny_config
-from headedit.training.memory_plan import Plan, Planner, Setup, estimate
+from headedit.training.memory_plan import Planner, Setup, estimate
 
 SETUP = Setup(batch_size=1, tokens=8, dtype="float32", device="cpu")
 
@@ -25,27 +25,33 @@ UNTRAINABLE = {
 """Types of which transformers 5.23 itself cannot run a training step with a frozen base."""
 
 
-def bytes_of(model: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
-
-
-def check(plan: Plan, model: nn.Module) -> None:
-    assert plan.weights == bytes_of(model)
-    edits = headedit.attach(model)
-    assert plan.parameters == sum(p.numel() for p in edits.module.parameters())
-    assert plan.saved > 0
-    assert plan.working > 0
+def counted(model: nn.Module) -> tuple[int, int]:
+    """Bytes of a model's weights, and numbers in the edits that are attached to it."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return weights, sum(p.numel() for p in headedit.attach(model).module.parameters())
 
 
 @pytest.mark.parametrize("model_type", sorted(set(WITH_HEADS) - set(UNTRAINABLE)))
+def test_the_plan_of_a_type_has_the_edits_of_its_heads(model_type: str) -> None:
+    plan = estimate(tiny_config(model_type), SETUP)
+    assert plan.parameters == sum(2 * heads * width + 2 * heads for _, heads, width in ZOO[model_type].sites)
+    assert min(plan.saved, plan.working) > 0
+
+
+@pytest.mark.parametrize(
+    "model_type", ["bart", "blt", "dbrx", "emu3", "gpt2", "hrm_text", "mamba2", "mllama", "musicgen", "zamba2"]
+)
 def test_the_plan_of_a_type_has_the_bytes_and_the_edits_of_its_model(model_type: str) -> None:
-    check(estimate(tiny_config(model_type), SETUP), zoo_model(model_type))
+    plan = estimate(tiny_config(model_type), SETUP)
+    assert (plan.weights, plan.parameters) == counted(zoo_model(model_type))
 
 
 @pytest.mark.parametrize("model_type", ["evolla", "kosmos-2.5", "llava", "mistral4", "qwen2_vl"])
 def test_the_plan_of_an_image_text_type_has_the_bytes_and_the_edits_of_its_model(model_type: str) -> None:
     config = CONFIG_MAPPING[model_type](**copy.deepcopy(IMAGE_TEXT[model_type][0]))
-    check(estimate(config, SETUP), build_model(copy.deepcopy(config)))
+    plan = estimate(config, SETUP)
+    assert (plan.weights, plan.parameters) == counted(build_model(copy.deepcopy(config)))
+    assert min(plan.saved, plan.working) > 0
 
 
 @pytest.mark.parametrize("model_type", sorted(UNTRAINABLE))
@@ -64,7 +70,7 @@ def uneven_bart(**changes: Any) -> BartConfig:
 
 def test_the_layers_of_an_uneven_bart_are_those_of_its_decoder() -> None:
     plan = Planner(uneven_bart()).plan(Setup(batch_size=1, tokens=8, dtype="float32", device="cpu", devices=3))
-    check(plan, build_model(uneven_bart()))
+    assert (plan.weights, plan.parameters) == counted(build_model(uneven_bart()))
     assert len(plan.shares) == 3
     assert sum(share.trained for share in plan.shares) == 4 * plan.edits
 

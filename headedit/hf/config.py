@@ -16,7 +16,7 @@ def text_config(of: Any) -> Any:
     Args:
         of: a transformers model, or its config.
     """
-    config = of.config if isinstance(of, nn.Module) else of
+    config: Any = of.config if isinstance(of, nn.Module) else of
     found = config.get_text_config(decoder=True)
     flat = config.is_encoder_decoder and type(found) is type(config)  # a copy under other names, read by nobody else
     return config if flat else found

@@ -41,7 +41,7 @@ class ValueAnswers:
 
     def __init__(self, *, scalar: bool = True) -> None:
         self._scalar = scalar
-        self._means = WeakTensorKeyDictionary()
+        self._means: Any = WeakTensorKeyDictionary()  # type: ignore[no-untyped-call]
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of an operator of ``torch.ops.aten``."""
@@ -94,7 +94,7 @@ class ValueAnswers:
         return float(self._means[first]) if func in _SAME_VALUES else None
 
     def _trues(self, mask: Tensor) -> int:
-        return ceil(self._means.get(mask, 1.0) * mask.numel())
+        return ceil(float(self._means.get(mask, 1.0)) * mask.numel())
 
     def _indices(self, index: Any) -> list[Any]:
         """An index, or for a mask the indices of what it chooses, one for each of its dimensions."""
