@@ -69,5 +69,5 @@ def test_assignments_are_read_as_yaml():
 
 @pytest.mark.parametrize("setting", ["epochs", "epochs=[1"])
 def test_an_assignment_that_cannot_be_read_is_an_error(setting):
-    with pytest.raises(HeadEditError, match=r"expected name=value|is not a value"):
+    with pytest.raises(HeadEditError, match=r"expected name=value|cannot be read as a value"):
         read_assignments([setting])

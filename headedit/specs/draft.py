@@ -202,7 +202,7 @@ def _one_number(candidate: _Candidate, found: Mapping[int, int]) -> int:
 
 
 def _condition(model: nn.Module, config: Any, candidate: _Candidate) -> dict[str, Any]:
-    """What tells the candidate's layers from others whose module has the same name but takes no attention heads."""
+    """A condition for the candidate's layers only, where other layers have a module of that name without heads."""
     same_name = {general(name)[1]: name for name, _ in model.named_modules() if general(name)[0] == candidate.path}
     others = {layer: name for layer, name in same_name.items() if layer not in candidate.calls}
     types = read_config(config, "layer_types", 0, spread=False)

@@ -126,7 +126,7 @@ def _copied(output: Any) -> Any:
 
 
 def _replaced(output: Any, base: Any) -> Any:
-    """The output with the tensors of the base pass in it, so that nothing of a scaled head goes on."""
+    """The output with the tensors of the base pass, so that scaling a head changes nothing after the window."""
     if isinstance(output, Tensor):
         return base.clone()
     if type(output) in (tuple, list):

@@ -26,14 +26,14 @@ class Pattern:
     layers: int
 
     @property
-    def rest(self) -> int:
+    def remainder(self) -> int:
         """Layers at the end that do not fill a period."""
         return (self.layers - self.start) % self.period
 
     @property
     def short(self) -> int:
         """Layers of the short model, which lacks a whole number of periods."""
-        return self.start + self.rest + _ROUNDS * self.period
+        return self.start + self.remainder + _ROUNDS * self.period
 
     @property
     def representative(self) -> int:

@@ -41,7 +41,7 @@ class ValueAnswers:
 
     def __init__(self, *, scalar: bool = True) -> None:
         self._scalar = scalar
-        self._means: Any = WeakTensorKeyDictionary()  # type: ignore[no-untyped-call]
+        self._means: Any = WeakTensorKeyDictionary()
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of an operator of ``torch.ops.aten``."""
