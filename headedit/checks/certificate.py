@@ -93,7 +93,7 @@ def certify(
             unedited = _cached(model, ids)
             _randomise(edits)
             cache = _against_the_unedited(_cached(model, ids), unedited)
-            checkpointing = _checkpointing(model, edits, ids)
+            checkpointing = _compare_checkpointing(model, edits, ids)
         finally:
             edits.detach()
         exact = fresh and torch.equal(_logits(model, ids), base)
@@ -145,8 +145,8 @@ def _against_the_unedited(edited: float | str, unedited: float | str) -> str:
     return f"differs by {edited:.0e}"
 
 
-def _checkpointing(model: nn.Module, edits: HeadEdits, ids: Tensor) -> str:
-    enable, disable = _switches(model)
+def _compare_checkpointing(model: nn.Module, edits: HeadEdits, ids: Tensor) -> str:
+    enable, disable = _checkpointing_methods(model)
     if enable is None or disable is None or not getattr(model, "supports_gradient_checkpointing", False):
         return "not offered by transformers"
 
@@ -172,7 +172,7 @@ def _equal_gradients(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-4, atol=max(1e-9, 1e-5 * float(one.abs().max())))
 
 
-def _switches(model: nn.Module) -> list[Callable[..., None] | None]:
+def _checkpointing_methods(model: nn.Module) -> list[Callable[..., None] | None]:
     """The model's methods that turn checkpointing on and off, by their present or their former names."""
     now = [getattr(model, f"activation_checkpointing_{what}", None) for what in ("enable", "disable")]
     return (

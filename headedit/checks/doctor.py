@@ -48,7 +48,7 @@ def doctor(model: nn.Module, spec: "str | PathLike[str] | Spec | None" = None) -
         ("devices", ", ".join(sorted({str(p.device) for p in model.parameters()}))),
         ("quantization", _quantization(model)),
         ("attention", f"{text_config(model)._attn_implementation}; the edits work with any"),
-        ("checkpointing", _checkpointing(model)),
+        ("checkpointing", _checkpointing_support(model)),
         ("position", "behind a gate: an offset is not gated" if gated else "raw: what the attention made"),
         ("an offset merges", offset),
     ]
@@ -77,7 +77,7 @@ def _quantization(model: nn.Module) -> str:
     return f"{getattr(method, 'value', method)}; training works, merging needs the model in full precision"
 
 
-def _checkpointing(model: nn.Module) -> str:
+def _checkpointing_support(model: nn.Module) -> str:
     if not getattr(model, "supports_gradient_checkpointing", False):
         return "transformers offers none for this class"
     return "offered, with use_reentrant=False by default; headedit spec check compares the gradients"

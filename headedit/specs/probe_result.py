@@ -67,7 +67,7 @@ def _fault(site: HeadSite, head: int, moved: list[int], fits: bool) -> str | Non
         first = head * site.head_dim
         return f"head {head} {_went(site, moved)}; the spec says slot {head}, {first}-{first + site.head_dim - 1}."
     if not fits:
-        return f"head {head} moved slot {head}, but did not scale it: a norm or the like stands between."
+        return f"head {head} moved slot {head}, but did not scale it: there is a norm or the like in between."
     return None
 
 

@@ -67,7 +67,7 @@ def trace_step(skeleton: Skeleton, setup: Setup) -> Step:
     live = LiveBytes(held, answers=ValueAnswers(scalar="attention_mask" not in batch))
     saved_by = [0] * len(skeleton.layers)
     try:
-        with ExitStack() as hooks, _checkpointing(model, setup), live:
+        with ExitStack() as hooks, _with_checkpointing(model, setup), live:
             for hook in _hooks(skeleton.layers, live, saved_by):
                 hooks.callback(hook.remove)
             with KernelsOf(setup.device):
@@ -96,7 +96,7 @@ def _batch(model: Any, setup: Setup) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _checkpointing(model: Any, setup: Setup) -> Iterator[None]:
+def _with_checkpointing(model: Any, setup: Setup) -> Iterator[None]:
     if not setup.checkpointing:
         yield
         return
