@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from headedit.errors import HeadEditError
-from headedit.io.notebook import show_edits_by
+from headedit.io.notebook import register_html_view
 from headedit.version import __version__
 
 if TYPE_CHECKING:
@@ -219,4 +219,4 @@ def _html_of_edits(edits: Any) -> str:
     return html(edits)
 
 
-show_edits_by(_html_of_edits)
+register_html_view(_html_of_edits)

@@ -14,7 +14,7 @@ from headedit.specs.json_schema import json_schema
 from headedit.specs.registry import packaged_folder
 
 
-def test_every_causal_lm_is_counted():
+def test_the_counts_cover_every_causal_lm_of_transformers():
     known = dict(counts())
     assert known["causal-LM types of transformers"] == str(len(ZOO))
     assert known["edited"] == "185"
@@ -35,7 +35,7 @@ def test_the_catalogue_lists_every_file_and_a_users_spec_in_place_of_ours(tmp_pa
     assert "qwen3" not in listed[str(packaged_folder() / "qwen3.yaml")]
 
 
-def test_what_the_schema_takes_is_what_the_reader_takes():
+def test_the_json_schema_accepts_what_the_reader_accepts():
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
@@ -49,7 +49,7 @@ def test_what_the_schema_takes_is_what_the_reader_takes():
         validator.validate({"model_types": ["toy"], "sites": {"atention": {"path": "a", "heads": 1}}})
 
 
-def test_the_commands_show_it(capsys):
+def test_spec_list_and_spec_show_print_the_catalogue(capsys):
     assert run("spec", "list", "--types") == 0
     printed = capsys.readouterr().out
     assert "mistral.yaml" in printed
@@ -65,6 +65,6 @@ def test_the_commands_show_it(capsys):
 
 
 @pytest.mark.parametrize("command", ["list", "show", "check", "draft", "schema"])
-def test_help_has_an_example(command, capsys):
+def test_the_help_of_every_command_has_an_example(command, capsys):
     assert run("spec", command, "--help") == 0
     assert f"headedit spec {command}" in capsys.readouterr().out

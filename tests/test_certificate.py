@@ -29,7 +29,7 @@ def test_a_spec_that_holds_gets_its_certificate(model_type):
     assert all(proof.proved for proof in certificate.proofs)
 
 
-def test_the_model_comes_back(llama, ids):
+def test_a_certified_model_is_returned_to_its_state(llama, ids):
     before, base = snapshot(llama), logits(llama, ids)
     llama.train()
     certify(llama)
@@ -59,7 +59,7 @@ def test_gradients_that_change_with_recomputation_are_found(llama):
     assert certify(llama).problems == ["gradients: differ"]
 
 
-def test_linear_and_attention_are_certified_together():
+def test_linear_and_attention_sites_are_certified_together():
     certificate = certify(tiny_model("kimi_linear"), kinds=["attention", "linear"])
     assert certificate.ok
     assert {site.kind for site in certificate.sites} == {"attention", "linear"}
@@ -79,13 +79,13 @@ def test_a_spec_that_does_not_hold_is_refused_with_what_went_where(llama, wrong)
     assert any("head 3 moved the coordinates 48-63: slots 6-7" in problem for problem in certificate.problems)
 
 
-def test_what_cannot_be_probed_is_not_said_to_hold():
+def test_a_spec_that_cannot_be_probed_is_not_certified():
     certificate = certify(tiny_model("minimax"), kinds=["linear"])
     assert not certificate.ok
     assert certificate.verdict == "The spec could not be proved."
 
 
-def test_the_command_checks_a_type_a_folder_and_a_spec_file(wrong, tmp_path, capsys):
+def test_spec_check_takes_a_type_a_folder_or_a_spec_file(wrong, tmp_path, capsys):
     assert run("spec", "check", "gpt2") == 0
     printed = capsys.readouterr().out
     assert "eager, sdpa" in printed
@@ -100,7 +100,7 @@ def test_the_command_checks_a_type_a_folder_and_a_spec_file(wrong, tmp_path, cap
     assert "Give a model or a type to check" in capsys.readouterr().err
 
 
-def test_all_types_are_checked_by_one_command(monkeypatch, capsys):
+def test_spec_check_all_checks_every_type(monkeypatch, capsys):
     models = {t: tiny_model(t) for t in ("llama", "mamba", "falcon")}
     monkeypatch.setattr(tiny, "tiny_configs", lambda: models)
     monkeypatch.setattr(tiny, "tiny_model", models.__getitem__)
@@ -110,14 +110,14 @@ def test_all_types_are_checked_by_one_command(monkeypatch, capsys):
         assert line in printed
 
 
-def test_types_that_cannot_be_built_say_so():
+def test_a_type_that_cannot_be_built_is_an_error():
     with pytest.raises(HeadEditError, match=r"no tiny config of the type 'lama'\. Did you mean 'llama'\?"):
         tiny_model("lama")
     with pytest.raises(HeadEditError, match=r"transformers cannot build a tiny gemma4_assistant .*Give a folder"):
         tiny_model("gemma4_assistant")
 
 
-def test_the_doctor_says_what_attaching_would_do(llama, ids, capsys, tmp_path):
+def test_the_doctor_shows_what_attach_would_change(llama, ids, capsys, tmp_path):
     before, base = snapshot(llama), logits(llama, ids)
     found = dict(doctor(llama))
     assert snapshot(llama) == before
@@ -127,7 +127,7 @@ def test_the_doctor_says_what_attaching_would_do(llama, ids, capsys, tmp_path):
     assert found["parameters"].startswith("272 to train")
     assert "torch" in found["versions"]
     assert found["an offset merges"] == "yes, by attention_bias=True"
-    assert "mlp" in found["also there"]
+    assert "mlp" in found["other sites"]
     assert dict(doctor(tiny_model("qwen3_next").to(torch.bfloat16)))["dtype"].startswith("bfloat16")
     with torch.device("meta"):
         hollow = type(llama)(llama.config)

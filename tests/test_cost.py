@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from rich.text import Text
 from tiny import tiny_model
 from typer.testing import CliRunner
 
@@ -360,5 +361,5 @@ def test_the_help_has_an_example(command):
 
 def test_the_ratio_above_its_limit_is_marked(cost):
     row = cost.row("step", "edited")
-    assert _cells({**row, "ratio": 1.5})[4] == "[red]1.500[/]"
+    assert _cells({**row, "ratio": 1.5})[4] == Text("1.500", style="red")
     assert _cells({**row, "ratio": 1.0})[4] == "1.000"

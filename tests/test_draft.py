@@ -115,12 +115,12 @@ def test_the_draft_finds_the_sites_of_the_facts(model_type, tmp_path):
         ),
     ],
 )
-def test_the_rule_reads_as_one_would_write_it(model_type, rule):
+def test_the_rule_of_a_draft_reads_as_a_person_would_write_it(model_type, rule):
     found = attention_rule(draft_spec(zoo_model(model_type)))
     assert (sorted(found, key=lambda r: r["path"]) if isinstance(found, list) else found) == rule
 
 
-def test_the_text_says_how_it_was_drafted():
+def test_the_comment_of_a_draft_says_how_it_was_drafted():
     first, second, *_ = draft_spec(zoo_model("llama")).yaml.splitlines()
     assert first == "# LlamaForCausalLM: drafted by headedit from a traced forward pass."
     assert "2 of 2 sites are proved (eager, sdpa)." in second
@@ -150,7 +150,7 @@ def test_the_site_is_before_a_norm_over_all_heads():
 
 
 @pytest.mark.parametrize(("config_width", "expected"), [(WIDTH, "head_dim"), (WIDTH + 1, WIDTH)])
-def test_a_width_that_the_module_does_not_tell_is_given(config_width, expected):
+def test_the_draft_gives_a_width_that_the_module_does_not(config_width, expected):
     model = with_projections(Toy(), Plain)
     model.config.head_dim = config_width
     draft = draft_spec(model)
@@ -158,7 +158,7 @@ def test_a_width_that_the_module_does_not_tell_is_given(config_width, expected):
     assert attention_rule(draft)["head_dim"] == expected
 
 
-def test_only_the_layers_with_attention_are_named():
+def test_the_draft_names_only_the_layers_with_attention():
     class Mixer(nn.Module):
         def __init__(self):
             super().__init__()
@@ -176,7 +176,7 @@ def test_only_the_layers_with_attention_are_named():
 
 
 @pytest.mark.parametrize("make", [lambda: Toy(order=(0, 2, 1, 3)), lambda: Toy(mix=nn.Tanh()), diffllama])
-def test_heads_that_are_not_in_their_slots_are_not_ok(make, tmp_path):
+def test_a_draft_whose_heads_are_not_in_their_slots_is_not_ok(make, tmp_path):
     draft = draft_spec(make())
     assert not draft.ok
     assert all(proof.problems for proof in draft.proofs)
@@ -185,7 +185,7 @@ def test_heads_that_are_not_in_their_slots_are_not_ok(make, tmp_path):
 
 
 @pytest.mark.parametrize("make", [lambda: Toy("none"), lambda: zoo_model("mamba")])
-def test_without_attention_nothing_is_drafted(make):
+def test_a_model_without_attention_cannot_be_drafted(make):
     with pytest.raises(HeadEditError, match=r"neither softmax nor .* einsum .* Write the spec by hand"):
         draft_spec(make())
 
@@ -196,13 +196,13 @@ def test_attention_that_no_module_takes_is_named():
         draft_spec(model)
 
 
-def test_layers_that_differ_are_told_one_by_one():
+def test_layers_that_differ_are_listed_one_by_one():
     with pytest.raises(HeadEditError, match=r"layers differ \(layer 0: 2, layer 1: 4\).*with by_layer_type"):
         draft_spec(zoo_model("inkling_text"))
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_model_is_given_back_as_it_was(llama, fails):
+def test_a_drafted_model_is_returned_to_its_state(llama, fails):
     llama.set_attn_implementation("sdpa")
     llama.train()
     before, generator = state(llama), torch.get_rng_state()
@@ -216,7 +216,7 @@ def test_the_model_is_given_back_as_it_was(llama, fails):
     assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_the_command_writes_a_spec_only_when_it_is_proved(tmp_path, capsys):
+def test_spec_draft_writes_a_spec_only_when_it_is_proved(tmp_path, capsys):
     model = zoo_model("gpt2")
     model.save_pretrained(tmp_path / "gpt2")
     assert run("spec", "draft", tmp_path / "gpt2", "--output", tmp_path / "gpt2.yaml") == 0

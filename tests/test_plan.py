@@ -66,12 +66,14 @@ def told_by(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def of_step(plan: Plan) -> int:
-    return plan.kept + plan.working
+    return plan.saved + plan.working
 
 
 @pytest.mark.parametrize(("batch_size", "checkpointing"), [(1, False), (3, True)])
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gpt2", "gemma2", "mixtral", "falcon"])
-def test_a_step_takes_what_is_told(model_type: str, batch_size: int, checkpointing: bool) -> None:
+def test_the_planned_memory_of_a_step_is_what_torch_measures(
+    model_type: str, batch_size: int, checkpointing: bool
+) -> None:
     model = sized(model_type)
     setup = Setup(batch_size=batch_size, checkpointing=checkpointing, **TEST)
     told = of_step(estimate(model.config, setup))
@@ -79,7 +81,7 @@ def test_a_step_takes_what_is_told(model_type: str, batch_size: int, checkpointi
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_attention_makes_the_difference_that_is_told(attention: str) -> None:
+def test_the_planned_memory_of_each_attention_is_what_torch_measures(attention: str) -> None:
     model = sized("llama")
     model.set_attn_implementation(attention)
     setup = Setup(batch_size=2, attention=attention, **{**TEST, "tokens": 200})
@@ -97,7 +99,7 @@ def test_attention_makes_the_difference_that_is_told(attention: str) -> None:
         ("falcon", EditConfig(), False),
     ],
 )
-def test_layers_that_are_alike_take_what_all_of_them_take(
+def test_a_short_model_gives_the_same_plan_as_the_whole_one(
     model_type: str, edits: EditConfig, checkpointing: bool
 ) -> None:
     changes = {
@@ -108,10 +110,10 @@ def test_layers_that_are_alike_take_what_all_of_them_take(
     setup = Setup(checkpointing=checkpointing, **TEST)
     short, whole = (Planner(copy.deepcopy(model.config), edits, whole=whole) for whole in (False, True))
     told, whole_told = short.plan(setup), whole.plan(setup)
-    assert (of_step(told), told.kept) == (of_step(whole_told), whole_told.kept)
+    assert (of_step(told), told.saved) == (of_step(whole_told), whole_told.saved)
 
 
-def test_few_layers_are_run_where_many_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_planner_runs_few_layers_where_many_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     run: list[int] = []
     from headedit.training.memory_plan import planner
 
@@ -121,13 +123,13 @@ def test_few_layers_are_run_where_many_are_alike(monkeypatch: pytest.MonkeyPatch
     assert run == [3, 4]
 
 
-def test_the_plan_of_an_8b() -> None:
+def test_the_plan_of_an_8b_model_has_the_expected_bytes() -> None:
     plan = estimate(LlamaConfig(**L8), Setup(batch_size=4, tokens=2048, checkpointing=True))
     assert plan.weights == 16_060_522_496  # 8,030,261,248 parameters of two bytes
     assert plan.parameters == 32 * 32 * (2 * 128 + 2)
     assert (plan.edits, plan.gradients, plan.optimizer) == tuple(4 * plan.parameters * n for n in (1, 1, 2))
     hidden, scores = 4 * 2048 * 4096 * 2, 4 * 2048 * 128_256 * 4
-    assert plan.kept == pytest.approx(32 * hidden + scores, rel=0.05)
+    assert plan.saved == pytest.approx(32 * hidden + scores, rel=0.05)
 
 
 def test_4_bit_weights_take_half_a_byte_and_their_scales() -> None:
@@ -160,28 +162,28 @@ def test_quantized_weights_are_those_of_bitsandbytes(quantization: str, tmp_path
     assert plan.weights == pytest.approx(sum(t.numel() * t.element_size() for t in held), rel=0.02)
 
 
-def test_layers_before_the_first_edit_keep_nothing() -> None:
+def test_layers_before_the_first_edit_save_nothing() -> None:
     config = tiny_model("llama", num_hidden_layers=8).config
     late, all_of_them = (estimate(config, Setup(**TEST), edits=EditConfig(layers=la)) for la in ("6:", None))
-    assert late.kept < 0.5 * all_of_them.kept
+    assert late.saved < 0.5 * all_of_them.saved
     assert late.parameters == all_of_them.parameters // 4
 
 
-def test_devices_share_layers_or_weights() -> None:
+def test_devices_share_whole_layers_or_parts_of_every_weight() -> None:
     config = LlamaConfig(**{**L8, "num_hidden_layers": 8})
     planner = Planner(config)
     setup = Setup(batch_size=1, tokens=256)
     one = planner.plan(setup)
     layers = planner.plan(Setup(batch_size=1, tokens=256, devices=4))
     assert sum(share.base for share in layers.shares) == one.shares[0].base
-    assert sum(share.kept for share in layers.shares) == pytest.approx(one.kept, rel=0.01)
+    assert sum(share.saved for share in layers.shares) == pytest.approx(one.saved, rel=0.01)
     assert max(share.base for share in layers.shares) < 0.4 * one.weights
     fsdp = planner.plan(Setup(batch_size=1, tokens=256, devices=4, split="fsdp"))
-    assert {share.kept for share in fsdp.shares} == {one.kept}
+    assert {share.saved for share in fsdp.shares} == {one.saved}
     assert one.weights / 4 < fsdp.shares[0].base < one.weights
 
 
-def test_what_is_advised_fits() -> None:
+def test_the_advised_changes_fit() -> None:
     planner = Planner(Olmo2Config(**{**L8, "num_hidden_layers": 2, "num_key_value_heads": 32}))
     plan = planner.plan(Setup(batch_size=8, tokens=2048))
     enough = plan.total * 2
@@ -201,17 +203,17 @@ def test_what_is_advised_fits() -> None:
     assert joined.plan.total < min(change.total for change in changes.values())
 
 
-def test_no_weight_is_made() -> None:
+def test_planning_creates_no_weight() -> None:
     skeleton = Skeleton(LlamaConfig(**L8), Setup(), EditConfig(), None)
     assert all(tensor.is_meta for tensor in (*skeleton.base(), *skeleton.trained()))
 
 
 @pytest.mark.parametrize(("text", "size"), [("24GiB", 24 * GIB), ("80 GB", 80 * 10**9), ("512", 512), ("1.5kib", 1536)])
-def test_memory_is_read(text: str, size: int) -> None:
+def test_a_size_with_a_unit_is_read_as_bytes(text: str, size: int) -> None:
     assert read_memory(text) == size
 
 
-def test_memory_is_shown() -> None:
+def test_bytes_are_shown_with_a_unit() -> None:
     assert [show(n) for n in (5, 2048, 3.5 * GIB, 2048 * GIB)] == ["5 B", "2.0 KiB", "3.5 GiB", "2048.0 GiB"]
 
 
@@ -227,12 +229,14 @@ def test_memory_is_shown() -> None:
         ),
     ],
 )
-def test_mistakes_are_named(make: object, message: str) -> None:
+def test_a_mistake_in_the_setup_is_named(make: object, message: str) -> None:
     with pytest.raises(HeadEditError, match=message.replace("(", r"\(")):
         make()  # type: ignore[operator]
 
 
-def test_the_command_tells_a_run_and_what_to_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_shows_the_plan_of_a_run_and_what_to_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = LlamaConfig(**{**L8, "num_hidden_layers": 2}, dtype="bfloat16").to_dict()
     (tmp_path / "config.json").write_text(json.dumps(config))
     run = tmp_path / "run.yaml"
@@ -254,7 +258,7 @@ def test_the_command_tells_a_run_and_what_to_change(tmp_path: Path, capsys: pyte
     assert "8 x 64 tokens" in told
 
 
-def test_the_command_wants_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_refuses_to_plan_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["plan"])
     assert "Give a run's file or name" in capsys.readouterr().err

@@ -83,7 +83,7 @@ class Toy(nn.Module):
 
 
 @pytest.mark.parametrize("model_type", sorted(FACTS))
-def test_every_packaged_type_is_proved(model_type):
+def test_the_heads_of_every_packaged_type_are_proved(model_type):
     model = tiny_model(model_type)
     before = model.config._attn_implementation
     switches = model._can_set_attn_implementation() and model._supports_sdpa
@@ -96,13 +96,13 @@ def test_every_packaged_type_is_proved(model_type):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("factor", [0.5, 3.0])
-def test_rounding_does_not_disturb(llama, dtype, factor):
+def test_the_probe_allows_for_rounding(llama, dtype, factor):
     sites = find_sites(llama.to(dtype), find_spec(llama))
     assert all(proof.proved == ("eager", "sdpa") for proof in prove_sites(llama, sites, factor=factor))
 
 
 @pytest.mark.parametrize("layout", ["sdpa", "method", "grouped", "flattened", "module"])
-def test_attention_is_seen_in_every_shape(layout):
+def test_the_probe_sees_attention_in_every_shape(layout):
     model = Toy(layout)
     proof = prove(model, "layers.1.o_proj", HEADS, WIDTH)
     assert proof.ok
@@ -121,7 +121,7 @@ def test_attention_is_seen_in_every_shape(layout):
         (4, 8, r"given \(1, 11, 64\), but the spec says 4 heads of width 8, 32 in all"),
     ],
 )
-def test_wrong_numbers_are_caught(llama, heads, head_dim, message):
+def test_wrong_numbers_of_heads_are_caught(llama, heads, head_dim, message):
     assert re.search(message, said(prove(llama, "model.layers.1.self_attn.o_proj", heads, head_dim)))
 
 
@@ -161,11 +161,11 @@ def test_a_head_that_shows_nothing_is_not_proved():
         ("mlp.down_proj", 4, 12, r"not probed: neither softmax .* ran over heads inside model\.layers\.0\.mlp"),
     ],
 )
-def test_another_module_is_caught(llama, path, heads, head_dim, message):
+def test_a_path_to_the_wrong_module_is_caught(llama, path, heads, head_dim, message):
     assert re.search(message, said(prove(llama, f"model.layers.0.{path}", heads, head_dim)))
 
 
-def test_the_vision_tower_is_caught():
+def test_a_path_to_the_vision_tower_is_caught():
     model = tiny_model("gemma3")
     path = next(n for n, _ in model.named_modules() if "vision" in n and n.endswith("layers.0.self_attn.out_proj"))
     assert "not probed: the module was never called" in said(prove(model, path, 4, 8))
@@ -196,7 +196,7 @@ def test_where_no_head_can_be_scaled_nothing_is_proved(layout, kind):
     assert "not probed: " in said(proof)
 
 
-def test_one_wrong_site_does_not_cloud_another(llama):
+def test_one_wrong_site_does_not_change_the_proof_of_another(llama):
     wrong = site_at(llama, "model.layers.0.self_attn.o_proj", 8, 8)
     sites = [wrong, *find_sites(llama, find_spec(llama))[1:], site_at(llama, "model.layers.1.self_attn.q_proj", 4, 8)]
     assert [proof.ok for proof in prove_sites(llama, sites)] == [False, True, False]
@@ -208,7 +208,7 @@ def state(model: nn.Module) -> list[object]:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_model_is_given_back_as_it_was(llama, fails):
+def test_a_probed_model_is_returned_to_its_state(llama, fails):
     llama.set_attn_implementation("sdpa")
     llama.train()
     llama.model.layers[0].eval()
@@ -226,7 +226,7 @@ def test_the_model_is_given_back_as_it_was(llama, fails):
     assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_edits_that_are_attached_do_not_hide_the_heads(llama):
+def test_attached_edits_do_not_hide_the_heads(llama):
     edits = headedit.attach(llama)
     edits.set_head(0, 1, scale=0.0)
     assert all(proof.ok for proof in prove_sites(llama, edits.sites))
@@ -244,7 +244,7 @@ def test_a_site_of_another_model_is_refused(llama):
         prove_sites(llama, find_sites(other, find_spec(other)))
 
 
-def test_what_is_no_transformers_model_needs_input_ids():
+def test_a_module_that_is_not_a_transformers_model_needs_input_ids():
     model = Toy()
     del model.config
     with pytest.raises(HeadEditError, match=r"Expected a transformers model with config\.model_type, found Toy"):

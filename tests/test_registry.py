@@ -25,7 +25,7 @@ def write(folder, name="mine.yaml", model_type="llama", heads=2):
     return path
 
 
-def test_a_path_comes_before_folders_before_packages_before_ours(llama, tmp_path, monkeypatch):
+def test_a_spec_is_looked_up_by_path_then_folders_then_packages_then_ours(llama, tmp_path, monkeypatch):
     assert find_spec(llama).source == str(registry.packaged_folder() / "llama.yaml")
     plugin = write(tmp_path / "plugin")
     entry = EntryPoint("toys", "plugin_of_test:FOLDER", registry.ENTRY_POINTS)
@@ -58,7 +58,7 @@ def test_one_type_in_two_files_names_both(llama, tmp_path, monkeypatch):
     assert str(second) in str(caught.value)
 
 
-def test_an_unknown_type_gets_the_nearest_and_the_way_out(llama):
+def test_the_error_for_an_unknown_type_names_the_nearest_type_and_the_commands(llama):
     llama.config.model_type = "lama"
     with pytest.raises(
         HeadEditError, match=r"model type 'lama'\. Did you mean 'llama'\?.*spec draft.*spec check.*spec='lama\.yaml'"
@@ -73,13 +73,13 @@ def test_a_spec_for_another_type_is_refused(llama, tmp_path):
         headedit.attach(llama, spec=path)
 
 
-def test_a_folder_that_is_not_there(llama, monkeypatch):
+def test_a_folder_of_specs_that_does_not_exist_is_an_error(llama, monkeypatch):
     monkeypatch.setenv("HEADEDIT_SPECS", "/nowhere")
     with pytest.raises(HeadEditError, match="HEADEDIT_SPECS names /nowhere, which is not a folder"):
         find_spec(llama)
 
 
-def test_something_that_is_no_transformers_model():
+def test_an_object_that_is_not_a_transformers_model_is_refused():
     with pytest.raises(HeadEditError, match=r"Expected a transformers model with config\.model_type, found Linear"):
         headedit.attach(nn.Linear(2, 2))
 
@@ -103,5 +103,5 @@ def test_the_wheel_carries_the_specs_and_finds_them(tmp_path):
     assert printed == [str(tmp_path / "installed/headedit/arch_specs"), str(len(registry.packaged_specs()))]
 
 
-def test_the_type_is_read_off_the_model_not_off_its_class():
+def test_the_model_type_is_read_from_the_config_not_from_the_class():
     assert registry.model_type_of(tiny_model("gemma3")) == "gemma3"

@@ -23,7 +23,7 @@ def attention(**rule) -> Spec:
 
 
 @pytest.mark.parametrize("model_type", sorted(FACTS))
-def test_sites_of_every_packaged_type(model_type):
+def test_the_sites_of_every_packaged_type_are_found(model_type):
     _, path, heads, head_dim = FACTS[model_type]
     model = tiny_model(model_type)
     sites = find_sites(model, find_spec(model))
@@ -47,7 +47,7 @@ def test_sites_of_every_packaged_type(model_type):
         {"by_layer_type": {"even": 4, "odd": "num_attention_heads"}},
     ],
 )
-def test_heads_can_be_named_in_every_way(llama, source):
+def test_the_number_of_heads_can_be_given_in_every_way(llama, source):
     llama.config.per_layer = [4, 4]
     llama.config.layer_types = ["even", "odd"]
     for layer in llama.model.layers:
@@ -55,7 +55,7 @@ def test_heads_can_be_named_in_every_way(llama, source):
     assert [site.heads for site in find_sites(llama, attention(heads=source))] == [4, 4]
 
 
-def test_numbers_may_differ_by_layer(llama):
+def test_the_number_of_heads_may_differ_by_layer(llama):
     llama.config.per_layer = [4, 8]
     assert [(s.heads, s.head_dim) for s in find_sites(llama, attention(heads="per_layer"))] == [(4, 16), (8, 8)]
 
@@ -77,7 +77,7 @@ def test_a_config_that_raises_counts_as_absent(llama):
     assert [s.head_dim for s in find_sites(llama, attention(head_dim="wide"))] == [16, 16]
 
 
-def test_layers_are_chosen_by_type_and_by_class(llama):
+def test_a_rule_chooses_layers_by_type_and_by_class(llama):
     llama.config.layer_types = ["linear_attention", "full_attention"]
     assert [s.layer for s in find_sites(llama, attention(layer_types=["full_attention"]))] == [1]
     assert len(find_sites(llama, attention(parent_class="*Attention"))) == 2
@@ -85,7 +85,7 @@ def test_layers_are_chosen_by_type_and_by_class(llama):
         find_sites(llama, attention(parent_class="*Mamba*"))
 
 
-def test_several_sites_a_layer_are_listed_side_by_side(llama):
+def test_several_sites_per_layer_are_listed_side_by_side(llama):
     rules = [{"path": f"layers.{{layer}}.self_attn.{name}", "heads": 4} for name in ("o_proj", "q_proj")]
     sites = find_sites(llama, spec_of(sites={"attention": rules}))
     assert [(s.layer, s.name[-6:]) for s in sites] == [(0, "o_proj"), (0, "q_proj"), (1, "o_proj"), (1, "q_proj")]
@@ -97,7 +97,7 @@ def test_a_norm_can_be_a_site(llama):
     assert (site.kind, site.heads, site.head_dim, site.position) == ("linear", 4, 8, "gated")
 
 
-def test_a_projection_that_takes_groups_by_themselves():
+def test_a_projection_that_takes_groups_one_by_one_is_a_site():
     """The module's own input size is a group's; the edit sees all heads, in the shape they come in."""
     model = tiny_model("llama")
     for layer in model.model.layers:
@@ -122,7 +122,7 @@ class TwoTowers(PreTrainedModel):
         self.text, self.vision = tiny_model("llama").model, tiny_model("llama").model
 
 
-def test_two_towers_need_a_root():
+def test_a_spec_of_two_towers_needs_a_root():
     model = TwoTowers()
     with pytest.raises(HeadEditError, match=r"below several modules: text, vision.*'root'"):
         find_sites(model, attention())
@@ -132,7 +132,7 @@ def test_two_towers_need_a_root():
     assert find_sites(model, attention())[0].path == "vision.layers.0.self_attn.o_proj"
 
 
-def test_names_do_not_change_when_the_model_is_wrapped(llama):
+def test_the_names_of_sites_do_not_change_when_the_model_is_wrapped(llama):
     plain = find_sites(llama, find_spec(llama))
     wrapped = nn.Module()
     wrapped.inner, wrapped.config = llama, llama.config
@@ -160,7 +160,7 @@ def test_a_rule_that_does_not_fit_says_why(llama, rule, message):
     assert "spec" in str(caught.value)
 
 
-def test_a_refusal_gives_its_reason():
+def test_a_refused_model_gets_the_reason_of_the_spec():
     conditional = {"reason": "the module is bypassed.", "when": {"pretraining_tp": ">1", "attention_bias": False}}
     spec = spec_of(refuse=[conditional], sites={"attention": {"path": "layers.{layer}.self_attn.o_proj", "heads": 4}})
     assert len(find_sites(tiny_model("llama"), spec)) == 2
@@ -177,7 +177,7 @@ def test_one_site_named_twice_is_refused(llama):
         find_sites(llama, spec_of(sites={"attention": [rule, rule]}))
 
 
-def test_a_kind_that_the_spec_does_not_have(llama):
+def test_a_kind_of_site_that_the_spec_does_not_have_is_refused(llama):
     with pytest.raises(HeadEditError, match="has no sites of kind 'linear'; it has attention"):
         headedit.attach(llama, config=headedit.EditConfig(sites=["linear"]))
 

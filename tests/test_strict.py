@@ -26,7 +26,7 @@ class Outer:
     on: bool = False
 
 
-def test_what_fits_is_built():
+def test_a_mapping_that_fits_becomes_a_dataclass():
     data = {"name": "a", "count": 3, "share": 1, "inner": [{"size": 2}], "pair": [1, 2], "table": {"x": 1}, "on": True}
     assert build(Outer, data, "f") == Outer("a", 3, 1.0, "fast", [Inner(2)], (1.0, 2.0), {"x": 1}, True)
     assert isinstance(build(Outer, {"name": "a", "share": 1}, "f").share, float)
@@ -51,12 +51,12 @@ def test_what_fits_is_built():
         ({"name": "a", "on": 1}, r"f: on: found 1 \(int\), expected true or false\."),
     ],
 )
-def test_what_does_not_fit_is_named(data, message):
+def test_a_value_that_does_not_fit_is_named(data, message):
     with pytest.raises(HeadEditError, match=message):
         build(Outer, data, "f")
 
 
-def test_long_values_are_shortened_in_messages():
+def test_messages_shorten_long_values():
     with pytest.raises(HeadEditError) as caught:
         build(Outer, {"name": list(range(1000))}, "f")
     assert len(str(caught.value)) < 150
@@ -68,6 +68,6 @@ def test_assignments_are_read_as_yaml():
 
 
 @pytest.mark.parametrize("setting", ["epochs", "epochs=[1"])
-def test_an_assignment_that_cannot_be_read(setting):
-    with pytest.raises(HeadEditError, match=r"expected name=value|is not a value"):
+def test_an_assignment_that_cannot_be_read_is_an_error(setting):
+    with pytest.raises(HeadEditError, match=r"expected name=value|cannot be read as a value"):
         read_assignments([setting])

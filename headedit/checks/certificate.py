@@ -40,7 +40,7 @@ class Certificate:
 
     @property
     def problems(self) -> list[str]:
-        """Everything that speaks against the spec; empty for a spec that holds."""
+        """Every problem with the spec; empty for a spec that holds."""
         found = [f"{proof.path}: {problem}" for proof in self.proofs for problem in proof.problems if proof.probed]
         if not any(proof.probed for proof in self.proofs):
             found += [f"{proof.path}: {problem}" for proof in self.proofs[:1] for problem in proof.problems]
@@ -71,7 +71,7 @@ def certify(
     kinds: Iterable[str] | None = None,
     input_ids: Tensor | None = None,
 ) -> Certificate:
-    """Checks a spec on a live model, which comes back as it was.
+    """Checks a spec on a live model, which is returned to its state.
 
     Args:
         model: a causal LM in float32, better a small one: every head costs a forward pass or two.
@@ -93,7 +93,7 @@ def certify(
             unedited = _cached(model, ids)
             _randomise(edits)
             cache = _against_the_unedited(_cached(model, ids), unedited)
-            checkpointing = _checkpointing(model, edits, ids)
+            checkpointing = _compare_checkpointing(model, edits, ids)
         finally:
             edits.detach()
         exact = fresh and torch.equal(_logits(model, ids), base)
@@ -145,8 +145,8 @@ def _against_the_unedited(edited: float | str, unedited: float | str) -> str:
     return f"differs by {edited:.0e}"
 
 
-def _checkpointing(model: nn.Module, edits: HeadEdits, ids: Tensor) -> str:
-    enable, disable = _switches(model)
+def _compare_checkpointing(model: nn.Module, edits: HeadEdits, ids: Tensor) -> str:
+    enable, disable = _checkpointing_methods(model)
     if enable is None or disable is None or not getattr(model, "supports_gradient_checkpointing", False):
         return "not offered by transformers"
 
@@ -164,15 +164,15 @@ def _checkpointing(model: nn.Module, edits: HeadEdits, ids: Tensor) -> str:
             return f"not compared ({type(error).__name__}: {str(error).splitlines()[0][:80]})"
         finally:
             disable()
-    return "equal" if all(map(_same, plain, again)) else "differ"
+    return "equal" if all(map(_equal_gradients, plain, again)) else "differ"
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _equal_gradients(one: Tensor, other: Tensor) -> bool:
     """Equal but for the rounding of sums, which is that of their largest terms."""
     return torch.allclose(one, other, rtol=1e-4, atol=max(1e-9, 1e-5 * float(one.abs().max())))
 
 
-def _switches(model: nn.Module) -> list[Callable[..., None] | None]:
+def _checkpointing_methods(model: nn.Module) -> list[Callable[..., None] | None]:
     """The model's methods that turn checkpointing on and off, by their present or their former names."""
     now = [getattr(model, f"activation_checkpointing_{what}", None) for what in ("enable", "disable")]
     return (
@@ -182,13 +182,13 @@ def _switches(model: nn.Module) -> list[Callable[..., None] | None]:
 
 @contextmanager
 def _no_hook_left(model: nn.Module) -> Iterator[None]:
-    """Takes off the hooks that transformers puts on when checkpointing is turned on, and forgets."""
+    """Removes the hooks that transformers adds when checkpointing is turned on, and does not remove."""
     before = {module: set(module._forward_hooks) for module in model.modules()}
     try:
         yield
     finally:
-        for module, kept in before.items():
-            for key in set(module._forward_hooks) - kept:
+        for module, earlier in before.items():
+            for key in set(module._forward_hooks) - earlier:
                 del module._forward_hooks[key]
 
 

@@ -1,4 +1,4 @@
-"""What attaching would do to a model, and what will not work on it and why, without touching it."""
+"""Shows what `attach` would change in a model, and what will not work on it and why."""
 
 import importlib.metadata
 from os import PathLike
@@ -15,7 +15,7 @@ _PACKAGES = ("headedit", "torch", "transformers", "accelerate", "peft", "bitsand
 
 
 def doctor(model: nn.Module, spec: "str | PathLike[str] | Spec | None" = None) -> list[tuple[str, str]]:
-    """Findings as (what, finding), in the order to read them; the model comes back as it was.
+    """Shows what ``attach`` would change, as (what, value), in the order to read; the model is returned to its state.
 
     Args:
         model: a transformers model.
@@ -36,7 +36,7 @@ def doctor(model: nn.Module, spec: "str | PathLike[str] | Spec | None" = None) -
         others = [kind for kind in edits.spec.kinds() if kind not in edits.module.kinds()]
     finally:
         edits.detach()
-    findings = [
+    rows = [
         ("model", f"{type(model).__name__}, model_type {config.model_type}, spec {edits.spec.source}"),
         ("versions", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)),
         (
@@ -48,15 +48,15 @@ def doctor(model: nn.Module, spec: "str | PathLike[str] | Spec | None" = None) -
         ("devices", ", ".join(sorted({str(p.device) for p in model.parameters()}))),
         ("quantization", _quantization(model)),
         ("attention", f"{text_config(model)._attn_implementation}; the edits work with any"),
-        ("checkpointing", _checkpointing(model)),
+        ("checkpointing", _checkpointing_support(model)),
         ("position", "behind a gate: an offset is not gated" if gated else "raw: what the attention made"),
         ("an offset merges", offset),
     ]
     if others:
-        findings.append(("also there", f"sites of kind {', '.join(others)}: EditConfig(sites=[...])"))
+        rows.append(("other sites", f"of kind {', '.join(others)}: EditConfig(sites=[...])"))
     if any(p.is_meta for p in model.parameters()) and not hasattr(model, "hf_device_map"):
-        findings.append(("will not work", "weights on the meta device hold no values: load them before running it"))
-    return findings
+        rows.append(("will not work", "weights on the meta device hold no values: load them before running it"))
+    return rows
 
 
 def _version(package: str) -> str:
@@ -77,7 +77,7 @@ def _quantization(model: nn.Module) -> str:
     return f"{getattr(method, 'value', method)}; training works, merging needs the model in full precision"
 
 
-def _checkpointing(model: nn.Module) -> str:
+def _checkpointing_support(model: nn.Module) -> str:
     if not getattr(model, "supports_gradient_checkpointing", False):
         return "transformers offers none for this class"
     return "offered, with use_reentrant=False by default; headedit spec check compares the gradients"

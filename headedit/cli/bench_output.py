@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from headedit.cli.shared import console, print_files, print_rows, write_json
+from headedit.io.tables import format_cell, rich_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,13 +33,14 @@ def print_cost(cost: "Cost", name: str) -> None:
     left_out = [(f"left out: {contender}", reason) for contender, reason in cost.left_out.items()]
     runs = sorted({row["runs"] for row in cost.rows if row["against"] and row["runs"]}, reverse=True)
     print_rows(f"headedit bench (medians of {' or '.join(map(str, runs or [cost.repeats]))})", facts + left_out)
-    _print("Times, memory and operators", _HEADER, [_cells(row) for row in cost.rows], no_wrap=True)
+    console.print(rich_table("Times, memory and operators", _HEADER, map(_cells, cost.rows), no_wrap=True))
 
 
 def print_measured(title: str, rows: Sequence[dict[str, Any]], keys: Sequence[str] | None = None) -> None:
     """Prints the rows of ``scaling`` or ``route_cost``; ``keys`` chooses the columns, by default all."""
     keys = list(rows[0]) if keys is None else keys
-    _print(title, [key.replace("_", "\n") for key in keys], [[_shown(row[key]) for key in keys] for row in rows])
+    header = [key.replace("_", "\n") for key in keys]
+    console.print(rich_table(title, header, [[_shown(row[key]) for key in keys] for row in rows]))
 
 
 def write_measured(folder: Path, name: str, rows: Sequence[dict[str, Any]], figure: "Figure") -> None:
@@ -59,7 +60,7 @@ def _compared(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     return pieces
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any]) -> list[str | Text]:
     ratio, limit = row["ratio"], row["limit"]
     measured = row["value"] if ratio is None else ratio
     shown = "" if ratio is None else f"{ratio:.3f}"
@@ -68,7 +69,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["contender"],
         f"{row['value']:,.1f} {row['unit']}",
         "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:,.0f}",
-        f"[red]{shown}[/]" if limit is not None and measured > limit else shown,
+        Text(shown, style="red") if limit is not None and measured > limit else shown,
         "" if row["low"] is None else f"{row['low']:.3f} – {row['high']:.3f}",
         "" if limit is None else f"{limit:,g}{' ms' if ratio is None else ''}",
     ]
@@ -77,13 +78,4 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
-    return "" if value is None else escape(f"{value:,}" if isinstance(value, int) else str(value))
-
-
-def _print(title: str, header: Sequence[str], cells: Sequence[Sequence[str]], *, no_wrap: bool = False) -> None:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for i, column in enumerate(header):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=no_wrap)
-    for row in cells:
-        table.add_row(*row)
-    console.print(table)
+    return format_cell(value)

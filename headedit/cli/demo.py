@@ -31,10 +31,11 @@ def demo(
     Example: `headedit demo --output my-demo --compare --tasks reverse,swap --sizes 8,200`
     """
     from headedit.demo.run import add_to_summary, run_demo
+    from headedit.runs.files import EDITS_TENSOR_FILE
 
     result = run_demo(output, task=task, seed=seed)
     print_rows("headedit demo", result.rows())
-    print_files([*result.files, result.run.output_dir / "headedit.safetensors"])
+    print_files([*result.files, result.run.output_dir / EDITS_TENSOR_FILE])
     if compare:
         from headedit.bench import recovery_plots
         from headedit.bench.recovery.compare import compare as compare_all

@@ -5,20 +5,11 @@ from typing import Annotated
 
 import typer
 
-from headedit.cli.shared import (
-    Device,
-    Dtype,
-    DtypeOption,
-    Edits,
-    Model,
-    Seed,
-    SpecFile,
-    listed,
-    print_files,
-    write_json,
-    write_whole,
-)
-from headedit.cli.table import print_table
+from headedit.cli.shared import Seed, console, listed, print_files, write_json, write_whole
+from headedit.errors import HeadEditError
+from headedit.io.tables import rich_table
+
+_DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def lm_eval(
@@ -75,7 +66,7 @@ def lm_eval(
         seed=seed,
     )
     header, rows = report.cells()
-    print_table("headedit lm-eval", header, rows, left=LEFT)
+    console.print(rich_table("headedit lm-eval", header, rows, left=LEFT))
     if folder is not None:
         files = [folder / "lm_eval.json", folder / "lm_eval.md"]
         write_json(files[0], {"model": model, "edits": edits, **report.to_dict()})

@@ -1,13 +1,13 @@
-"""The command ``headedit plan``: how much memory a run needs on each device, and what to change if it does not fit."""
+"""The command ``headedit plan``: how much memory a run needs on a device, and what to change if it does not fit."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from headedit.cli.shared import Dtype, console, print_rows
 from headedit.errors import HeadEditError
+from headedit.io.tables import rich_table
 
 if TYPE_CHECKING:
     from headedit.training.config import RunConfig
@@ -98,13 +98,12 @@ def _print_plan(run: "RunConfig", found: "Plan", memory: int) -> None:
     rows = [("a training step", _described(found.setup)), *((what, show(size)) for what, size in found.rows())]
     rows.append(("parameters of the edits", f"{found.parameters:,}"))
     print_rows(f"headedit plan {run.model.name}", rows)
-    table = Table(title="each device", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("device", "base model", "edits", "saved", "working", "process", "in all"):
-        table.add_column(column, justify="left" if column == "device" else "right")
+    header = ["device", "base model", "edits", "saved", "working", "process", "in all"]
+    shares = []
     for i, share in enumerate(found.shares):
-        parts = (share.base, share.trained, share.kept, share.working, share.process, share.total)
-        table.add_row(str(i), *(show(part) for part in parts))
-    console.print(table)
+        parts = (share.base, share.trained, share.saved, share.working, share.process, share.total)
+        shares.append([str(i), *map(show, parts)])
+    console.print(rich_table("each device", header, shares))
     verdict = found.verdict(memory)
     colour = {"fits": "green", "tight": "yellow"}.get(verdict, "red")
     console.print(

@@ -58,7 +58,8 @@ def report(
     Example: `headedit report out --data test.jsonl`
     """
     from headedit.interpret.report import report as page
-    from headedit.interpret.report.folder import RUN_YAML, RunFolder
+    from headedit.interpret.report.folder import RunFolder
+    from headedit.runs.files import REPORT_FILE, RUN_YAML
 
     given = any(value is not None for value in (model, data, tokenizer))
     if given and evidence is False:
@@ -75,7 +76,7 @@ def report(
             raise HeadEditError(f"{error}\nUse --no-evidence for a report without effects and tokens.") from None
     elif evidence is None:
         console.print(f"There is no {RUN_YAML} in the run, so effects and tokens are left out; --data FILE adds them.")
-    file = run / "report.html" if output is None else output
+    file = run / REPORT_FILE if output is None else output
     write_whole(file, page(run, evidence=frame, tables=tables))
     print_files([file])
 
@@ -127,8 +128,8 @@ def _prepare(
 def _examples(
     config: "RunConfig | None", data: str | None, tokenizer: Any, model: "nn.Module", skip_broken: bool
 ) -> Sequence[Any]:
-    """Encoded as for training: examples of a file, or the run's own test, validation or training examples."""
-    from headedit.data import DataConfig, load_data
+    """Encoded as the run does it: examples of a file, or the run's own test, validation or training examples."""
+    from headedit.data.loading import load_data
     from headedit.hf.config import context_length
 
     if data is None:
@@ -142,8 +143,6 @@ def _examples(
     if skip_broken:
         choices = dataclasses.replace(choices, skip_malformed=True)
     found = load_data(choices, tokenizer, context=context_length(model))
-    for message in found.report["train"]["malformed_first"][:_SHOWN]:
-        console.print(f"[yellow]left out:[/] {escape(message)}")
     return found.test or found.valid or found.train
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from headedit.errors import HeadEditError
+from headedit.io.tables import rich_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,10 +58,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def print_rows(title: str, rows: list[tuple[str, str]]) -> None:
     """Prints (what, value) rows as a table."""
-    table = Table(title=title, show_header=False, title_justify="left")
-    for what, value in rows:
-        table.add_row(what, escape(value))
-    console.print(table)
+    console.print(rich_table(title, None, rows, left=None, framed=True))
 
 
 def print_files(files: list[Path]) -> None:
@@ -84,16 +81,9 @@ def whole_numbers(text: str, option: str) -> list[int]:
 
 
 def write_bench(result: "BenchResult", folder: Path, name: str, figure: "Figure | None") -> list[Path]:
-    """Prints the tables of a benchmark and writes them as JSON and Markdown, and its picture as PNG."""
-    from headedit.io.tables import format_cell
-
+    """Prints the tables, and writes them as JSON and Markdown, and the picture."""
     for title, header, cells in result.tables:
-        table = Table(title=escape(f"{result.title}: {title}"), title_justify="left", box=None, padding=(0, 1, 0, 0))
-        for i, column in enumerate(header):
-            table.add_column(column.replace(" ", "\n"), justify="left" if i == 0 else "right")
-        for row in cells:
-            table.add_row(*(escape(format_cell(cell)) for cell in row))
-        console.print(table)
+        console.print(rich_table(f"{result.title}: {title}", [name.replace(" ", "\n") for name in header], cells))
     files = [folder / f"{name}.json", folder / f"{name}.md"]
     write_json(files[0], result.to_dict())
     write_whole(files[1], result.markdown())

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from headedit.cli.shared import console, print_files, write_whole
+from headedit.io.tables import markdown_table, rich_table
 
 app = typer.Typer(
     name="spec",
@@ -29,14 +29,15 @@ def list_specs(
     from headedit.specs.catalogue import catalogue, counts
 
     if markdown:
-        print("\n".join(["| | types |", "|---|---|", *(f"| {what} | {number} |" for what, number in counts())]))
+        print(markdown_table(["", "types"], counts(), left=2))
         return
-    table = Table("spec", "types", "sites", "position", "an offset merges")
+    rows = []
     for entry in catalogue():
         spec = entry.spec
         names = ", ".join(entry.model_types) if types else str(len(entry.model_types))
-        table.add_row(_name(spec.source), names, ", ".join(spec.kinds()), spec.position, spec.offset)
-    console.print(table)
+        rows.append([_name(spec.source), names, ", ".join(spec.kinds()), spec.position, spec.offset])
+    header = ["spec", "types", "sites", "position", "an offset merges"]
+    console.print(rich_table(None, header, rows, left=None, framed=True))
     for what, number in counts():
         console.print(f"{what}: {number}")
 
@@ -132,13 +133,12 @@ def _print_certificate(model: str, spec: Path | None, kinds: list[str] | None) -
     is_type = model in tiny_configs() and not Path(model).is_dir()
     live = tiny_model(model) if is_type else load_model(model, dtype="float32")
     certificate = certify(live, spec, kinds=kinds)
-    table = Table(
-        "site", "heads", "width", "position", "proved under", title=f"{certificate.model}", title_justify="left"
-    )
+    rows = []
     for site, proof in zip(certificate.sites, certificate.proofs, strict=True):
         proved = ", ".join(proof.proved) if proof.ok else "not probed" if not proof.probed else "WRONG"
-        table.add_row(site.path, str(site.heads), str(site.head_dim), site.position, proved)
-    console.print(table)
+        rows.append([site.path, site.heads, site.head_dim, site.position, proved])
+    header = ["site", "heads", "width", "position", "proved under"]
+    console.print(rich_table(certificate.model, header, rows, left=None, framed=True))
     for what, outcome in (
         ("spec", certificate.spec.source),
         ("a fresh edit and its removal", "exact" if certificate.exact else "not exact"),
@@ -174,10 +174,11 @@ def _check_all() -> None:
             groups.setdefault("WRONG", []).append(model_type)
         else:
             groups.setdefault("not probed", []).append(model_type)
-    table = Table("certificate", "types", "which")
-    for outcome, names in sorted(groups.items(), key=lambda group: -len(group[1])):
-        table.add_row(outcome, str(len(names)), "" if len(names) > 40 else ", ".join(names))
-    console.print(table)
+    rows = [
+        [outcome, len(names), "" if len(names) > 40 else ", ".join(names)]
+        for outcome, names in sorted(groups.items(), key=lambda group: -len(group[1]))
+    ]
+    console.print(rich_table(None, ["certificate", "types", "which"], rows, left=None, framed=True))
     if "WRONG" in groups:
         raise typer.Exit(1)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headedit.cli.shared import console, print_files, write_json, write_whole
-from headedit.cli.table import print_table
 from headedit.errors import HeadEditError
+from headedit.io.tables import rich_table
 
 if TYPE_CHECKING:
     from headedit.edits import HeadEdits
@@ -44,15 +44,15 @@ def sweep(
     config = SweepConfig.read(file, read_assignments(settings or []))
     planned = plan_sweep(config)
     if dry_run:
-        cells = [[run.name, str(run.folder), run_state(run.config)] for run in planned]
-        print_table(f"headedit sweep {file}", ["run", "folder", "state"], cells, left=3)
+        cells = [[run.name, str(run.folder), state_of(run.config)] for run in planned]
+        console.print(rich_table(f"headedit sweep {file}", ["run", "folder", "state"], cells, left=3))
         return
     measure = None if config.evaluate is None else evaluated
     folder, rows, files = Path(config.output), [], []
     for rows in run_sweep(planned, measure=measure, say=_say):
         files = write_sweep(rows, folder)
     header, cells = sweep_table(rows)
-    print_table(f"headedit sweep {file}", header, cells, left=_left(rows))
+    console.print(rich_table(f"headedit sweep {file}", header, cells, left=_left(rows)))
     print_files(files)
     failed = [row for row in rows if row.error is not None]
     if failed:

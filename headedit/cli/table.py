@@ -1,14 +1,12 @@
 """The command ``headedit table``: evaluations side by side, with published results if wanted."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from headedit.cli.shared import console, print_files, write_json, write_whole
+from headedit.io.tables import rich_table
 
 
 def table(
@@ -34,7 +32,7 @@ def table(
 
     comparison = compare_runs([read_run(run) for run in runs or []], with_published=published, model=model)
     for title, header, cells in comparison.tables():
-        print_table(title, header, cells, left=LEFT)
+        console.print(rich_table(title, header, cells, left=LEFT))
     for note in comparison.notes:
         console.print(note, markup=False)
     if output is not None:
@@ -43,13 +41,3 @@ def table(
         else:
             write_whole(output, comparison.markdown())
         print_files([output])
-
-
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> None:
-    """Prints a table with its first ``left`` columns aligned left and the others aligned right."""
-    shown = Table(title=escape(title), title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for i, column in enumerate(header):
-        shown.add_column(escape(column), justify="left" if i < left else "right", overflow="fold")
-    for row in rows:
-        shown.add_row(*map(escape, row))
-    console.print(shown)

@@ -14,7 +14,7 @@ from headedit.data.batches import Encoded, StoredRows
 from headedit.data.encoder import Encoder, EncodingResult
 from headedit.data.records import Conversation
 from headedit.errors import HeadEditError
-from headedit.io.optional import library
+from headedit.io.optional import import_optional
 from headedit.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def encode_examples(examples: Sequence[Conversation], encoder: Encoder, *, name:
     datasets = None
     if sum(example.length for example in examples) >= _WORTH_STORING and getattr(encoder.tokenizer, "is_fast", False):
         with contextlib.suppress(HeadEditError):
-            datasets = library("datasets", "the cache")
+            datasets = import_optional("datasets", "the cache")
     if datasets is not None and datasets.is_caching_enabled():
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "headedit"
         try:

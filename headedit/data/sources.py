@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headedit.errors import HeadEditError
-from headedit.io.optional import library
+from headedit.io.optional import import_optional
 
 _ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:+-]+))?")
 
@@ -109,8 +109,8 @@ def _records(reader: Any, file: Path) -> Iterator[SourceRow]:
             yield SourceRow(where, fault=f"{where}: has {len(fields)} fields, and the header has {len(header)}.")
 
 
-def _parquet_rows(file: Path) -> Iterator[SourceRow]:
-    parquet = library("pyarrow.parquet", "A Parquet file")
+def _parquet_rows(file: Path) -> Iterator[Row]:
+    parquet = import_optional("pyarrow.parquet", "A Parquet file")
     number = 0
     try:
         for batch in parquet.ParquetFile(file).iter_batches():
@@ -123,8 +123,8 @@ def _parquet_rows(file: Path) -> Iterator[SourceRow]:
         raise HeadEditError(f"{file}: is not a Parquet file that can be read ({error}).") from None
 
 
-def _saved_rows(folder: Path, split: str) -> Iterator[SourceRow]:
-    datasets = library("datasets", "A folder of a saved dataset")
+def _saved_rows(folder: Path, split: str) -> Iterator[Row]:
+    datasets = import_optional("datasets", "A folder of a saved dataset")
     try:
         saved = datasets.load_from_disk(str(folder))
     except Exception as error:  # datasets raises its own, and pyarrow's
@@ -139,8 +139,8 @@ def _saved_rows(folder: Path, split: str) -> Iterator[SourceRow]:
     return _dataset_rows(saved, str(folder))
 
 
-def _hub_rows(name: str, config: str | None, split: str) -> Iterator[SourceRow]:
-    datasets = library("datasets", f"The dataset '{name}'")
+def _hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:
+    datasets = import_optional("datasets", f"The dataset '{name}'")
     try:
         loaded = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # datasets, the hub client and pyarrow each raise their own

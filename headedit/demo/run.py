@@ -14,6 +14,7 @@ from headedit.evaluation import Report, exact_match
 from headedit.hf.loading import load_model, load_tokenizer
 from headedit.interpret import plots
 from headedit.io.files import write_atomically
+from headedit.runs.files import EDITS_CONFIG_FILE, EDITS_TENSOR_FILE, GATES_PLOT, HISTORY_PLOT, PATH_PLOT
 from headedit.runs.run import Run
 from headedit.training.fit import fit
 
@@ -83,7 +84,7 @@ def run_demo(
     run = fit(edits, train, tokenizer=tokenizer, output_dir=output_dir, seed=seed, progress=progress)
     report = exact_match(model, tokenizer, test, edits=edits, batch_size=250, progress=progress)
     folder = run.output_dir
-    files = [folder / name for name in ("gates.png", "path.png", "history.png", SUMMARY)]
+    files = [folder / name for name in (GATES_PLOT, PATH_PLOT, HISTORY_PLOT, SUMMARY)]
     title = f"Which heads learned '{task}': {report.base_accuracy:.0%} → {report.accuracy:.0%} exact match"
     plots.gates(edits, title=title).savefig(files[0], dpi=150)
     plots.path(run).savefig(files[1], dpi=150)
@@ -105,8 +106,8 @@ def _markdown(demo: Demo) -> str:
     table = "\n".join(f"| {what} | {value} |" for what, value in demo.rows())
     return (
         f"# headedit demo\n\n| | |\n|---|---|\n{table}\n\n"
-        "![Gates, layers by heads](gates.png)\n\n![Validation loss along the pruning path](path.png)\n\n"
-        "![History of the run](history.png)\n\n"
-        "The edits are `headedit_config.json` and `headedit.safetensors`; put them on a fresh copy of the model "
+        f"![Gates, layers by heads]({GATES_PLOT})\n\n![Validation loss along the pruning path]({PATH_PLOT})\n\n"
+        f"![History of the run]({HISTORY_PLOT})\n\n"
+        f"The edits are `{EDITS_CONFIG_FILE}` and `{EDITS_TENSOR_FILE}`; put them on a fresh copy of the model "
         "with `headedit.load(model, folder)`.\n"
     )

@@ -1,1 +1,1 @@
-"""What headedit reads of transformers: configs, loading, modes and quantized weights."""
+"""What headedit reads of transformers: configs, building, loading, modes, layers and quantized weights."""

@@ -6,14 +6,38 @@ from typing import Any
 from torch import nn
 
 
-def text_config(model: nn.Module) -> Any:
-    """The config of the model's text decoder."""
-    return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+def text_config(of: Any) -> Any:
+    """The config of the text decoder, of a model or of a config.
+
+    It is always a part of the model's own config, or all of it, never a copy: what is written to it is kept. In a flat
+    config of an encoder and a decoder, such as BART's, the decoder's values have names of their own
+    (``decoder_layers``).
+
+    Args:
+        of: a transformers model, or its config.
+    """
+    config: Any = of.config if isinstance(of, nn.Module) else of
+    found = config.get_text_config(decoder=True)
+    flat = config.is_encoder_decoder and type(found) is type(config)  # a copy under other names, read by nobody else
+    return config if flat else found
+
+
+def context_length(of: Any) -> int | None:
+    """How many tokens the text decoder of a model or config can attend to; None where the config does not say."""
+    length: int | None = getattr(text_config(of), "max_position_embeddings", None)
+    return length
 
 
 def read_config(config: Any, key: str, layer: int, *, spread: bool = True) -> Any:
-    """A config value, from the layer's own config where there is one; None where it is absent."""
-    for source in (_own_config(config, layer), config):
+    """A config value, from the layer's own config where there is one; None where it is absent.
+
+    Args:
+        config: the text decoder's.
+        key: its name.
+        layer: index of the layer.
+        spread: read a list at the layer's index.
+    """
+    for source in (_layer_config(config, layer), config):
         try:
             value = source.get(key) if isinstance(source, Mapping) else getattr(source, key)
         except (AttributeError, RuntimeError):  # some configs raise where layers differ
@@ -25,7 +49,7 @@ def read_config(config: Any, key: str, layer: int, *, spread: bool = True) -> An
     return None
 
 
-def _own_config(config: Any, layer: int) -> Any:
+def _layer_config(config: Any, layer: int) -> Any:
     """The layer's own config, where transformers keeps one for layers that differ; an empty one elsewhere."""
     try:
         return config.per_layer_config[layer]
@@ -34,11 +58,5 @@ def _own_config(config: Any, layer: int) -> Any:
 
 
 def decoder_config(config: Any) -> Any:
-    """The part of a config that describes the text decoder."""
-    return config.get_text_config(decoder=True)
-
-
-def context_length(model: nn.Module) -> int | None:
-    """The most tokens that the model's text decoder can read; None where its config does not say."""
-    found = getattr(text_config(model), "max_position_embeddings", None)
-    return None if found is None else int(found)
+    """The config of the text decoder, of a config."""
+    return text_config(config)

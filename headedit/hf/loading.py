@@ -1,4 +1,4 @@
-"""Models and tokenizers from a folder or the hub, with messages that say what is missing."""
+"""Loads models and tokenizers from a folder or the hub, with messages that say what is missing."""
 
 import os
 from typing import Any, Literal
@@ -23,7 +23,7 @@ def load_model(
     quantization: Quantization | None = None,
     attn_implementation: str | None = None,
 ) -> nn.Module:
-    """A causal LM in eval mode.
+    """Loads a causal LM, in eval mode.
 
     Args:
         name: a folder that ``save_pretrained`` wrote, or the id of a model on the hub.
@@ -33,10 +33,11 @@ def load_model(
         device_map: spreads the model over devices, as accelerate does; in place of ``device``.
         quantization: ``4bit`` (NF4, computed in ``dtype``, or bfloat16 for ``auto``) or ``8bit``, by bitsandbytes.
         attn_implementation: a name that transformers knows; ``best`` for FlashAttention where it is installed and
-            works on this model, and else what transformers takes by itself.
+            works on this model, and otherwise the default of transformers.
 
     Raises:
-        HeadEditError: there is no such model, it is not a causal LM, the device is not there, or bitsandbytes is not.
+        HeadEditError: there is no such model, it is not a causal LM, the device does not exist, or bitsandbytes is
+            not installed.
     """
     from transformers import AutoModelForCausalLM
 
@@ -57,16 +58,16 @@ def load_model(
             raise HeadEditError(f"The model cannot be moved to the device '{chosen}' ({_first_line(error)}).") from None
     model.eval()
     if attn_implementation == BEST:
-        _take_flash_attention(model)
+        _try_flash_attention(model)
     assert isinstance(model, nn.Module)
     return model
 
 
 def load_config(name: str, *, revision: str | None = None) -> Any:
-    """The config of a model in a folder or on the hub, without its weights.
+    """Loads the config of a model in a folder or on the hub, without its weights.
 
     Raises:
-        HeadEditError: there is none.
+        HeadEditError: there is no config.
     """
     from transformers import AutoConfig
 
@@ -74,10 +75,10 @@ def load_config(name: str, *, revision: str | None = None) -> Any:
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> Any:
-    """The tokenizer in a folder, or of a model on the hub.
+    """Loads the tokenizer of a model in a folder or on the hub.
 
     Raises:
-        HeadEditError: there is none.
+        HeadEditError: there is no tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -109,7 +110,7 @@ def _quantized(quantization: Quantization, dtype: Dtype) -> Any:
     )
 
 
-def _take_flash_attention(model: Any) -> None:
+def _try_flash_attention(model: Any) -> None:
     from transformers.utils import is_flash_attn_2_available
 
     on_gpu = model.get_input_embeddings().weight.device.type == "cuda"
@@ -118,10 +119,10 @@ def _take_flash_attention(model: Any) -> None:
 
 
 def take_attention(model: Any, implementation: str) -> bool:
-    """Has a model attend by another implementation if a short forward pass goes through; else it stays as it was.
+    """Switches a model to another attention implementation, if a short forward pass works with it.
 
     Returns:
-        Whether it does.
+        Whether it was switched; if not, the model is as it was.
     """
     before = model.config._attn_implementation
     device = model.get_input_embeddings().weight.device

@@ -1,4 +1,4 @@
-"""Eval mode for a while."""
+"""A context in which a model is in eval mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; every module gets its own mode back."""
+    """Puts a model into eval mode; afterwards every module is in its former mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""What a quantized base needs to be trained over."""
+"""Contexts in which edits of a quantized base model can be trained."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,24 +29,24 @@ def accepted_for_training(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def differentiable(model: nn.Module) -> Iterator[None]:
-    """Keeps bitsandbytes from repacking 4-bit weights for inference on the CPU, through which no gradient flows.
+    """Keeps bitsandbytes from repacking 4-bit weights for inference on the CPU, which blocks gradients.
 
     Raises:
-        HeadEditError: that has happened already.
+        HeadEditError: some weights are repacked already.
     """
-    switch, packed = "support_avx512bf16_for_cpu", "packing_format_for_cpu"
-    switched = []
+    flag, packed = "support_avx512bf16_for_cpu", "packing_format_for_cpu"
+    disabled = []
     for name, module in model.named_modules():
         if getattr(getattr(getattr(module, "weight", None), "quant_state", None), packed, False):
             raise HeadEditError(
                 f"bitsandbytes has packed {name} for inference on the CPU, and no gradient flows through it any more. "
                 "Load the model again and train before generating or evaluating with it."
             )
-        if getattr(module, switch, False):
-            switched.append(module)
-            setattr(module, switch, False)
+        if getattr(module, flag, False):
+            disabled.append(module)
+            setattr(module, flag, False)
     try:
         yield
     finally:
-        for module in switched:
-            setattr(module, switch, True)
+        for module in disabled:
+            setattr(module, flag, True)

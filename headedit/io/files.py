@@ -1,4 +1,4 @@
-"""Files written so that at every moment the old content or the whole new one is there."""
+"""Files written in one step: at every moment the old content or the whole new one is on disk."""
 
 import os
 import tempfile
@@ -9,16 +9,17 @@ from headedit.errors import HeadEditError
 
 
 def check_writable(directory: "str | PathLike[str]") -> Path:
-    """The folder as a path, after a trial that it can be made and written; nothing is made, for other processes may
-    be about to use it too.
+    """Checks that a folder can be created and written to, and returns it as a path.
+
+    Nothing is created, for other processes may use the folder too.
 
     Raises:
-        HeadEditError: it cannot be made or written; raised before any work is done.
+        HeadEditError: it cannot be created or written to; raised before any work is done.
     """
     folder = Path(directory)
     try:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.is_symlink() or path.exists())
-        with tempfile.TemporaryFile(dir=there):
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.is_symlink() or path.exists())
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise HeadEditError(f"{folder}: cannot be written ({error.strerror}). Choose another output folder.") from None
@@ -26,7 +27,7 @@ def check_writable(directory: "str | PathLike[str]") -> Path:
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
-    """Writes a file so that at every moment either the old content or the whole new one is there."""
+    """Writes a file in one step: at every moment either the old content or the whole new one is on disk."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

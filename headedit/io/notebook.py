@@ -1,16 +1,16 @@
-"""How edits show themselves in a notebook: ``headedit`` says so here, and ``edits`` need not import what draws them."""
+"""How a handle is shown in a notebook: the package registers the view, so that ``edits`` need not import plots."""
 
 from collections.abc import Callable
 from typing import Any
 
-_html: list[Callable[[Any], str]] = []
+_view: list[Callable[[Any], str]] = []
 
 
-def show_edits_by(view: Callable[[Any], str]) -> None:
-    """Makes this function the one that gives HTML for a handle."""
-    _html[:] = [view]
+def register_html_view(view: Callable[[Any], str]) -> None:
+    """Registers the function that gives HTML for a handle, in place of any earlier one."""
+    _view[:] = [view]
 
 
 def html_of(edits: Any) -> str | None:
-    """HTML for a handle; None, for which a notebook shows the text, where nothing draws it."""
-    return _html[0](edits) if _html else None
+    """The HTML of a handle; None where no view is registered, and then a notebook shows the text."""
+    return _view[0](edits) if _view else None

@@ -1,4 +1,4 @@
-"""Libraries that only some of headedit needs, loaded by the function that uses them."""
+"""Libraries that only a part of headedit needs, imported by the function that uses them."""
 
 from importlib import import_module
 from typing import Any
@@ -6,8 +6,16 @@ from typing import Any
 from headedit.errors import HeadEditError
 
 
-def library(name: str, purpose: str) -> Any:
-    """An optional library, or a HeadEditError that says how to get it."""
+def import_optional(name: str, purpose: str) -> Any:
+    """Imports an optional library.
+
+    Args:
+        name: of the module, such as ``pyarrow.parquet``.
+        purpose: what needs it, the start of the message: ``A Parquet file``.
+
+    Raises:
+        HeadEditError: it is not installed; the message says how to install it.
+    """
     try:
         return import_module(name)
     except ImportError:

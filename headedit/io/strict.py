@@ -1,4 +1,4 @@
-"""Builds a dataclass from plain data (YAML, JSON, keyword arguments) and accepts nothing it does not know.
+"""Builds a dataclass from plain data (YAML, JSON, keyword arguments) and refuses unknown keys.
 
 Every fault is a ``HeadEditError`` that names the place, what was found, what was expected, and the nearest
 valid name. The dataclass is the only description of the format.
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 def build(cls: type[T], data: object, where: str) -> T:
-    """An instance of the dataclass ``cls`` from a mapping.
+    """Builds an instance of the dataclass ``cls`` from a mapping.
 
     Args:
         cls: a dataclass whose fields have type hints made of int, float, bool, str, None, Literal,
             list, tuple, dict, other dataclasses, and unions of these.
-        data: what was read.
+        data: the plain data.
         where: the name of the file or object, put in front of every message.
 
     Raises:
@@ -56,7 +56,7 @@ def check(instance: object) -> None:
 
 
 def convert(hint: Any, value: object, where: str) -> Any:
-    """``value`` as the type that ``hint`` names, or a HeadEditError that says why not."""
+    """Converts a value to the type that a hint names; a HeadEditError says why it cannot be."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _convert_union(arguments, value, where)
@@ -86,7 +86,7 @@ def convert(hint: Any, value: object, where: str) -> Any:
 
 
 def read_assignments(settings: Iterable[str]) -> dict[str, Any]:
-    """``["epochs=5", "vector_lr=1e-2"]`` as keys and values, the values read as YAML.
+    """Reads ``["epochs=5", "vector_lr=1e-2"]`` as keys and values, the values as YAML.
 
     Raises:
         HeadEditError: a setting has no ``=`` or a value that cannot be read.
@@ -99,10 +99,10 @@ def read_assignments(settings: Iterable[str]) -> dict[str, Any]:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise HeadEditError(f"{setting}: '{text}' is not a value that can be read.") from None
+            raise HeadEditError(f"{setting}: '{text}' cannot be read as a value.") from None
         if isinstance(value, str):
             with contextlib.suppress(ValueError):
-                value = float(value)  # YAML takes 1e-3 for a text
+                value = float(value)  # YAML reads 1e-3 as a text
         assigned[key.strip()] = value
     return assigned
 

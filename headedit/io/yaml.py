@@ -28,7 +28,7 @@ _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENTS, list(
 
 
 def read_yaml(path: Path) -> object:
-    """The content of a YAML file; faults of syntax become a HeadEditError with file and line."""
+    """Reads a YAML file; faults of syntax become a HeadEditError with file and line."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:

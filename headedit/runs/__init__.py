@@ -1,1 +1,1 @@
-"""What a run leaves behind: its history, its pruning path, its record, and how far several runs agree."""
+"""What a run leaves behind: its files, history, pruning path and record, and how far several runs agree."""

@@ -1,4 +1,4 @@
-"""The history of a run: a JSON line for every logged step. Training writes it, the plots read it."""
+"""The history of a run: a JSON line per logged step. Training writes it, plots read it."""
 
 import json
 from collections.abc import Iterable
@@ -8,16 +8,15 @@ from typing import Any
 
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
-
-HISTORY_FILE = "history.jsonl"
+from headedit.runs.files import HISTORY_FILE
 
 
 class History:
-    """Rows in the order they were logged, mirrored to a file as they come.
+    """The logged rows of a run, in order, written to a file as they come.
 
     A training row has step, epoch, loss (plain, on the response tokens), penalty, learning rates, the λ,
-    open gates, and the value of every gate, a list a site; a validation row has step, epoch and eval_loss; the
-    row of the edits that were kept in the end has step and kept.
+    open gates, and the value of every gate, a list per site; a validation row has step, epoch and eval_loss; the
+    row of the edits that the run ends with has step and kept.
     """
 
     def __init__(self, path: Path | None, rows: Iterable[dict[str, Any]] = ()) -> None:
@@ -25,13 +24,13 @@ class History:
         self.rows = list(rows)
 
     def restart(self, step: int) -> None:
-        """Keeps the rows of steps up to this one, as a fresh or resumed run begins with, and writes the file anew."""
+        """Keeps the rows up to this step, with which a new or resumed run begins, and writes the file again."""
         self.rows = [row for row in self.rows if row["step"] <= step and "kept" not in row]
         if self.path is not None:
             write_atomically(self.path, "".join(map(_line, self.rows)).encode())
 
     def append(self, row: dict[str, Any]) -> None:
-        """Adds a row, and writes it through to the file."""
+        """Adds a row, to the file too."""
         self.rows.append(row)
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
@@ -47,7 +46,7 @@ class History:
         """The history in a file, or in the folder of a run.
 
         Raises:
-            HeadEditError: there is none, or it is damaged.
+            HeadEditError: there is no such file, or it is damaged.
         """
         file = Path(path)
         file = file / HISTORY_FILE if file.is_dir() else file

@@ -17,12 +17,10 @@ from headedit.edits import HeadEdits
 from headedit.edits.gate_set import GateIndex, freeze_gates, heads_of
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
-
-PATH_FILE = "path.json"
-VECTOR_FILE = "path.safetensors"
+from headedit.runs.files import PATH_FILE, PATH_TENSOR_FILE
 
 Vectors = dict[str, Tensor]
-"""By ``site.vector``: what acts, g ⊙ vector, on the heads whose gate is open, in their order, [heads, head_dim]."""
+"""By ``site.vector``: effective vectors, g ⊙ vector, of the heads with an open gate, in order, [heads, head_dim]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +29,8 @@ class Level:
 
     Fields:
         order: the open gates, the most important first.
-        vectors: what acts on their heads.
-        loss: mean validation loss in nats a token; None where there was no validation.
+        vectors: the effective vectors of their heads.
+        loss: mean validation loss in nats per token; None where there was no validation.
         standard_error: of the mean difference from the best level, over the validation examples; None as above.
     """
 
@@ -48,13 +46,13 @@ class Level:
 
     @property
     def heads(self) -> int:
-        """Number of heads that they stand on."""
+        """Number of heads with an open gate."""
         return len(heads_of(self.order))
 
 
 @dataclass(frozen=True)
 class PruningPath:
-    """What a search found.
+    """The path that a search took.
 
     Fields:
         levels: the one with most gates first.
@@ -64,11 +62,11 @@ class PruningPath:
     levels: list[Level]
     chosen: int
 
-    def first(self, *, gates: int | None = None, heads: int | None = None) -> list[GateIndex]:
-        """The most important gates: so many of them, or as many as stand on so many heads.
+    def first(self, *, gates: int | None = None, heads: int | None = None) -> list[Gate]:
+        """The most important gates: this many, or those of this many heads.
 
         Raises:
-            HeadEditError: there are not so many, or fewer than one is asked for.
+            HeadEditError: the number is below 1, or above that of the gates or heads.
         """
         sizes = [level.gates if heads is None else level.heads for level in self.levels]
         wanted = gates if heads is None else heads
@@ -90,14 +88,14 @@ class PruningPath:
         return kept
 
     def level_of(self, gates: int) -> Level:
-        """The smallest level with at least so many gates."""
+        """The smallest level with at least this many gates."""
         return min((level for level in self.levels if level.gates >= gates), key=lambda level: level.gates)
 
-    def put(self, edits: HeadEdits, gates: list[GateIndex]) -> None:
-        """Opens these gates for good, with the vectors of the smallest level that has them, and closes the others."""
+    def open_gates(self, edits: HeadEdits, gates: list[Gate]) -> None:
+        """Opens these gates permanently, with the vectors of the smallest level that has them; closes the others."""
         level = next(level for level in reversed(self.levels) if set(gates) <= set(level.order))
-        put(edits, level)
-        freeze_gates(edits.module, gates)
+        put_level(edits, level)
+        fix(edits.module, gates)
 
     def save(self, folder: Path) -> None:
         """Writes ``path.json`` and ``path.safetensors``."""
@@ -109,7 +107,7 @@ class PruningPath:
             ],
         }
         tensors = {f"{level.gates}/{name}": rows for level in self.levels for name, rows in level.vectors.items()}
-        write_atomically(folder / VECTOR_FILE, safetensors.torch.save(tensors))
+        write_atomically(folder / PATH_TENSOR_FILE, safetensors.torch.save(tensors))
         write_atomically(folder / PATH_FILE, (json.dumps(data) + "\n").encode())
 
     @staticmethod
@@ -124,7 +122,7 @@ class PruningPath:
             raise HeadEditError(f"{folder}: holds no {PATH_FILE}; the recipe 'localise' writes one where it prunes.")
         try:
             data = json.loads((folder / PATH_FILE).read_text(encoding="utf-8"))
-            tensors = safetensors.torch.load((folder / VECTOR_FILE).read_bytes())
+            tensors = safetensors.torch.load((folder / PATH_TENSOR_FILE).read_bytes())
             vectors: dict[int, Vectors] = {}
             for name, rows in tensors.items():
                 gates, _, key = name.partition("/")
@@ -139,9 +137,8 @@ class PruningPath:
 
 
 @torch.no_grad()
-def put(edits: HeadEdits, level: Level) -> None:
-    """Opens the gates of a level for good, with its vectors, and closes the others."""
-    site_edits = list(edits.module)
+def put_level(edits: HeadEdits, level: Level) -> None:
+    """Opens the gates of a level permanently, with its vectors; closes the others."""
     for name, rows in level.vectors.items():
         site, _, vector = name.rpartition(".")
         target = site_edits[int(site)].vectors[vector]

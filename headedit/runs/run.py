@@ -1,4 +1,4 @@
-"""A finished run: its edits, history and settings, as ``fit`` returns them and as they lie on disk."""
+"""A finished run: its edits, history and settings, as ``fit`` returns them and as they are saved."""
 
 import json
 from dataclasses import dataclass
@@ -9,16 +9,15 @@ from typing import Any
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
+from headedit.runs.files import RUN_FILE
 from headedit.runs.history import History
 from headedit.runs.pruning_path import Level, PruningPath
 from headedit.runs.stability import Stability
 
-RUN_FILE = "run.json"
-
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left behind.
+    """A finished run.
 
     Fields:
         output_dir: the folder, which holds the edits, ``history.jsonl`` and ``run.json``.
@@ -54,10 +53,10 @@ class Run:
         return PruningPath.read(self.output_dir)
 
     def at(self, *, heads: int | None = None, gates: int | None = None, edits: HeadEdits | None = None) -> Level:
-        """Puts the edits with some other number of heads, or of gates, on the model: those of the pruning path there.
+        """Puts the edits of the pruning path with another number of heads, or of gates, on the model.
 
-        They are as the search left them at that number, without a refit; ``fit(..., heads=12)`` refits. What the
-        run itself chose is in ``output_dir``.
+        They are as the search left them at that number, without a refit; ``fit(..., heads=12)`` refits. The number that
+        the run itself chose is in ``output_dir``.
 
         Args:
             heads: number of heads to edit.
@@ -77,11 +76,11 @@ class Run:
             raise HeadEditError("at: give heads=... or gates=..., one of the two.")
         path = self.path
         chosen = path.first(heads=heads, gates=gates)
-        path.put(handle, chosen)
+        path.open_gates(handle, chosen)
         return path.level_of(len(chosen))
 
     def open_rows(self) -> list[tuple[str, str]]:
-        """What is open of how many, as (what, value) for a table."""
+        """How many heads and gates are open, of how many, as (what, value) for a table."""
         labels = {"any": "edited heads", "offset": "open offset gates", "scale": "open scale gates"}
         counts = self.record["open"]
         return [(label, f"{counts[key]['open']} of {counts[key]['of']}") for key, label in labels.items()]
@@ -91,22 +90,22 @@ class Run:
         record = self.record
         best = record["best_eval_loss"]
         rows = [
-            ("examples", f"{record['train_examples']} to learn from, {record['valid_examples']} to choose by"),
+            ("examples", f"{record['train_examples']} to train on, {record['valid_examples']} to validate on"),
             ("steps", str(record["steps"])),
-            ("validation loss", "not measured" if best is None else f"{best:.4f} nats a token"),
+            ("validation loss", "not measured" if best is None else f"{best:.4f} nats per token"),
             *self.open_rows(),
             ("time", f"{record['seconds']:.0f} s"),
         ]
         for name, found in (self.controls or {}).items():
             loss = found["validation_loss"]
-            rows.append((f"control: {name}", f"{loss:.4f} nats a token with {found['gates']} gates"))
+            rows.append((f"control: {name}", f"{loss:.4f} nats per token with {found['gates']} gates"))
         stability = self.stability
         if stability is not None:
             agree = f"Jaccard {stability.jaccard:.2f} over {len(stability.seeds)} seeds, chance {stability.chance:.2f}"
             rows.append(("agreement of the heads", agree))
             spread = stability.validation_loss
             if spread is not None:
-                rows.append(("validation loss by seed", f"{spread.mean:.4f} ± {spread.std:.4f} nats a token"))
+                rows.append(("validation loss by seed", f"{spread.mean:.4f} ± {spread.std:.4f} nats per token"))
         return rows
 
     def save(self) -> None:

@@ -1,4 +1,4 @@
-"""Do runs with other seeds choose the same heads, and how far do their figures spread?"""
+"""How far runs with different seeds agree: on the heads they choose, and in their figures."""
 
 import itertools
 import math
@@ -41,7 +41,7 @@ class Stability:
         heads: number of heads that each chose.
         jaccard: |A ∩ B| / |A ∪ B| of the chosen heads, the mean over all pairs of runs.
         chance: what random sets of the same sizes would score on average.
-        validation_loss: of the runs, in nats a token; None without a validation set.
+        validation_loss: of the runs, in nats per token; None without a validation set.
         metric: of the runs; None without one.
     """
 
@@ -68,7 +68,7 @@ def agreement(chosen: Sequence[set[Head]], total: int) -> tuple[float, float]:
 
     Args:
         chosen: two sets of heads or more.
-        total: number of heads that there are.
+        total: number of heads of the model.
     """
     pairs = list(itertools.combinations(chosen, 2))
     found = statistics.fmean(jaccard(a, b) for a, b in pairs)

@@ -1,4 +1,4 @@
-"""Drafts the spec of a model whose type has none: traces where attention ran, and lets the probe choose the site."""
+"""Drafts the spec of a model whose type has none: traces where attention ran, then the probe chooses the site."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,7 +82,7 @@ def draft_spec(model: nn.Module, *, input_ids: Tensor | None = None) -> Draft:
     """Proposes a spec for a model from a traced forward pass, and probes it.
 
     Args:
-        model: a live causal LM with a ``config``; it is given back as it was.
+        model: a live causal LM with a ``config``; it is returned to its state.
         input_ids: one sequence of token ids, [1, tokens]; by default a few random ones.
 
     Returns:
@@ -143,11 +143,11 @@ def _rule(model: nn.Module, model_type: str, candidate: _Candidate) -> dict[str,
     rule: dict[str, Any] = {"path": "", "heads": _head_count(model, config, candidate)}
     if any(input_width(call.module) is None for call in calls.values()):  # else find_sites divides it by the heads
         widths = {layer: call.width * call.groups // call.heads for layer, call in calls.items()}
-        rule["head_dim"] = _key(config, WIDTH_KEYS, widths) or _same(candidate, widths)
+        rule["head_dim"] = _key(config, WIDTH_KEYS, widths) or _one_number(candidate, widths)
     if any(call.groups > 1 for call in calls.values()):
         groups = {layer: call.groups for layer, call in calls.items()}
         keys = sorted(key for key in config.to_dict() if "group" in key)
-        rule["groups"] = _key(config, [*keys, *HEAD_KEYS], groups) or _same(candidate, groups)
+        rule["groups"] = _key(config, [*keys, *HEAD_KEYS], groups) or _one_number(candidate, groups)
     rule |= _condition(model, config, candidate)
     above, _, below = candidate.path.partition("{layer}")
     names = above.rstrip(".").split(".")
@@ -173,7 +173,7 @@ def _head_count(model: nn.Module, config: Any, candidate: _Candidate) -> int | s
     preferred = [key for key in HEAD_KEYS if not aliases.get(key, "").startswith("encoder")]  # Bart's is the encoder's
     if key := _key(config, [*preferred, *others], heads):
         return key
-    number = _same(candidate, heads)
+    number = _one_number(candidate, heads)
     parents = [model.get_submodule(call.path.rpartition(".")[0]) for call in candidate.calls.values()]
     for attribute in HEAD_KEYS:
         if all(getattr(parent, attribute, None) == number for parent in parents):
@@ -190,7 +190,8 @@ def _key(config: Any, keys: Iterable[str], wanted: Mapping[int, int]) -> str | N
     return None
 
 
-def _same(candidate: _Candidate, found: Mapping[int, int]) -> int:
+def _one_number(candidate: _Candidate, found: Mapping[int, int]) -> int:
+    """The number that all layers share, for a rule that names no config key."""
     if len(set(found.values())) > 1:
         listed = ", ".join(f"layer {layer}: {number}" for layer, number in sorted(found.items()))
         raise HeadEditError(
@@ -201,7 +202,7 @@ def _same(candidate: _Candidate, found: Mapping[int, int]) -> int:
 
 
 def _condition(model: nn.Module, config: Any, candidate: _Candidate) -> dict[str, Any]:
-    """What tells the candidate's layers from others whose module has the same name but takes no attention heads."""
+    """A condition for the candidate's layers only, where other layers have a module of that name without heads."""
     same_name = {general(name)[1]: name for name, _ in model.named_modules() if general(name)[0] == candidate.path}
     others = {layer: name for layer, name in same_name.items() if layer not in candidate.calls}
     types = read_config(config, "layer_types", 0, spread=False)

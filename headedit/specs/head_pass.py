@@ -1,7 +1,8 @@
-"""A forward pass that scales one attention head where it is made, and keeps what enters the sites."""
+"""A forward pass that scales one attention head where it is computed, and records what enters the sites."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from inspect import signature
 from math import prod
 from typing import Any
@@ -19,7 +20,7 @@ _EXP = (torch.exp, Tensor.exp)
 
 
 class HeadPass(TorchFunctionMode):
-    """A forward pass that keeps what enters the sites, and may scale one head in every window.
+    """A forward pass that records what enters the sites, and may scale one head in every window.
 
     A window is a module in which a site's attention runs. Where a head is scaled, each window still returns what it
     did in the base pass: what comes after starts from the same input, so all layers can be scaled at once. With
@@ -45,16 +46,18 @@ class HeadPass(TorchFunctionMode):
         self.seen: dict[nn.Module, list[int]] = defaultdict(list)  # heads of each attention that ran in a window
 
     def run(self, model: nn.Module, ids: Tensor) -> "HeadPass":
-        """Runs the model once; the hooks are gone afterwards."""
-        handles = [m.register_forward_pre_hook(self._arrive, prepend=True, with_kwargs=True) for m in self.modules]
-        for window in self.windows:
-            handles.append(window.register_forward_pre_hook(self._enter, prepend=True))
-            handles.append(window.register_forward_hook(self._leave, always_call=True))
+        """Runs the model once; the hooks are removed afterwards."""
         device = next((p.device for p in model.parameters() if not p.is_meta), None)  # meta: offloaded
         named = signature(model.forward).parameters.values()
         cache = {"use_cache": False} if any(p.name == "use_cache" or p.kind == p.VAR_KEYWORD for p in named) else {}
         try:
-            with torch.random.fork_rng(devices=[]), self:
+            with ExitStack() as hooks, torch.random.fork_rng(devices=[]), self:
+                for module in self.modules:
+                    arrive = module.register_forward_pre_hook(self._arrive, prepend=True, with_kwargs=True)
+                    hooks.callback(arrive.remove)
+                for window in self.windows:
+                    hooks.callback(window.register_forward_pre_hook(self._enter, prepend=True).remove)
+                    hooks.callback(window.register_forward_hook(self._leave, always_call=True).remove)
                 torch.default_generator.manual_seed(0)  # for a model that draws, such as one that hashes
                 model(input_ids=ids.to(device), **cache)
         except Exception as error:  # whatever the model raises
@@ -62,9 +65,6 @@ class HeadPass(TorchFunctionMode):
                 f"{type(model).__name__} cannot run on input_ids {tuple(ids.shape)}: {type(error).__name__}: {error}. "
                 "Give input_ids that it takes."
             ) from error
-        finally:
-            for handle in handles:
-                handle.remove()
         return self
 
     def _arrive(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -75,10 +75,10 @@ class HeadPass(TorchFunctionMode):
 
     def _leave(self, module: nn.Module, args: object, output: Any) -> Any:
         self.running.pop()
-        self.outputs[module].append(_kept(output) if self.base is None else None)
+        self.outputs[module].append(_copied(output) if self.base is None else None)
         if self.base is None or self.running:
             return None
-        return _put_back(output, self.base.outputs[module][len(self.outputs[module]) - 1])
+        return _replaced(output, self.base.outputs[module][len(self.outputs[module]) - 1])
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -119,18 +119,18 @@ def _is_attention(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], res
     return func in _SOFTMAX and result.dim() > 2 and over in (-1, result.dim() - 1)
 
 
-def _kept(output: Any) -> Any:
+def _copied(output: Any) -> Any:
     if isinstance(output, Tensor):
         return output.clone()
-    return [_kept(item) for item in output] if isinstance(output, tuple | list) else None
+    return [_copied(item) for item in output] if isinstance(output, tuple | list) else None
 
 
-def _put_back(output: Any, kept: Any) -> Any:
-    """The output with the tensors of the base pass in it, so that nothing of a scaled head goes on."""
+def _replaced(output: Any, base: Any) -> Any:
+    """The output with the tensors of the base pass, so that scaling a head changes nothing after the window."""
     if isinstance(output, Tensor):
-        return kept.clone()
+        return base.clone()
     if type(output) in (tuple, list):
-        return type(output)(_put_back(*pair) for pair in zip(output, kept, strict=True))
+        return type(output)(_replaced(*pair) for pair in zip(output, base, strict=True))
     if isinstance(output, tuple) and hasattr(output, "_fields"):  # a named tuple takes its fields one by one
-        return type(output)(*(_put_back(*pair) for pair in zip(output, kept, strict=True)))
+        return type(output)(*(_replaced(*pair) for pair in zip(output, base, strict=True)))
     return output

@@ -1,9 +1,9 @@
 """Proves on a live model that the slots of a site are the attention heads that the spec says they are.
 
-Shapes cannot tell: heads of the right number and width may be in another order, or mixed on their way. So each
-head is scaled where the attention makes it, in the result of softmax or of scaled_dot_product_attention, and the
-site's input has to change as if its slot had been scaled there: that slot, by that factor, and nothing else. The
-heads of linear mixers are moved by their own parameters instead.
+We prove that slot h is head h; matching shapes are not enough, for heads of the right number and width may be in
+another order, or mixed on their way. So each head is scaled where the attention computes it, in the result of softmax
+or of scaled_dot_product_attention, and the site's input must change as if its slot had been scaled there: that slot,
+by that factor, and nothing else. The heads of linear mixers are changed by their own parameters instead.
 """
 
 from collections import defaultdict
@@ -24,7 +24,7 @@ from headedit.hf.config import read_config, text_config
 from headedit.hf.modes import evaluating
 from headedit.specs.head_pass import HeadPass
 from headedit.specs.parameter_probe import probe_by_parameters
-from headedit.specs.probe_result import Finding, compare
+from headedit.specs.probe_result import ProbeResult, result_of_scaling
 from headedit.specs.registry import model_type_of
 from headedit.specs.sites import HeadSite
 
@@ -64,13 +64,13 @@ def prove_sites(
 ) -> list[SiteProof]:
     """Scales every head inside the attention and looks for it at the site, under eager and sdpa attention.
 
-    It costs a forward pass for each head, all layers at once, and one more, and gives the model back as it was.
+    It costs a forward pass for each head, all layers at once, and one more. The model is returned to its state.
 
     Args:
         model: the model that the sites were found on.
         sites: the sites to prove.
         input_ids: one sequence of token ids, [1, tokens]; by default a few random ones.
-        factor: what a head is multiplied with; neither 0 nor 1, so that scaling can be told from any other change.
+        factor: what a head is multiplied by; neither 0 nor 1, so that scaling differs from any other change.
 
     Returns:
         A proof for each site, in the order given.
@@ -85,7 +85,7 @@ def prove_sites(
         if modules.get(site.path) is not site.module:
             raise HeadEditError(f"{site.path}: the site is of another model; find the sites on the one to be probed.")
     ids = random_ids(model) if input_ids is None else input_ids
-    found: dict[str, list[Finding]] = {}
+    found: dict[str, list[ProbeResult]] = {}
     with torch.no_grad(), evaluating(model):
         for name in ATTENTIONS:
             with attention_set_to(model, name) as is_set:
@@ -93,19 +93,19 @@ def prove_sites(
                     found[name] = _probe(model, sites, ids, factor)
         if not found:
             found["the model's attention"] = _probe(model, sites, ids, factor)
-    return [_proof(site, {name: findings[i] for name, findings in found.items()}) for i, site in enumerate(sites)]
+    return [_proof(site, {name: results[i] for name, results in found.items()}) for i, site in enumerate(sites)]
 
 
-def _proof(site: HeadSite, found: Mapping[str, Finding]) -> SiteProof:
-    probed = {name: finding for name, finding in found.items() if finding.probed}
+def _proof(site: HeadSite, found: Mapping[str, ProbeResult]) -> SiteProof:
+    probed = {name: result for name, result in found.items() if result.probed}
     return SiteProof(
         path=site.path,
         heads=site.heads,
         head_dim=site.head_dim,
         probed=bool(probed),
-        proved=tuple(name for name, finding in probed.items() if not finding.problems),
-        problems=_by_message({name: finding.problems for name, finding in (probed or found).items()}),
-        notes=_by_message({name: finding.notes for name, finding in probed.items()}),
+        proved=tuple(name for name, result in probed.items() if not result.problems),
+        problems=_by_message({name: result.problems for name, result in (probed or found).items()}),
+        notes=_by_message({name: result.notes for name, result in probed.items()}),
     )
 
 
@@ -152,7 +152,7 @@ def _switch(base: PreTrainedModel, name: str) -> bool:
 
 def random_ids(model: nn.Module) -> Tensor:
     """Token ids without special ones, [1, 11], or [codebooks, 11] for a model over audio codes."""
-    model_type_of(model)  # refuses what is no transformers model
+    model_type_of(model)  # refuses anything but a transformers model
     text = text_config(model)
     special: set[int] = set()
     for key, value in [*model.config.to_dict().items(), *text.to_dict().items()]:  # type: ignore[union-attr, operator]
@@ -163,20 +163,20 @@ def random_ids(model: nn.Module) -> Tensor:
     return plain[torch.randint(len(plain), shape, generator=torch.Generator().manual_seed(0))]
 
 
-def _probe(model: nn.Module, sites: Sequence[HeadSite], ids: Tensor, factor: float) -> list[Finding]:
+def _probe(model: nn.Module, sites: Sequence[HeadSite], ids: Tensor, factor: float) -> list[ProbeResult]:
     """What the model's present attention shows at each site, by softmax or sdpa, or else by an exponential."""
-    findings = _probe_by(model, sites, ids, factor, by_exp=False)
-    rest = [i for i, finding in enumerate(findings) if not finding.probed and sites[i].kind == "attention"]
-    if rest:
-        again = _probe_by(model, [sites[i] for i in rest], ids, factor, by_exp=True)
-        for i, finding in zip(rest, again, strict=True):
-            findings[i] = finding
-    return findings
+    results = _probe_by(model, sites, ids, factor, by_exp=False)
+    unseen = [i for i, result in enumerate(results) if not result.probed and sites[i].kind == "attention"]
+    if unseen:
+        again = _probe_by(model, [sites[i] for i in unseen], ids, factor, by_exp=True)
+        for i, result in zip(unseen, again, strict=True):
+            results[i] = result
+    return results
 
 
 def _probe_by(
     model: nn.Module, sites: Sequence[HeadSite], ids: Tensor, factor: float, *, by_exp: bool
-) -> list[Finding]:
+) -> list[ProbeResult]:
     around = [[model.get_submodule(path) for path in _around(site.path)] for site in sites]
     base = HeadPass(sites, dict.fromkeys(chain(*around), 0), by_exp=by_exp).run(model, ids)
     nearest = [next((module for module in modules if base.seen[module]), None) for modules in around]
@@ -189,18 +189,18 @@ def _probe_by(
     passes = [
         HeadPass(sites, windows, head=head, factor=factor, base=base, by_exp=by_exp).run(model, ids) for head in heads
     ]
-    findings = []
+    results = []
     for site, window in zip(sites, nearest, strict=True):
         inputs = base.inputs[site.module]
         by_numbers = probe_by_parameters(model, site, ids) if site.kind == "linear" and inputs else None
         if by_numbers is not None:
-            findings.append(by_numbers)
+            results.append(by_numbers)
         elif window is None or not inputs or site.kind == "mlp":
-            findings.append(Finding(probed=False, problems=(f"not probed: {_reason(site, bool(inputs))}",)))
+            results.append(ProbeResult(probed=False, problems=(f"not probed: {_reason(site, bool(inputs))}",)))
         else:
             scaled = [p.inputs[site.module] for p in passes[: windows[window]]]
-            findings.append(compare(site, inputs, scaled, factor))
-    return findings
+            results.append(result_of_scaling(site, inputs, scaled, factor))
+    return results
 
 
 def _around(path: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the scaling of each head moved at a site, held against what the spec says of it."""
+"""What scaling each head changed at a site, compared with what the spec says of it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from headedit.specs.sites import HeadSite
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class ProbeResult:
     """What one attention implementation showed at one site.
 
     Fields:
         probed: whether heads were seen and scaled.
-        problems: what is not as the spec says.
+        problems: where the model differs from the spec.
         notes: what else a user should know.
     """
 
@@ -25,28 +25,35 @@ class Finding:
     notes: tuple[str, ...] = ()
 
 
-def compare(site: HeadSite, base: list[Tensor], scaled: list[list[Tensor]], factor: float) -> Finding:
-    """Holds what each head moved at the site against what the spec says."""
+def result_of_scaling(site: HeadSite, base: list[Tensor], scaled: list[list[Tensor]], factor: float) -> ProbeResult:
+    """Compares what each head moved at the site with what the spec says.
+
+    Args:
+        site: the site, as the spec gives it.
+        base: the inputs of the site in the base pass, a tensor per call.
+        scaled: the same in a pass per head, in which that head was scaled.
+        factor: what it was scaled by.
+    """
     says = f"the spec says {site.heads} heads of width {site.head_dim}"
     shapes = [x.shape for x in base]
     for shape in shapes:
         if site.width not in (shape[-1], prod(shape[-2:])):
-            return Finding(problems=(f"the module was given {tuple(shape)}, but {says}, {site.width} in all.",))
+            return ProbeResult(problems=(f"the module was given {tuple(shape)}, but {says}, {site.width} in all.",))
     if any([x.shape for x in inputs] != shapes for inputs in scaled):
-        return Finding(problems=("the module was given other shapes when a head was scaled.",))
+        return ProbeResult(problems=("the module was given other shapes when a head was scaled.",))
     before, *after = (torch.cat([x.reshape(-1, site.width) for x in inputs]).double() for inputs in (base, *scaled))
     rounding = max(torch.finfo(dtype).eps for dtype in (base[0].dtype, torch.float32))  # softmax is often float32
     tolerance = 8 * rounding * before.abs().max()
     moved = [((x - before).abs().amax(0) > tolerance).nonzero().flatten().tolist() for x in after]
     if len(scaled) != site.heads:
         if notes := _shared(site, moved):
-            return Finding(notes=notes)
+            return ProbeResult(notes=notes)
         went = (f"head {head} {_went(site, m)}." for head, m in enumerate(moved))
-        return Finding(problems=(f"the attention has {len(scaled)} heads, but {says}.", *went))
+        return ProbeResult(problems=(f"the attention has {len(scaled)} heads, but {says}.", *went))
     wanted = (_with_slot(before, site, head, factor) for head in range(site.heads))
     fits = [bool(((x - w).abs() <= tolerance).all()) for x, w in zip(after, wanted, strict=True)]
     faults = (_fault(site, head, m, fit) for head, (m, fit) in enumerate(zip(moved, fits, strict=True)))
-    return Finding(problems=tuple(fault for fault in faults if fault))
+    return ProbeResult(problems=tuple(fault for fault in faults if fault))
 
 
 def _with_slot(before: Tensor, site: HeadSite, head: int, factor: float) -> Tensor:
@@ -60,7 +67,7 @@ def _fault(site: HeadSite, head: int, moved: list[int], fits: bool) -> str | Non
         first = head * site.head_dim
         return f"head {head} {_went(site, moved)}; the spec says slot {head}, {first}-{first + site.head_dim - 1}."
     if not fits:
-        return f"head {head} moved slot {head}, but did not scale it: a norm or the like stands between."
+        return f"head {head} moved slot {head}, but did not scale it: there is a norm or the like in between."
     return None
 
 

@@ -18,12 +18,12 @@ _packaged_cache: dict[str, Spec] = {}
 
 
 def packaged_folder() -> Path:
-    """The folder ``arch_specs``: inside the installed package, or beside it in an editable install."""
+    """The folder ``arch_specs``: inside the installed package, or next to it in an editable install."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "arch_specs", package.parent / "arch_specs"):
         if folder.is_dir():
             return folder
-    raise HeadEditError(f"The folder arch_specs is missing beside {package}; reinstall headedit.")
+    raise HeadEditError(f"The folder arch_specs is missing next to {package}; reinstall headedit.")
 
 
 def find_spec(model: nn.Module, spec: str | os.PathLike[str] | Spec | None = None) -> Spec:
@@ -97,7 +97,7 @@ def model_type_of(model: nn.Module) -> str:
 
 
 def packaged_specs() -> dict[str, Spec]:
-    """The specs that come with headedit, by model type; read once a process."""
+    """The specs that come with headedit, by model type; read once per process."""
     if not _packaged_cache:
         _packaged_cache.update(_by_type([packaged_folder()]))
     return _packaged_cache

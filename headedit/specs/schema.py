@@ -58,7 +58,7 @@ class SiteRule:
         heads: number of heads, as a config key, a number or a ``NumberRule``.
         head_dim: width of a head, likewise; left out or absent from the config: input width / heads.
         groups: number of groups that the input is split into, [..., groups, width / groups], where the module
-            treats each by itself and its own input size is that of one group.
+            treats each group alone and its own input size is that of one group.
         position: ``raw`` where the heads arrive as attention made them, ``gated`` where an elementwise
             gate was applied before (a scale commutes with it, an offset lands behind it).
         layer_types: only layers whose entry in the config's ``layer_types`` is in this list.
@@ -119,7 +119,7 @@ class Spec:
     Fields:
         model_types: values of ``config.model_type`` that this spec describes.
         sites: for each kind of site, one rule or several.
-        root: name of the module that the paths stand below, where more than one would fit.
+        root: name of the module that the paths are below, where more than one would fit.
         merge: how an offset can be folded into the weights.
         refuse: configurations that cannot be edited, with the reason.
         no_reentrant: the reason why reentrant gradient checkpointing would give wrong gradients, silently; a

@@ -25,10 +25,10 @@ class HeadSite:
 
     Fields:
         layer: index of the layer.
-        layers: number of layers in the stack that it is one of, those without a site counted in.
+        layers: number of layers in its stack, those without a site included.
         kind: ``attention``, ``linear`` or ``mlp``.
         path: dotted name of the module in the model.
-        name: the same without what stands above the text decoder's layers; it does not change when the
+        name: the same without the modules above the text decoder's layers; it does not change when the
             model is wrapped, and names the site in saved files.
         heads: number of heads.
         head_dim: width of a head.
@@ -152,7 +152,7 @@ def _required(
 
 
 def input_width(module: nn.Module) -> int | None:
-    """Size of the last dimension a projection or norm takes, None where the module does not tell."""
+    """Size of the last dimension that a projection or norm takes; None where the module does not say."""
     for attribute in ("in_features", "nx"):  # Linear and its quantized kin; Conv1D
         value = getattr(module, attribute, None)
         if isinstance(value, int):
@@ -163,7 +163,7 @@ def input_width(module: nn.Module) -> int | None:
 
 def _divide(width: int | None, heads: int, where: str) -> int:
     if width is None:
-        raise HeadEditError(f"{where}: the module does not tell its input width; give head_dim.")
+        raise HeadEditError(f"{where}: the input width of the module is unknown; give head_dim.")
     if width % heads:
         raise HeadEditError(f"{where}: {width} inputs do not divide into {heads} heads; give head_dim.")
     return width // heads

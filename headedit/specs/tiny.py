@@ -1,9 +1,10 @@
-"""A tiny random model of every causal-LM type of transformers, to check a spec on where no weights are at hand.
+"""A tiny random model of every causal-LM type of transformers, to check a spec on without the weights of a real one.
 
-``tiny_configs.jsonl`` has a line a type with the values of a config that builds in milliseconds, and the names of
-its classes where transformers does not tell them.
+``tiny_configs.jsonl`` has a line per type with the values of a config that builds in milliseconds, and the name of
+the config's class where the registry of transformers does not list it.
 """
 
+import copy
 import functools
 import json
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from headedit.errors import HeadEditError, suggest
+from headedit.hf.building import build_model
 
 
 @functools.cache
@@ -27,33 +29,46 @@ def tiny_configs() -> dict[str, dict[str, Any]]:
     return {model_type: row["config"] for model_type, row in _rows().items()}
 
 
+def tiny_config(model_type: str, values: dict[str, Any] | None = None) -> Any:
+    """The tiny config of a model type, as transformers makes one.
+
+    Args:
+        model_type: a causal-LM type of transformers.
+        values: the values of the config; by default the tiny ones.
+
+    Raises:
+        HeadEditError: there are no tiny values for the type.
+    """
+    if model_type not in _rows():
+        raise HeadEditError(f"There is no tiny config of the type '{model_type}'.{suggest(model_type, _rows())}")
+    row = _rows()[model_type]
+    name = row.get("config_class")  # of a decoder that the registry of transformers leaves out
+    config_class = CONFIG_MAPPING[model_type] if name is None else getattr(transformers, name)
+    return config_class(**copy.deepcopy(row["config"] if values is None else values))
+
+
 def tiny_model(model_type: str, values: dict[str, Any] | None = None) -> PreTrainedModel:
     """A model with random weights, the same at every call, in eval mode.
 
     Args:
         model_type: a causal-LM type of transformers.
-        values: those of its config; by default the tiny ones.
+        values: the values of its config; by default the tiny ones.
 
     Raises:
         HeadEditError: there is no config for the type, or the installed transformers cannot build it.
     """
-    if model_type not in tiny_configs():
-        raise HeadEditError(f"There is no tiny config of the type '{model_type}'.{suggest(model_type, tiny_configs())}")
-    values = tiny_configs()[model_type] if values is None else values
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            classes = _rows()[model_type].get("classes")
-            if classes is None:
-                model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**values))
-            else:  # a decoder whose config the registry of transformers does not list
-                config_class, model_class = (getattr(transformers, name) for name in classes)
-                model = model_class(config_class(**values))
+            model = build_model(tiny_config(model_type, values))
+    except HeadEditError:
+        raise
     except Exception as error:  # whatever a config or model class raises
         raise HeadEditError(
             f"The installed transformers cannot build a tiny {model_type} ({type(error).__name__}: {error}). "
             "Give a folder or hub id of a model instead."
         ) from None
+    assert isinstance(model, PreTrainedModel)
     return model.eval()
 
 

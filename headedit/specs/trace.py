@@ -1,6 +1,7 @@
-"""Traces one forward pass: which modules were called where attention had run, and may be given its heads."""
+"""Traces one forward pass: which modules are called after attention has run, and may take its heads."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ BY_HAND = "Write the spec by hand, see 'Adding an architecture' in the README"
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A module that was called in a window after attention had run there, given [..., (groups,) width]."""
+    """A call of a module with an input [..., (groups,) width], in a window in which attention had run before."""
 
     path: str
     window: str
@@ -34,7 +35,7 @@ def trace_calls(model: nn.Module, ids: Tensor) -> list[Call]:
     """Runs the model once and lists what was called after attention had run around it.
 
     Args:
-        model: a live causal LM; it is given back as it was.
+        model: a live causal LM; it is returned to its state.
         ids: one sequence of token ids, [1, tokens].
 
     Returns:
@@ -47,17 +48,13 @@ def trace_calls(model: nn.Module, ids: Tensor) -> list[Call]:
     windows = {module: name for name, module in names.items() if any(module.children())}
     trace = HeadPass([], dict.fromkeys(windows, 0))
     calls: dict[str, Call] = {}
-    handles = [
-        module.register_forward_pre_hook(partial(_note, name, trace, windows, calls), with_kwargs=True)
-        for name, module in names.items()
-        if module not in windows
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in names.items():
+            if module not in windows:
+                note = partial(_note, name, trace, windows, calls)
+                hooks.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
         with torch.no_grad(), evaluating(model), attention_set_to(model, "eager"):  # flash attention would not be seen
             trace.run(model, ids)
-    finally:
-        for handle in handles:
-            handle.remove()
     ran = {name: numbers for module, name in windows.items() if (numbers := _heads(trace.seen[module]))}
     if not ran:
         raise HeadEditError(
@@ -86,13 +83,13 @@ def _note(
     """Notes a call if attention ran before it in a module around it, and its input may hold the heads."""
     value = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()), None)
     window = next((w for w in reversed(trace.running) if _heads(trace.seen[w])), None)
-    told = input_width(module)
-    if value is None or window is None or (told is None and next(module.parameters(recurse=False), None) is None):
+    known = input_width(module)
+    if value is None or window is None or (known is None and next(module.parameters(recurse=False), None) is None):
         return  # a dropout or an activation takes the heads too, but is no projection
     groups = value.shape[-2] if value.dim() > 3 else 1
     width = value.shape[-1]
     heads = next((n for n in reversed(_heads(trace.seen[window])) if width * groups % n == 0), None)
-    if heads is not None and told in (None, width):
+    if heads is not None and known in (None, width):
         calls[path] = Call(
             path=path,
             window=windows[window],

@@ -20,7 +20,7 @@ from headedit.hf.config import context_length
 from headedit.hf.loading import load_tokenizer
 from headedit.hf.quantized import differentiable
 from headedit.io.files import check_writable
-from headedit.runs.pruning_path import PATH_FILE, VECTOR_FILE
+from headedit.runs.files import PATH_FILE, PATH_TENSOR_FILE
 from headedit.runs.run import Run
 from headedit.runs.stability import Spread, Stability, agreement
 from headedit.training.controls import Metric, figures_of, run_controls
@@ -159,7 +159,7 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
     """Runs a recipe in a session, and saves edits, record and card."""
     edits, folder = session.edits, session.folder
     if session.main:
-        for stale in (PATH_FILE, VECTOR_FILE):
+        for stale in (PATH_FILE, PATH_TENSOR_FILE):
             (folder / stale).unlink(missing_ok=True)
     was_training = edits.model.training
     started = time.perf_counter()

@@ -16,15 +16,14 @@ from headedit.data.loading import load_data
 from headedit.data.losses import example_losses
 from headedit.edits import HeadEdits, attach
 from headedit.errors import HeadEditError
+from headedit.hf.config import context_length
 from headedit.io.files import check_writable, write_atomically
+from headedit.runs.files import DATA_FILE
 from headedit.runs.run import Run
 from headedit.training.config import ModelConfig, RunConfig, read_run
 from headedit.training.fit import fit
 
 logger = logging.getLogger(__name__)
-
-DATA_FILE = "data.json"
-"""Name of the report on the data: counts, indices, lengths and overlaps; see ``headedit.Data``."""
 
 
 def train(
@@ -120,7 +119,7 @@ def prepare(config: RunConfig, *, progress: bool = True) -> tuple[Data, Any]:
 
 
 def _context(model: ModelConfig) -> int | None:
-    found = getattr(model.load_config().get_text_config(decoder=True), "max_position_embeddings", None)
+    found = context_length(model.load_config())
     return None if found is None else int(found)
 
 

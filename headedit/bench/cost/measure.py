@@ -21,6 +21,7 @@ from headedit.bench.cost.timing import alternate, as_is
 from headedit.edits import attach
 from headedit.edits.attach import load
 from headedit.errors import HeadEditError
+from headedit.hf.config import text_config
 from headedit.specs import find_sites, find_spec
 
 Row = dict[str, Any]
@@ -109,8 +110,7 @@ def measure_cost(
     base = build(shape) if model is None else model.requires_grad_(False).eval()
     device = next(base.parameters()).device
     ready, left_out = _prepared(base, contenders)
-    config: Any = base.config
-    text = config.get_text_config()
+    text = text_config(base)
     ids = random_ids(text.vocab_size, shape.batch, shape.tokens, device)
     times = partial(_times, ready, ids, repeats, progress)
     measure: dict[str, Callable[[], Iterator[Row]]] = {

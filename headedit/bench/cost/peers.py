@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from headedit.bench.cost.methods import Prepared, bare, edited, hardened, limit, merged, share, sites_of
 from headedit.edits.gates import HardConcrete
 from headedit.errors import HeadEditError
-from headedit.io.optional import library
+from headedit.io.optional import import_optional
 from headedit.specs import HeadSite
 
 
@@ -222,4 +222,4 @@ def _quiet() -> Iterator[None]:
 
 
 def _library(name: str) -> Any:
-    return library(name, "A peer")
+    return import_optional(name, "A peer")

@@ -19,7 +19,7 @@ from headedit.data.batches import Encoded, PadRight
 from headedit.data.encoding import encode
 from headedit.errors import HeadEditError
 from headedit.io import strict
-from headedit.io.optional import library
+from headedit.io.optional import import_optional
 from headedit.specs.registry import model_type_of
 
 
@@ -132,7 +132,7 @@ def train_lora(
     pad_token_id: int,
 ) -> nn.Module:
     """One run on a fresh model; AdamW, a cosine after the warm-up, no weight decay. Returns it in eval mode."""
-    peft = library("peft", "The peer LoRA")
+    peft = import_optional("peft", "The peer LoRA")
     kind = model_type_of(model)
     known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     fused = kind == "gpt2"

@@ -14,7 +14,7 @@ from headedit.edits import HeadEdits, attach
 from headedit.edits.gate_set import GateIndex, freeze_gates, open_gates
 from headedit.errors import HeadEditError, suggest
 from headedit.io import strict
-from headedit.io.optional import library
+from headedit.io.optional import import_optional
 from headedit.training.fit import fit
 from headedit.training.recipes import RECIPES, make_recipe
 
@@ -111,7 +111,7 @@ def check(name: str, changes: Mapping[str, Any], *, planted: bool) -> None:
     """
     contender(name, planted=planted)
     if name == LORA:
-        library("peft", "The peer LoRA")
+        import_optional("peft", "The peer LoRA")
         strict.build(LoraSettings, dict(changes), LORA)
     elif name != UNEDITED:
         make_recipe({**_EVERY_HEAD, ORACLE: "refit"}.get(name, name), dict(changes))

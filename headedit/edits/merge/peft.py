@@ -21,7 +21,7 @@ from headedit.edits.merge.fold import check_attached, wide_scale_and_offset
 from headedit.edits.merge.projection import weight_owners, why_not_mergeable
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
-from headedit.io.optional import library
+from headedit.io.optional import import_optional
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -45,10 +45,10 @@ def to_peft(edits: AdapterSet, directory: "str | PathLike[str]") -> None:
     check_attached(edits)
     if edits.merged is not None:
         raise HeadEditError("These edits are merged; call unmerge_adapter() first, as the base model must be plain.")
-    peft = library("peft", "Writing an adapter of PEFT")
-    rows = [(site, *wide_scale_and_offset(edit)) for site, edit in edits.module.pairs()]
-    rows = [row for row in rows if bool((row[1] != 1).any()) or bool(row[2].any())] or rows[:1]
-    for site, _, _ in rows:
+    peft = import_optional("peft", "Writing an adapter of PEFT")
+    acts = [(site, *acting(edit)) for site, edit in edits.module.pairs()]
+    acts = [row for row in acts if bool((row[1] != 1).any()) or bool(row[2].any())] or acts[:1]
+    for site, _, _ in acts:
         if not isinstance(site.module, nn.Linear | Conv1D) or _inputs(site.module) != site.width:
             raise HeadEditError(
                 f"{site.path} cannot be an adapter of PEFT: its class {type(site.module).__name__} is not a "

@@ -10,7 +10,7 @@ from headedit.data.sources import SourceRow, read_rows
 from headedit.errors import HeadEditError
 from headedit.evaluation.tasks.examples import Example, make_example
 from headedit.evaluation.tasks.task import Source, Task
-from headedit.io.optional import library
+from headedit.io.optional import import_optional
 
 TaskData = str | PathLike[str] | Iterable[Any]
 """A file, a folder, or an id on the hub; or the records themselves, which may be (prompt, response) pairs."""
@@ -118,7 +118,7 @@ def _in_folder(folder: Path, task: Task, split: str) -> Path | None:
 
 def _loaded(path: str, split: str, **options: Any) -> Iterator[SourceRow]:
     """A split of a data set by its id, with a configuration or revision, or of a file by its address."""
-    datasets = library("datasets", f"The data set '{path}'")
+    datasets = import_optional("datasets", f"The data set '{path}'")
     try:
         found = datasets.load_dataset(path, split=split, **options)
     except Exception as error:  # the hub client, the readers and the network each raise their own

@@ -13,6 +13,7 @@ from headedit.data.batches import token_embeddings
 from headedit.data.encoding import check_lengths
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
+from headedit.hf.config import context_length
 from headedit.hf.modes import evaluating
 from headedit.specs import HeadSite
 
@@ -32,7 +33,7 @@ def last_outputs(
             shape than the spec says, or values that are not finite.
     """
     model = edits.model
-    check_lengths(rows, model)
+    _check_room(rows, context_length(model))
     known = signature(model.forward).parameters
     options = {name: value for name, value in (("use_cache", False), ("logits_to_keep", 1)) if name in known}
     device = token_embeddings(model).device

@@ -14,7 +14,8 @@ from headedit.interpret.evidence.causal import HeadEffects, leave_one_out, patch
 from headedit.interpret.evidence.heads import Head, edited_heads
 from headedit.interpret.evidence.iti import HeadEvidence, iti
 from headedit.interpret.evidence.tokens import Said, by_weights, tokens
-from headedit.io.optional import library
+from headedit.interpret.examples import IGNORED, Row, labelled_rows
+from headedit.io.optional import import_optional
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped,unused-ignore]
@@ -74,7 +75,7 @@ def evidence(
     """
     if read not in ("weights", "measured"):
         raise HeadEditError(f"read: found {read!r}, expected 'weights' or 'measured'.")
-    frame = library("pandas", "The table of evidence").DataFrame
+    frame = import_optional("pandas", "The table of evidence").DataFrame
     heads = edited_heads(edits)
     rows = encode_all(data, tokenizer, edits.model)
     opened = [head for head in heads if head.is_open]

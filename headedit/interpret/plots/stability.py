@@ -17,8 +17,7 @@ from headedit.errors import HeadEditError
 from headedit.interpret.head_map import HeadMap
 from headedit.interpret.plots.heatmap import COLOURS, add_bar, draw, mark_missing
 from headedit.interpret.plots.history import OFFSET, SCALE
-
-_RUN_FILE = "run.json"
+from headedit.runs.files import RUN_FILE
 
 
 class HasRecord(Protocol):
@@ -86,9 +85,9 @@ def _read(run: "HasRecord | str | PathLike[str]") -> tuple[Path, dict[str, Any]]
     if isinstance(run, str | PathLike):
         folder = Path(run)
         try:
-            record = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))
+            record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise HeadEditError(f"{folder / _RUN_FILE}: cannot be read ({error}).") from None
+            raise HeadEditError(f"{folder / RUN_FILE}: cannot be read ({error}).") from None
     else:
         folder, record = run.output_dir, run.record
     found = record.get("stability") if isinstance(record, Mapping) else None

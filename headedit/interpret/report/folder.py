@@ -9,11 +9,9 @@ from typing import Any
 from headedit.edits.files.format import CONFIG_FILE, read_config
 from headedit.errors import HeadEditError
 from headedit.interpret.head_map import HeadMap
-from headedit.runs.history import HISTORY_FILE
-from headedit.runs.pruning_path import PATH_FILE, PruningPath
+from headedit.runs.files import DATA_FILE, HISTORY_FILE, PATH_FILE, RUN_FILE, RUN_YAML
+from headedit.runs.pruning_path import PruningPath
 
-RUN_YAML = "run.yaml"
-_RUN_FILE, _DATA_FILE = "run.json", "data.json"
 _MOST = 12  # values of a list that are told
 _COUNTED = {"any": "edited heads", "offset": "open offset gates", "scale": "open scale gates"}
 
@@ -71,7 +69,7 @@ class RunFolder:
                 f"{folder}: holds no {CONFIG_FILE}, so there are no edits to report on. Give the output folder of "
                 "headedit train, or of fit(..., output_dir=...)."
             )
-        for name in (HISTORY_FILE, _RUN_FILE):
+        for name in (HISTORY_FILE, RUN_FILE):
             if not (folder / name).is_file():
                 raise HeadEditError(
                     f"{folder}: holds edits but no {name}, so no finished run left them. Give the output folder of a "
@@ -80,11 +78,11 @@ class RunFolder:
         source, text = HeadMap.of(folder), folder / RUN_YAML
         return RunFolder(
             path=folder,
-            record=_object(folder / _RUN_FILE),
+            record=_object(folder / RUN_FILE),
             saved=read_config(folder),
             source=source,
             levels=PruningPath.read(folder) if (folder / PATH_FILE).is_file() else None,
-            data=_object(folder / _DATA_FILE) if (folder / _DATA_FILE).is_file() else None,
+            data=_object(folder / DATA_FILE) if (folder / DATA_FILE).is_file() else None,
             config=_text(text) if text.is_file() else None,
         )
 

@@ -2,10 +2,9 @@
 
 from headedit.training.config.model import ModelConfig
 from headedit.training.config.reading import config_text, find_config, read_run, shipped_configs
-from headedit.training.config.run import RUN_YAML, LoggingConfig, RunConfig
+from headedit.training.config.run import LoggingConfig, RunConfig
 
 __all__ = [
-    "RUN_YAML",
     "LoggingConfig",
     "ModelConfig",
     "RunConfig",

@@ -14,12 +14,10 @@ from headedit.edits import EditConfig
 from headedit.errors import HeadEditError
 from headedit.io import strict
 from headedit.io.files import write_atomically
+from headedit.runs.files import RUN_YAML
 from headedit.training.config.model import ModelConfig
 from headedit.training.config.names import resolve
 from headedit.version import __version__
-
-RUN_YAML = "run.yaml"
-"""Name of the resolved config in the output folder of its run."""
 
 Tracker = Literal["none", "tensorboard", "wandb"]
 

@@ -15,7 +15,8 @@ from transformers.trainer_callback import ProgressCallback
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.hf.quantized import accepted_for_training, differentiable
-from headedit.runs.history import HISTORY_FILE, History
+from headedit.runs.files import HISTORY_FILE
+from headedit.runs.history import History
 from headedit.training.loop import checkpoints
 from headedit.training.loop.nan_guard import NanGuard
 from headedit.training.loop.objective import Objective, Penalty

@@ -1,4 +1,4 @@
-"""What a training run will take of a device's memory, told before any weight is loaded."""
+"""How much memory a training run needs on each device, computed before any weight is loaded."""
 
 from headedit.training.memory_plan.advice import Change, advise
 from headedit.training.memory_plan.planner import Plan, Planner, estimate

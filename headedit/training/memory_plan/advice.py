@@ -1,4 +1,4 @@
-"""What to change so that a run fits, cheapest first, with what each change comes to."""
+"""What to change so that a run fits, cheapest first, with the memory that it needs then."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ class Change:
 
     Fields:
         what: the change, in the words of the run's settings.
-        plan: what the run then takes.
+        plan: the plan of the changed run.
     """
 
     what: str
@@ -25,7 +25,7 @@ class Change:
 
 
 def advise(planner: Planner, plan: Plan, memory: int) -> list[Change]:
-    """Changes of a run that does not safely fit: each by itself, and, if none is enough, one on top of the other.
+    """Changes of a run that does not safely fit: each alone, and, if none is enough, several together.
 
     Args:
         planner: of the model.
@@ -33,8 +33,8 @@ def advise(planner: Planner, plan: Plan, memory: int) -> list[Change]:
         memory: bytes of a device.
 
     Returns:
-        Those that take less, by what they cost the run: time first, then precision, devices, and the data itself. If
-        none that leaves devices and data alone is enough, a last one joins as many as are needed, or all.
+        The changes that need less memory, by their cost to the run: time first, then precision, devices, and the data
+        itself. If no change of time or precision is enough, a last entry joins as many changes as are needed, or all.
     """
     if plan.verdict(memory) == "fits":
         return []
@@ -55,13 +55,15 @@ def _found(changes: "Sequence[_Try]", planner: Planner, plan: Plan, memory: int)
 
 
 def _checkpointing(planner: Planner, plan: Plan, memory: int) -> Change | None:
-    return _first(planner, plan, memory, [("gradient checkpointing", replace(plan.setup, checkpointing=True))])
+    return _first_that_fits(
+        planner, plan, memory, [("gradient checkpointing", replace(plan.setup, checkpointing=True))]
+    )
 
 
 def _flash(planner: Planner, plan: Plan, memory: int) -> Change | None:
     if plan.setup.device == "cpu":
         return None
-    return _first(planner, plan, memory, [("FlashAttention", replace(plan.setup, attention="flash"))])
+    return _first_that_fits(planner, plan, memory, [("FlashAttention", replace(plan.setup, attention="flash"))])
 
 
 def _smaller_batch(planner: Planner, plan: Plan, memory: int) -> Change | None:
@@ -70,22 +72,26 @@ def _smaller_batch(planner: Planner, plan: Plan, memory: int) -> Change | None:
         (f"batch size {n} with {-(-whole // n)} times the accumulation", replace(plan.setup, batch_size=n))
         for n in _halves(whole, 1)
     ]
-    return _first(planner, plan, memory, options)
+    return _first_that_fits(planner, plan, memory, options)
 
 
 def _four_bits(planner: Planner, plan: Plan, memory: int) -> Change | None:
-    return _first(planner, plan, memory, [("4-bit weights", replace(plan.setup, quantization="4bit"))])
+    return _first_that_fits(planner, plan, memory, [("4-bit weights", replace(plan.setup, quantization="4bit"))])
 
 
 def _more_devices(planner: Planner, plan: Plan, memory: int) -> Change | None:
     numbers = [n for n in _DEVICES if n > plan.setup.devices]
     how = "device_map: auto" if plan.setup.split == "device_map" else "FSDP"
-    return _first(planner, plan, memory, [(f"{n} devices ({how})", replace(plan.setup, devices=n)) for n in numbers])
+    return _first_that_fits(
+        planner, plan, memory, [(f"{n} devices ({how})", replace(plan.setup, devices=n)) for n in numbers]
+    )
 
 
 def _shorter(planner: Planner, plan: Plan, memory: int) -> Change | None:
     lengths = _halves(plan.setup.tokens, _SHORTEST)
-    return _first(planner, plan, memory, [(f"max_length {n}", replace(plan.setup, tokens=n)) for n in lengths])
+    return _first_that_fits(
+        planner, plan, memory, [(f"max_length {n}", replace(plan.setup, tokens=n)) for n in lengths]
+    )
 
 
 def _halves(number: int, least: int) -> Iterator[int]:
@@ -94,8 +100,8 @@ def _halves(number: int, least: int) -> Iterator[int]:
         yield number
 
 
-def _first(planner: Planner, plan: Plan, memory: int, options: list[tuple[str, Setup]]) -> Change | None:
-    """The first option that fits, or the last that takes less than before."""
+def _first_that_fits(planner: Planner, plan: Plan, memory: int, options: list[tuple[str, Setup]]) -> Change | None:
+    """The first option that fits, or else the last that needs less memory than before."""
     best = None
     for what, setup in options:
         try:

@@ -1,10 +1,11 @@
-"""What the plan needs to know of a run, from the run's config."""
+"""Reads from a run's config how it trains, as far as memory depends on it."""
 
 from typing import Any, Literal
 
 import torch
 
 from headedit.errors import HeadEditError
+from headedit.hf.config import context_length, text_config
 from headedit.training.config import RunConfig
 from headedit.training.memory_plan.setup import DTYPES, Setup
 
@@ -12,7 +13,7 @@ _FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
 def setup_of(run: RunConfig, config: Any, *, for_gpu: bool = False, **changes: Any) -> Setup:
-    """How a run trains.
+    """The setup of a run.
 
     Args:
         run: the run.
@@ -21,12 +22,12 @@ def setup_of(run: RunConfig, config: Any, *, for_gpu: bool = False, **changes: A
         changes: fields of ``Setup`` that win over the run's.
 
     Raises:
-        HeadEditError: a value is impossible, or the length of an example is told neither by the run nor by the model.
+        HeadEditError: a value is impossible, or neither the run nor the model's config gives the length of an example.
     """
-    text, training = config.get_text_config(), run.training
-    length = run.data.max_length or getattr(text, "max_position_embeddings", None)
+    text, training = text_config(config), run.training
+    length = run.data.max_length or context_length(config)
     if length is None:
-        raise HeadEditError("data: max_length: is missing, and the model's config does not tell its context.")
+        raise HeadEditError("data: max_length: is missing, and the model's config does not give its context length.")
     dtype = str(getattr(text, "dtype", None)).removeprefix("torch.") if run.model.dtype == "auto" else run.model.dtype
     device = changes.get("device") or _device(run.model.device, for_gpu)
     found = {

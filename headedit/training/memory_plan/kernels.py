@@ -1,4 +1,4 @@
-"""Products on the meta device as the kernels of another device do them: attention that keeps no scores, and experts."""
+"""Attention and experts on the meta device, computed with the kernels that another device would use."""
 
 from typing import Any, Literal
 
@@ -11,11 +11,12 @@ _ATEN = torch.ops.aten
 
 
 class KernelsOf(TorchFunctionMode):
-    """Sends what the meta device would do in its own way to the operator that another device would choose.
+    """Replaces operators of the meta device by those that another device would choose.
 
-    For ``scaled_dot_product_attention`` it would take the one that writes all scores down. A fused one is taken where
-    there are keys for every head, or torch is told that heads share them; on a CPU only without dropout, and where
-    values are as wide as keys. ``_grouped_mm``, by which experts are run together, it has for bfloat16 alone.
+    For ``scaled_dot_product_attention`` the meta device takes the kernel that writes down all scores. A fused kernel is
+    taken where there are keys for every head, or torch knows that heads share them; on a CPU only without dropout,
+    without gradients of the mask, and where values are as wide as keys. The meta device has ``_grouped_mm``, by which
+    experts are run together, for bfloat16 only.
     """
 
     def __init__(self, device: Literal["cuda", "cpu"]) -> None:
@@ -51,6 +52,10 @@ def _on_gpu(
     if attn_mask is None and value.shape[-1] == query.shape[-1]:
         result = _ATEN._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
         return result
+    if key.shape[1] != query.shape[1]:  # which the efficient kernel does not take
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     bias = None if attn_mask is None else _bias(attn_mask, query, key)
     result = _ATEN._scaled_dot_product_efficient_attention(
         query, key, value, bias, query.requires_grad or key.requires_grad, dropout_p, is_causal, scale=scale
@@ -69,7 +74,8 @@ def _on_cpu(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    if dropout_p or value.shape[-1] != query.shape[-1]:
+    learned = attn_mask is not None and attn_mask.requires_grad
+    if dropout_p or learned or value.shape[-1] != query.shape[-1]:
         return scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -81,6 +87,6 @@ def _on_cpu(
 
 
 def _bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """A mask as what is added to the scores: of the dtype of the query, made anew of one that is boolean."""
+    """A mask as what is added to the scores: of the dtype of the query, a new one for a boolean mask."""
     bias = torch.zeros_like(mask, dtype=query.dtype) if mask.dtype == torch.bool else mask
     return bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])

@@ -10,7 +10,7 @@ from headedit.errors import HeadEditError
 
 GIB = 2**30
 PROCESS = {"cuda": round(0.75 * GIB), "cpu": round(0.5 * GIB)}
-"""What a process takes before it has a tensor: the context and the workspaces of libraries, or the libraries."""
+"""Bytes of a process without any tensor: the CUDA context and the workspaces of libraries, or the libraries."""
 
 _UNITS: dict[str, int] = {"": 1, "B": 1} | {f"{p}B": 1000**i for i, p in enumerate("KMGT", 1)}
 _UNITS |= {f"{p}IB": 1024**i for i, p in enumerate("KMGT", 1)}
@@ -25,7 +25,7 @@ def read_memory(text: str) -> int:
 
 
 def memory_of(device: Literal["cuda", "cpu"]) -> int:
-    """Bytes that the smallest GPU has, or the machine.
+    """Bytes of the smallest GPU, or of the machine.
 
     Raises:
         HeadEditError: there is no GPU.
@@ -35,7 +35,7 @@ def memory_of(device: Literal["cuda", "cpu"]) -> int:
             raise HeadEditError("There is no GPU to read the memory of. Say how much there will be: --memory 24GiB.")
         sizes = [int(torch.cuda.get_device_properties(i).total_memory) for i in range(torch.cuda.device_count())]
         return min(sizes)
-    machine: Any = import_module("psutil")  # accelerate needs it, so it is there
+    machine: Any = import_module("psutil")  # accelerate depends on it
     return int(machine.virtual_memory().total)
 
 

@@ -1,4 +1,4 @@
-"""Linear layers as bitsandbytes quantizes them, by the bytes they take: on the meta device, without bitsandbytes."""
+"""Linear layers with the bytes of bitsandbytes' quantization, on the meta device and without bitsandbytes."""
 
 from functools import partial
 from typing import Any, Literal
@@ -14,9 +14,8 @@ def pack(model: nn.Module, kind: Literal["4bit", "8bit"]) -> None:
     """Packs the weights that ``from_pretrained`` with a ``BitsAndBytesConfig`` would, in place.
 
     4 bits come with a byte for 64 weights and a float32 for 256 of these (QLoRA, arXiv 2305.14314, with its double
-    quantization), 8 bits with a float32 for each row (LLM.int8(), arXiv 2208.07339). To be used, a weight is unpacked
-    for as long as that takes, in the forward and in the backward pass; the 8-bit product packs its input too, and
-    keeps it.
+    quantization), 8 bits with a float32 for each row (LLM.int8(), arXiv 2208.07339). A weight is unpacked while
+    it is used, in the forward and in the backward pass; the 8-bit product packs its input too, and saves it.
     """
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import get_keys_to_not_convert
@@ -48,7 +47,7 @@ def _forward(module: Any, shape: tuple[int, int], packs_input: bool, x: Tensor) 
 
 
 class _Product(torch.autograd.Function):
-    """x @ W.T with a weight that is there only as long as it is used."""
+    """x @ W.T with a weight that exists only while it is used."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shape: tuple[int, int], packs_input: bool) -> Tensor:

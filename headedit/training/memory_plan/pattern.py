@@ -1,4 +1,4 @@
-"""Layers that are alike: a model with fewer of them tells what one more takes."""
+"""Layers that are alike: two short models show how many bytes one more layer takes."""
 
 import copy
 from collections.abc import Sequence
@@ -8,9 +8,13 @@ from typing import Any
 from torch import nn
 
 from headedit.edits import EditConfig
+from headedit.hf.config import text_config
 from headedit.training.memory_plan.skeleton import Skeleton
 
-_ROUNDS = 3  # of the period that are kept: nothing in front of the first has a gradient, and it may be let go late
+_COUNTS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers")
+"""Config keys that count the layers of the text decoder; where there is an encoder, it is not counted."""
+
+_ROUNDS = 3  # periods that are kept: nothing before the first edit has a gradient, and its memory may be freed late
 
 
 @dataclass(frozen=True)
@@ -22,28 +26,28 @@ class Pattern:
     layers: int
 
     @property
-    def rest(self) -> int:
-        """Layers at the end that are no whole period."""
+    def remainder(self) -> int:
+        """Layers at the end that do not fill a period."""
         return (self.layers - self.start) % self.period
 
     @property
     def short(self) -> int:
-        """How many layers a short model needs, so that a whole number of periods is missing."""
-        return self.start + self.rest + _ROUNDS * self.period
+        """Layers of the short model, which lacks a whole number of periods."""
+        return self.start + self.remainder + _ROUNDS * self.period
 
     @property
-    def usual(self) -> int:
-        """The first of the layers of the short model that stand for those that are missing."""
+    def representative(self) -> int:
+        """The first layer of the short model that represents the missing ones."""
         return self.start + (_ROUNDS - 1) * self.period
 
     @property
     def missing(self) -> int:
-        """How many periods the short model lacks."""
+        """Periods that the short model lacks."""
         return (self.layers - self.short) // self.period
 
 
 def find_pattern(skeleton: Skeleton, config: Any) -> Pattern | None:
-    """The pattern of a model's layers that leaves most of them out; None where it would leave none out."""
+    """The pattern of a model's layers that needs the fewest of them; None where every layer is needed."""
     kinds = layer_kinds(skeleton, config)
     best = None
     for period in range(1, len(kinds) // (_ROUNDS + 2) + 1):
@@ -57,9 +61,9 @@ def find_pattern(skeleton: Skeleton, config: Any) -> Pattern | None:
 
 
 def layer_kinds(skeleton: Skeleton, config: Any) -> list[object]:
-    """What each layer is made of: equal for layers that are alike."""
+    """A description of each layer, equal for layers that are alike."""
     edited = {site.module for site in skeleton.edits.sites}
-    lists = _by_layer(config.get_text_config(), len(skeleton.layers))
+    lists = _by_layer(text_config(config), len(skeleton.layers))
     return [_kind(layer, edited, [v[i] for v in lists.values()]) for i, layer in enumerate(skeleton.layers)]
 
 
@@ -80,16 +84,19 @@ def _by_layer(config: Any, layers: int) -> dict[str, Sequence[Any]]:
     return {k: v for k, v in vars(config).items() if isinstance(v, list | tuple) and len(v) == layers}
 
 
-def shortened(config: Any, layers: int) -> Any:
-    """The config of the same model with the first so many layers."""
+def shortened(config: Any, layers: int, total: int) -> Any | None:
+    """The config of the same model with the first ``layers`` of ``total`` layers; None where no key counts them."""
     short = copy.deepcopy(config)
-    text = short.get_text_config()
-    for name, values in _by_layer(text, text.num_hidden_layers).items():
+    text = text_config(short)
+    key = next((key for key in _COUNTS if getattr(text, key, None) == total), None)
+    if key is None:
+        return None
+    for name, values in _by_layer(text, total).items():
         setattr(text, name, values[:layers])
-    text.num_hidden_layers = layers
+    setattr(text, key, layers)
     return short
 
 
 def edits_of_first(edits: EditConfig, skeleton: Skeleton, layers: int) -> EditConfig:
-    """The edits that the first so many layers have."""
+    """The edits of the first ``layers`` layers."""
     return replace(edits, layers=sorted({site.layer for site in skeleton.edits.sites if site.layer < layers}))

@@ -1,4 +1,4 @@
-"""The plan of a run: what it takes of each device, by what takes it."""
+"""The plan of a run: the memory it needs on each device, by purpose."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +13,12 @@ from headedit.training.memory_plan.skeleton import Skeleton, size
 from headedit.training.memory_plan.step import Step, trace_step
 
 UNCERTAINTY = 0.15
-"""How far, as a share, what a step takes may be from what is measured."""
+"""How far the memory of a step may be from what is measured, as a share."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run takes, in bytes.
+    """The memory that a run needs, in bytes.
 
     Fields:
         setup: how it trains.
@@ -29,10 +29,10 @@ class Plan:
         edits: their parameters, float32.
         gradients: of the edits.
         optimizer: AdamW's two moments of each parameter of the edits.
-        kept: what a forward pass keeps for the backward pass.
-        working: what a step holds beside that at its peak: the logits and their gradient, a layer run anew, …
+        saved: what a forward pass saves for the backward pass.
+        working: what a step holds in addition at its peak: the logits and their gradient, a layer that is run again, …
         process: what the process itself takes of a device: the context and libraries.
-        shares: of each device.
+        shares: what each device holds.
     """
 
     setup: Setup
@@ -43,7 +43,7 @@ class Plan:
     edits: int
     gradients: int
     optimizer: int
-    kept: int
+    saved: int
     working: int
     process: int
     shares: tuple[Share, ...]
@@ -55,24 +55,24 @@ class Plan:
 
     @property
     def careful(self) -> int:
-        """The same, with what a step takes as much greater as the estimate may be wrong."""
-        return max(round(share.total + UNCERTAINTY * (share.kept + share.working)) for share in self.shares)
+        """The same if the estimate of a step is too low by ``UNCERTAINTY``."""
+        return max(round(share.total + UNCERTAINTY * (share.saved + share.working)) for share in self.shares)
 
     def verdict(self, memory: int) -> str:
-        """``fits``, ``tight`` where the estimate could be wrong by more than is left, or ``does not fit``."""
+        """``fits``, ``tight`` where the error of the estimate may be larger than what is left, or ``does not fit``."""
         if self.total > memory:
             return "does not fit"
         return "tight" if self.careful > memory else "fits"
 
     def rows(self) -> list[tuple[str, int]]:
-        """What takes memory, and how many bytes in all, on all devices together."""
+        """Bytes by purpose, on all devices together."""
         return [
             *((f"weights, {dtype}", number) for dtype, number in self.dtypes.items()),
             ("buffers", self.buffers),
             ("edits", self.edits),
             ("gradients of the edits", self.gradients),
             ("optimizer (AdamW, float32)", self.optimizer),
-            ("kept for the backward pass", self.kept),
+            ("saved for the backward pass", self.saved),
             ("working memory of a step, logits and loss included", self.working),
         ]
 
@@ -96,7 +96,7 @@ class Planner:
         self._steps: dict[Setup, Step] = {}
 
     def plan(self, setup: Setup) -> Plan:
-        """What a run takes.
+        """The plan of a run.
 
         Raises:
             HeadEditError: the model cannot be built, has no spec, or cannot be run without weights.
@@ -118,8 +118,8 @@ class Planner:
             edits=edits,
             gradients=edits,
             optimizer=2 * edits,
-            kept=step.kept,
-            working=step.most - step.kept,
+            saved=step.saved,
+            working=step.peak - step.saved,
             process=PROCESS[setup.device],
             shares=shares(skeleton, step, setup),
         )
@@ -135,27 +135,28 @@ class Planner:
         if pattern is None:
             return trace_step(skeleton, setup)
         shorts = [self._first(skeleton, setup, pattern.short + more) for more in (0, pattern.period)]
-        if not all(self._begins_as(short, skeleton) for short in shorts):
+        if any(short is None for short in shorts):
             return trace_step(skeleton, setup)
-        short, longer = (trace_step(s, setup) for s in shorts)
-        return short.extended(longer, pattern.missing, pattern.usual)
+        short, longer = (trace_step(s, setup) for s in shorts if s is not None)
+        return short.extended(longer, pattern.missing, pattern.representative)
 
-    def _first(self, skeleton: Skeleton, setup: Setup, layers: int) -> Skeleton:
-        edits = edits_of_first(self._edits, skeleton, layers)
-        return Skeleton(shortened(self._config, layers), setup, edits, self._spec)
-
-    def _begins_as(self, short: Skeleton, skeleton: Skeleton) -> bool:
-        """Whether the layers of a short model are the first of the whole one."""
-        kinds = layer_kinds(short, short.model.config)
-        return kinds == layer_kinds(skeleton, self._config)[: len(kinds)]
+    def _first(self, skeleton: Skeleton, setup: Setup, layers: int) -> Skeleton | None:
+        """The model with the first so many layers alone; None where its config cannot give it."""
+        config = shortened(self._config, layers, len(skeleton.layers))
+        if config is None:
+            return None
+        short = Skeleton(config, setup, edits_of_first(self._edits, skeleton, layers), self._spec)
+        same = layer_kinds(short, config) == layer_kinds(skeleton, self._config)[:layers]
+        return short if same else None
 
 
 def estimate(config: Any, setup: Setup, *, edits: EditConfig | None = None, spec: "Spec | str | None" = None) -> Plan:
-    """What a run takes of memory, before any weight is loaded.
+    """Estimates the memory of a run before any weight is loaded.
 
-    Weights, edits and optimiser are counted. What a step takes is found by running it on the meta device, with the
-    storage of every tensor counted while it lives; where layers are alike, in two short models, of which the
-    difference tells what the others take.
+    Weights, edits and optimiser are counted. The memory of a step is found by running it on the meta device, where the
+    storage of every tensor is counted while it lives; where layers are alike, in two short models, whose difference
+    is the memory of the other layers. As tensors have no values there, experts are assumed to get equal shares of the
+    tokens.
 
     Args:
         config: of a causal LM of transformers.

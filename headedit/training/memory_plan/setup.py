@@ -16,16 +16,16 @@ class Setup:
     """How a run trains.
 
     Fields:
-        batch_size: sequences a device and forward pass; accumulation of gradients does not change memory.
+        batch_size: sequences per device and forward pass; accumulation of gradients does not change memory.
         tokens: length of the longest sequence.
         dtype: of the weights.
         quantization: bitsandbytes' 4-bit or 8-bit weights in the linear layers; None for none.
         checkpointing: gradient checkpointing, layer by layer.
         attention: ``eager``, ``sdpa`` or ``flash`` (FlashAttention, which takes no mask over pairs of tokens). None for
-            what transformers takes by default: sdpa where the model has it.
+            the default of transformers: sdpa where the model has it.
         device: kind of device, on which the kernels of attention depend.
-        devices: how many share the work.
-        split: what they share: ``device_map`` puts whole layers on each, ``fsdp`` a part of every weight.
+        devices: number of devices.
+        split: how they share the model: ``device_map`` puts whole layers on each, ``fsdp`` a part of every weight.
     """
 
     batch_size: int = 4
@@ -46,5 +46,5 @@ class Setup:
 
     @property
     def padded(self) -> bool:
-        """Whether a batch has padding, and so a mask: where it has several sequences, of which one is the longest."""
+        """Whether a batch has padding, and so a mask: where it has several sequences."""
         return self.batch_size > 1

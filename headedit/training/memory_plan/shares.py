@@ -1,4 +1,4 @@
-"""What each of several devices takes."""
+"""The memory of each of several devices."""
 
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -10,49 +10,50 @@ from headedit.training.memory_plan.setup import Setup
 from headedit.training.memory_plan.skeleton import Skeleton, size
 from headedit.training.memory_plan.step import Step
 
-_GATHERED = 2  # layers that FSDP holds whole: the one that runs, and the next, which is fetched
+_GATHERED = 2  # layers that FSDP holds whole: the one that runs, and the next, which is being fetched
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one device takes, in bytes.
+    """The memory of one device, in bytes.
 
     Fields:
         base: weights and buffers of the base model.
         trained: edits, their gradients and the optimiser.
-        kept, working: as in ``Plan``.
-        process: as there.
+        saved, working, process: as in ``Plan``.
     """
 
     base: int
     trained: int
-    kept: int
+    saved: int
     working: int
     process: int
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return self.base + self.trained + self.kept + self.working + self.process
+        """The sum of all fields."""
+        return self.base + self.trained + self.saved + self.working + self.process
 
 
 def shares(skeleton: Skeleton, step: Step, setup: Setup) -> tuple[Share, ...]:
     """The share of each device: whole layers, or with FSDP a part of every weight and of no activation.
 
     Raises:
-        HeadEditError: devices could not share the layers, which are not in one list.
+        HeadEditError: the layers are not in one list, so devices cannot share them.
     """
     base, trained = size(skeleton.base()), 4 * size(skeleton.trained())
-    kept, working, process = step.kept, step.most - step.kept, PROCESS[setup.device]
+    saved, working, process = step.saved, step.peak - step.saved, PROCESS[setup.device]
     if setup.devices == 1:
-        return (Share(base=base, trained=trained, kept=kept, working=working, process=process),)
+        return (Share(base=base, trained=trained, saved=saved, working=working, process=process),)
     if not skeleton.layers:
-        raise HeadEditError(f"The layers of {type(skeleton.model).__name__} are not one list that devices could share.")
+        raise HeadEditError(
+            f"The layers of {type(skeleton.model).__name__} are not in one list, so devices cannot share them."
+        )
     layers = [size([*layer.parameters(), *layer.buffers()]) for layer in skeleton.layers]
     if setup.split == "fsdp":
         outside = base - sum(layers)
         gathered = min(base, -(-base // setup.devices) + outside + _GATHERED * max(layers))
-        one = Share(base=gathered, trained=trained, kept=kept, working=working, process=process)
+        one = Share(base=gathered, trained=trained, saved=saved, working=working, process=process)
         return (one,) * setup.devices
     embeddings: Any = skeleton.model.get_input_embeddings()  # type: ignore[operator]
     return _by_layers(layers, base, trained, step, size(embeddings.parameters()), setup)
@@ -67,9 +68,9 @@ def _by_layers(layers: list[int], base: int, trained: int, step: Step, first: in
     for device in range(setup.devices):
         last = device == setup.devices - 1
         here = [i for i, place in enumerate(places) if place == device]
-        kept = sum(step.layers[i] for i in here) + (step.head if last else 0)
-        working = max(step.inside, step.most - step.kept) if last else step.inside
+        saved = sum(step.layers[i] for i in here) + (step.head if last else 0)
+        working = max(step.inside, step.peak - step.saved) if last else step.inside
         weights = sum(layers[i] for i in here) + (first if device == 0 else 0) + (base - ends[-1] if last else 0)
         part = trained * len(here) // len(layers)
-        found.append(Share(base=weights, trained=part, kept=kept, working=working, process=PROCESS[setup.device]))
+        found.append(Share(base=weights, trained=part, saved=saved, working=working, process=PROCESS[setup.device]))
     return tuple(found)

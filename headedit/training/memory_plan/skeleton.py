@@ -1,4 +1,4 @@
-"""A model without weights: its modules with edits on them, on the meta device, as a run would have them."""
+"""A model without weights: its modules with edits, on the meta device, as a run would have them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from headedit.edits import EditConfig, HeadEdits, attach
 from headedit.errors import HeadEditError
+from headedit.hf.building import build_model
+from headedit.hf.layers import stack_of
 from headedit.specs import Spec
 from headedit.training.memory_plan.packed import pack
 from headedit.training.memory_plan.setup import DTYPES, Setup
@@ -26,7 +28,7 @@ class Skeleton:
 
     Fields:
         model, edits: on the meta device.
-        layers: the modules of the text decoder's layers; empty where they are not one list.
+        layers: the layers of the text decoder; empty where the edited ones are in no list, or in several.
 
     Raises:
         HeadEditError: transformers cannot build the model, or edits cannot be attached to it.
@@ -38,7 +40,7 @@ class Skeleton:
         self.edits.module.to("meta")
         if setup.quantization is not None:
             pack(self.model, setup.quantization)
-        self.layers = _layers(self.model, config.get_text_config().num_hidden_layers)
+        self.layers = _layers(self.model, self.edits)
 
     def weights(self) -> list[nn.Parameter]:
         """The parameters of the base model, each once."""
@@ -55,14 +57,12 @@ class Skeleton:
 
 
 def _build(config: Any, setup: Setup) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
     options: dict[str, Any] = {"dtype": DTYPES[setup.dtype]}
     if setup.attention is not None:
         options["attn_implementation"] = _IMPLEMENTATIONS[setup.attention]
     try:
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config, **options)
+            model = build_model(config, **options)
     except Exception as error:  # whatever a config or model class raises
         raise HeadEditError(
             f"transformers cannot build a causal LM from this {type(config).__name__} "
@@ -71,9 +71,14 @@ def _build(config: Any, setup: Setup) -> nn.Module:
     return model.train().requires_grad_(False)
 
 
-def _layers(model: nn.Module, number: int) -> list[nn.Module]:
-    lists = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == number)
-    return list(next(lists, ()))
+def _layers(model: nn.Module, edits: HeadEdits) -> list[nn.Module]:
+    stacks = {stack_of(model, site.path) for site in edits.sites}
+    name = stacks.pop() if len(stacks) == 1 else None
+    if name is None:
+        return []
+    stack = model.get_submodule(name)
+    assert isinstance(stack, nn.ModuleList)
+    return list(stack)
 
 
 def size(tensors: Iterable[Tensor]) -> int:

@@ -1,49 +1,52 @@
-"""A training step on a model without weights: what it keeps for the backward pass, and the most it holds."""
+"""A training step on a model without weights: the bytes it saves for the backward pass, and its peak."""
 
-import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from headedit.errors import HeadEditError
 from headedit.training.memory_plan.kernels import KernelsOf
 from headedit.training.memory_plan.live_bytes import LiveBytes
 from headedit.training.memory_plan.setup import Setup
 from headedit.training.memory_plan.skeleton import Skeleton
+from headedit.training.memory_plan.value_answers import ValueAnswers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Bytes that a training step takes beside weights, edits, their gradients and the optimiser.
+    """Bytes that a training step takes, without weights, edits, their gradients and the optimiser.
 
     Fields:
-        most: at most.
-        kept: by what is kept for the backward pass, when the forward pass is over.
-        layers: of ``kept``, by each layer.
-        inside: the most that is held beside ``layers`` while the gradient goes through the layers.
+        peak: bytes at the peak of the step.
+        saved: bytes saved for the backward pass, when the forward pass is over.
+        layers: the part of ``saved`` of each layer.
+        inside: the peak in addition to ``layers`` while the gradient goes through the layers.
     """
 
-    most: int
-    kept: int
+    peak: int
+    saved: int
     layers: tuple[int, ...]
     inside: int
 
     @property
     def head(self) -> int:
-        """The part of ``kept`` that no layer keeps: of embeddings, the head and the loss."""
-        return max(0, self.kept - sum(self.layers))
+        """The part of ``saved`` that no layer saves: of embeddings, the head and the loss."""
+        return max(0, self.saved - sum(self.layers))
 
     def extended(self, longer: "Step", times: int, at: int) -> "Step":
-        """The step with layers more: ``times`` what ``longer`` has more than this one, put in at layer ``at``."""
+        """The step with more layers: ``times`` times those that ``longer`` has in addition, from layer ``at`` on."""
         period = len(longer.layers) - len(self.layers)
         more = self.layers[at : at + period] * times
         return Step(
-            most=self.most + times * (longer.most - self.most),
-            kept=self.kept + times * (longer.kept - self.kept),
+            peak=self.peak + times * (longer.peak - self.peak),
+            saved=self.saved + times * (longer.saved - self.saved),
             layers=(*self.layers[:at], *more, *self.layers[at:]),
             inside=self.inside,
         )
@@ -53,47 +56,47 @@ def trace_step(skeleton: Skeleton, setup: Setup) -> Step:
     """Runs a step as the trainer does, forward and backward, on tensors without values.
 
     Raises:
-        HeadEditError: the model reads values of tensors, so that it cannot run without them.
+        HeadEditError: the model cannot run without the values of tensors, or on sequences of this length.
     """
     model: Any = skeleton.model
     trained = skeleton.trained()
     for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)  # with accumulation it is there in the forward pass
-    batch = _batch(setup)
+        parameter.grad = torch.zeros_like(parameter)  # with accumulation it exists in the forward pass
+    batch = _batch(model, setup)
     held = [*skeleton.base(), *trained, *(p.grad for p in trained if p.grad is not None), *batch.values()]
-    live = LiveBytes(held, answer="attention_mask" not in batch)
-    after: list[int] = []
-    hooks = [layer.register_forward_hook(_noting(live, after)) for layer in skeleton.layers]
-    hooks += [layer.register_forward_hook(_restarting(live)) for layer in skeleton.layers[-1:]]
+    live = LiveBytes(held, answers=ValueAnswers(scalar="attention_mask" not in batch))
+    saved_by = [0] * len(skeleton.layers)
     try:
-        with _checkpointing(model, setup), live:
+        with ExitStack() as hooks, _with_checkpointing(model, setup), live:
+            for hook in _hooks(skeleton.layers, live, saved_by):
+                hooks.callback(hook.remove)
             with KernelsOf(setup.device):
                 loss: Tensor = model(**batch, use_cache=False).loss
-            kept, noted = live.now, list(after)
-            # not within the other mode, which a layer that is run anew could not see
+            saved, layers = live.now, tuple(saved_by)
+            # not within the other mode, which a layer that is run again could not see
             loss.backward()  # type: ignore[no-untyped-call]
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError, ValueError) as error:
         raise HeadEditError(
-            f"A {type(model).__name__} cannot be run without weights, so what a step takes cannot be told "
-            f"({str(error).splitlines()[0]}). Measure it with one step on the device."
+            f"A {type(model).__name__} cannot be run on {setup.tokens} tokens without weights, so the memory of a step "
+            f"is unknown ({str(error).splitlines()[0]}). Measure it with one step on the device."
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    layers = tuple(now - earlier for earlier, now in itertools.pairwise([0, *noted]))
-    return Step(most=live.most, kept=kept, layers=layers, inside=max(0, live.since - sum(layers)))
+    return Step(peak=live.peak, saved=saved, layers=layers, inside=max(0, live.recent_peak - sum(layers)))
 
 
-def _batch(setup: Setup) -> dict[str, Tensor]:
+def _batch(model: Any, setup: Setup) -> dict[str, Tensor]:
     ids = torch.empty(setup.batch_size, setup.tokens, dtype=torch.long, device="meta")
     batch = {"input_ids": ids, "labels": torch.empty_like(ids)}
     if setup.padded and setup.attention != "flash":
         batch["attention_mask"] = torch.empty_like(ids)
+    codebooks = getattr(model, "num_codebooks", 1)  # of audio, whose codes are rows of the batch: MusicGen
+    if codebooks > 1:
+        batch["input_ids"] = repeat(ids, "rows tokens -> (rows codebooks) tokens", codebooks=codebooks)
+        batch["labels"] = repeat(ids, "rows tokens -> rows tokens codebooks", codebooks=codebooks)
     return batch
 
 
 @contextmanager
-def _checkpointing(model: Any, setup: Setup) -> Iterator[None]:
+def _with_checkpointing(model: Any, setup: Setup) -> Iterator[None]:
     if not setup.checkpointing:
         yield
         return
@@ -101,7 +104,7 @@ def _checkpointing(model: Any, setup: Setup) -> Iterator[None]:
         raise HeadEditError(f"{type(model).__name__} has no gradient checkpointing.")
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # its former name
     enable, disable = (getattr(model, f"{kind}_checkpointing_{what}") for what in ("enable", "disable"))
-    options = {"use_reentrant": False, "preserve_rng_state": False}  # there are no random numbers to have again
+    options = {"use_reentrant": False, "preserve_rng_state": False}  # without values, no random numbers to repeat
     enable({**options, "context_fn": lambda: (nullcontext(), KernelsOf(setup.device))})
     try:
         yield
@@ -109,17 +112,21 @@ def _checkpointing(model: Any, setup: Setup) -> Iterator[None]:
         disable()
 
 
-def _noting(live: LiveBytes, after: list[int]) -> Any:
-    def hook(module: nn.Module, args: object, output: object) -> None:
-        after.append(live.now)
+def _hooks(layers: list[nn.Module], live: LiveBytes, saved_by: list[int]) -> Iterator[RemovableHandle]:
+    """Hooks that note what each layer saves, and restart the recent peak when a gradient enters the last one."""
+    before = 0
 
-    return hook
+    def note(layer: int, *call: object) -> None:
+        nonlocal before
+        saved_by[layer] += live.now - before
+        before = live.now
 
-
-def _restarting(live: LiveBytes) -> Any:
-    def hook(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+    def restart(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
         hidden = output if isinstance(output, Tensor) else output[0]
         if hidden.requires_grad:
             hidden.register_hook(lambda gradient: live.restart())  # type: ignore[no-untyped-call]
 
-    return hook
+    for layer, module in enumerate(layers):
+        yield module.register_forward_hook(partial(note, layer))
+    for module in layers[-1:]:
+        yield module.register_forward_hook(restart)

@@ -10,7 +10,7 @@ from torch import Tensor
 from headedit.data.batches import Encoded
 from headedit.edits.gate_set import GateIndex, all_gates, close, freeze_gates, heads_of
 from headedit.errors import HeadEditError
-from headedit.runs.pruning_path import Level, PruningPath, put
+from headedit.runs.pruning_path import Level, PruningPath, put_level
 from headedit.training.loop.objective import Objective
 from headedit.training.loop.schedules import LambdaSchedule
 from headedit.training.recipes.base import Recipe
@@ -254,10 +254,10 @@ class Localise(Recipe):
         level = Level(order=found.orders[gates], vectors=found.vectors[gates])
         extra = max(_LEAST_EXTRA, gates)
         late = found.orders[min(size for size in found.orders if size >= min(gates + extra, max(found.orders)))]
-        session.restore_start()
-        put(session.edits, level)
-        gradients = session.gate_gradients(train)
-        steep = sorted(gradients.keys() - {*level.order, *late}, key=lambda gate: gradients[gate], reverse=True)
+        session.restart()
+        put_level(session.edits, level)
+        slopes = session.slopes(train)
+        steep = sorted(slopes.keys() - {*level.order, *late}, key=lambda gate: slopes[gate], reverse=True)
         return sorted({*level.order, *late, *steep[: extra // 2]})
 
     def _parts(self, session: Session) -> list[tuple[Sequence[Encoded], Sequence[Encoded]]]:

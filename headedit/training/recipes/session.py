@@ -16,7 +16,8 @@ from headedit.data.losses import example_losses
 from headedit.edits import HeadEdits
 from headedit.edits.gate_set import GateIndex
 from headedit.errors import HeadEditError
-from headedit.runs.history import HISTORY_FILE, History
+from headedit.runs.files import HISTORY_FILE
+from headedit.runs.history import History
 from headedit.runs.pruning_path import PruningPath
 from headedit.training.loop.checkpoints import last_complete, resumable
 from headedit.training.loop.interrupts import StopOnSignal

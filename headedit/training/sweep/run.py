@@ -10,9 +10,10 @@ from torch import nn
 
 from headedit.edits import HeadEdits, load
 from headedit.errors import HeadEditError
-from headedit.runs.run import RUN_FILE, Run
+from headedit.runs.files import RUN_FILE, RUN_YAML
+from headedit.runs.run import Run
 from headedit.runs.stability import Spread
-from headedit.training.config import RUN_YAML, ModelConfig, RunConfig, read_run
+from headedit.training.config import ModelConfig, RunConfig, read_run
 from headedit.training.recipes.journal import FOLDER
 from headedit.training.recipes.session import CHECKPOINTS
 from headedit.training.sweep.config import PlannedRun
