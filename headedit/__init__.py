@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from headedit.interpret.evidence.agreement import agreement, separation
     from headedit.interpret.evidence.attribution import HeadEstimates, attribute, integrate
     from headedit.interpret.evidence.causal import HeadEffects, leave_one_out, patch
-    from headedit.interpret.evidence.iti import HeadEvidence, iti
+    from headedit.interpret.evidence.iti import HeadProbes, iti
     from headedit.interpret.evidence.table import evidence
     from headedit.interpret.evidence.tokens import HeadWords, tokens
     from headedit.interpret.plots.effects import head_norms
@@ -60,7 +60,7 @@ __all__ = [
     "HeadEdits",
     "HeadEffects",
     "HeadEstimates",
-    "HeadEvidence",
+    "HeadProbes",
     "HeadSite",
     "HeadWords",
     "History",
@@ -185,7 +185,7 @@ _HOMES = {
         "patch",
     ),
     "headedit.interpret.evidence.iti": (
-        "HeadEvidence",
+        "HeadProbes",
         "iti",
     ),
     "headedit.interpret.evidence.table": ("evidence",),

@@ -1,4 +1,4 @@
-"""The bench of cost: it measures what its rows are called, on contenders that are what their names say."""
+"""The bench of cost: it measures what its rows are called, with methods that are what their names say."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 import headedit
 from headedit import HeadEditError
-from headedit.bench import cost_plots
 from headedit.bench.cost import SHAPES, Shape, measure_cost, memory, methods, route_cost, scaling, timing
 from headedit.bench.cost.memory import keeps_memory, memory_kept, peak_of_process, peak_of_tensors
 from headedit.bench.cost.shapes import build, random_ids
+from headedit.bench.plots import cost as cost_plots
 from headedit.cli import bench
 from headedit.cli.bench_output import _cells
 from headedit.io import optional
@@ -38,11 +38,11 @@ def base():
 
 @pytest.fixture(scope="module")
 def cost():
-    return measure_cost(SMALL, contenders=["edited", "loop"], repeats=6, progress=False)
+    return measure_cost(SMALL, methods=["edited", "loop"], repeats=6, progress=False)
 
 
-def test_the_limit_trains_one_vector_of_the_first_layer(base):
-    prepared = methods.limit(base)
+def test_the_upper_bound_trains_one_vector_of_the_first_layer(base):
+    prepared = methods.upper_bound(base)
     prepared.model.train()
     prepared.model(input_ids=IDS, labels=IDS).loss.backward()
     (vector,) = prepared.trained
@@ -63,7 +63,7 @@ def test_a_twentieth_of_the_heads_is_open_after_hardening():
 
 
 def test_rows_say_what_was_measured(cost):
-    assert cost.row("step", "edited")["against"] == "limit"
+    assert cost.row("step", "edited")["against"] == "upper bound"
     assert cost.row("forward", "edited")["against"] == "bare"
     for work in ("step", "forward", "prefill", "decode"):
         row = cost.row(work, "edited")
@@ -78,29 +78,29 @@ def test_rows_say_what_was_measured(cost):
     assert cost.row("operators, eval", "loop")["value"] > 20
     assert 1 < cost.row("operators, train", "edited")["value"] < cost.row("operators, train", "loop")["value"] / 3
     assert cost.row("memory", "edited")["ratio"] > 1
-    assert cost.row("step", "edited")["limit"] == 1.03
-    assert cost.row("attach", "edited")["limit"] == 1000
-    assert [cost.row(piece, "edited")["limit"] for piece in ("forward", "prefill", "decode")] == [1.02] * 3
-    assert {row["contender"] for row in cost.rows} == {"bare", "limit", "edited", "loop"}
+    assert cost.row("step", "edited")["at_most"] == 1.03
+    assert cost.row("attach", "edited")["at_most"] == 1000
+    assert [cost.row(piece, "edited")["at_most"] for piece in ("forward", "prefill", "decode")] == [1.02] * 3
+    assert {row["method"] for row in cost.rows} == {"bare", "upper bound", "edited", "loop"}
     assert json.loads(json.dumps(cost.to_dict()))["shape"]["layers"] == 2
 
 
 def test_a_model_that_is_given_is_measured():
     model = tiny_model("gpt2")
-    cost = measure_cost(Shape(batch=1, tokens=4), model=model, works=["operators"], progress=False)
+    cost = measure_cost(Shape(batch=1, tokens=4), model=model, workloads=["operators"], progress=False)
     assert cost.row("operators, eval", "edited")["value"] == 1
     assert cost.given
     assert not any(p.requires_grad for p in model.parameters())
     headedit.attach(model)  # nothing was left on it
 
 
-def test_a_contender_that_cannot_be_had_is_named(monkeypatch):
+def test_a_method_that_is_unavailable_is_named(monkeypatch):
     monkeypatch.setattr(optional, "import_module", lambda name: (_ for _ in ()).throw(ImportError))
-    cost = measure_cost(SMALL, works=["operators"], progress=False)
+    cost = measure_cost(SMALL, workloads=["operators"], progress=False)
     assert set(cost.left_out) == {"lora", "ia3", "pyvene", "nnsight"}
     for name, package in (("lora", "peft"), ("pyvene", "pyvene"), ("nnsight", "nnsight")):
         with pytest.raises(HeadEditError, match=f"pip install {package}"):
-            measure_cost(SMALL, contenders=[name], progress=False)
+            measure_cost(SMALL, methods=[name], progress=False)
 
 
 @pytest.mark.parametrize(
@@ -109,10 +109,10 @@ def test_a_contender_that_cannot_be_had_is_named(monkeypatch):
         (lambda: Shape(hidden=100), "hidden: found 100, expected a multiple of 16, for 8 heads of even width"),
         (lambda: Shape(kv_heads=3), "heads: found 8, expected a multiple of 3"),
         (lambda: Shape(dtype="float8"), "dtype: found 'float8', expected one of float32"),
-        (lambda: measure_cost(SMALL, contenders=["edted"]), "contenders: found 'edted'. Did you mean 'edited'"),
-        (lambda: measure_cost(SMALL, works=["steps"]), "works: found 'steps'. Did you mean 'step'"),
+        (lambda: measure_cost(SMALL, methods=["edted"]), "methods: found 'edted'. Did you mean 'edited'"),
+        (lambda: measure_cost(SMALL, workloads=["steps"]), "workloads: found 'steps'. Did you mean 'step'"),
         (lambda: measure_cost(Shape(device="nowhere")), "device: 'nowhere' cannot be used"),
-        (lambda: measure_cost(Shape(attention="flash")), r"attention: 'flash' cannot be had \(.*not supported"),
+        (lambda: measure_cost(Shape(attention="flash")), r"attention: 'flash' is unavailable \(.*not supported"),
         (lambda: scaling(["layer"]), "sweeps: found 'layer'. Did you mean 'layers'"),
         (lambda: cost_plots.scaling([]), "no rows"),
         (lambda: cost_plots.adapters([]), "no rows"),
@@ -128,7 +128,7 @@ def test_the_attention_is_chosen_and_recorded(options, attention, tmp_path):
     tiny_model("llama").save_pretrained(tmp_path / "model")
     for model in ([], ["--model", str(tmp_path / "model")]):
         quick = ["--repeats", "1", "--layers", "1", "--hidden", "16", "--heads", "2", "--batch", "1", "--tokens", "4"]
-        chosen = ["--works", "operators", "--contenders", "edited", "--output", str(tmp_path / "cost.json")]
+        chosen = ["--workloads", "operators", "--methods", "edited", "--output", str(tmp_path / "cost.json")]
         CliRunner().invoke(bench.app, [*quick, *chosen, *options, *model], catch_exceptions=False)
         assert json.loads((tmp_path / "cost.json").read_text())["machine"]["attention"] == attention
 
@@ -302,7 +302,7 @@ def test_the_picture_has_a_column_a_sweep(scaled):
     assert len(figure.axes) == 6
     assert [axis.get_xlabel() for axis in figure.axes if axis.get_xlabel()] == ["layers", "heads a layer"]
     labels = {line.get_label() for axis in figure.axes for line in axis.get_lines()}
-    assert {"training step", "forward pass", "its limit", "bare", "whole"} <= labels
+    assert {"training step", "forward pass", "training step of the upper bound", "whole"} <= labels
     low, high = figure.axes[2].get_ylim()
     assert low <= 0.95
     assert high >= 1.05
@@ -323,7 +323,7 @@ def test_a_routed_batch_by_number_of_adapters():
 
 def test_the_command_prints_and_writes(tmp_path):
     quick = ["--repeats", "1", "--layers", "1", "--hidden", "16", "--heads", "2", "--batch", "1", "--tokens", "4"]
-    chosen = ["--contenders", "edited", "--works", "forward,operators", "--output", str(tmp_path / "cost.json")]
+    chosen = ["--methods", "edited", "--workloads", "forward,operators", "--output", str(tmp_path / "cost.json")]
     done = CliRunner().invoke(bench.app, [*quick, *chosen], catch_exceptions=False)
     assert "headedit bench (medians of 1)" in done.stdout
     assert "1 layers of width 16, 2 heads, float32" in done.stdout

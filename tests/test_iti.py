@@ -15,10 +15,9 @@ from headedit.data import prompt_ids
 from headedit.demo import MODEL_FOLDER
 from headedit.hf.loading import load_tokenizer
 from headedit.interpret.evidence import probes
-from headedit.interpret.evidence.iti import HeadEvidence, _split, iti
+from headedit.interpret.evidence.iti import HeadProbes, _split, iti
 from headedit.interpret.evidence.last_token import last_outputs, token_ids
 from headedit.interpret.evidence.probes import fit_probes, held_out_accuracy
-from headedit.interpret.plots.evidence import evidence
 
 LAYER, HEAD = 1, 2
 
@@ -310,7 +309,7 @@ def test_text_is_read_at_the_last_token_of_its_response():
 def test_equal_heads_are_ranked_by_their_place():
     nan = float("nan")
     accuracy = torch.tensor([[nan, 0.5, 0.75], [0.75, 0.0, 0.75]])
-    found = HeadEvidence(
+    found = HeadProbes(
         kind="attention", accuracy=accuracy, direction=accuracy, sigma=accuracy, baseline=0.5, train=8, valid=4
     )
     assert found.top(5) == [(0, 2), (1, 0), (1, 2), (0, 1), (1, 1)]
@@ -396,7 +395,7 @@ def test_the_picture_holds_the_accuracies_and_outlines_the_open_heads(planted):
         for head in range(4):
             edits.set_head(layer, head)
     found.apply(edits, heads=1)
-    figure = evidence(found, edits)
+    figure = headedit.plot.probes(found, edits)
     axis, bar = figure.axes
     image = axis.get_images()[0]
     assert numpy.array_equal(numpy.asarray(image.get_array()), found.accuracy.numpy())
@@ -414,10 +413,10 @@ def test_the_picture_holds_the_accuracies_and_outlines_the_open_heads(planted):
 def test_the_picture_alone_and_of_other_edits(llama):
     edits = headedit.attach(llama, config=EditConfig(layers=[0]))
     found = find(edits)
-    figure = evidence(found, title="mine")
+    figure = headedit.plot.probes(found, title="mine")
     assert figure.get_suptitle() == "mine"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["no edited head"]
     assert all(patch.get_hatch() for patch in figure.axes[0].patches)
     other = headedit.attach(tiny_model("llama", num_hidden_layers=3))
-    with pytest.raises(HeadEditError, match="have 3 layers of 4 attention heads, but the evidence is of 2 of 4"):
-        evidence(found, other)
+    with pytest.raises(HeadEditError, match="have 3 layers of 4 attention heads, but the probes are of 2 of 4"):
+        headedit.plot.probes(found, other)

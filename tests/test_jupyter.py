@@ -52,7 +52,7 @@ def test_the_summary_says_model_spec_counts_and_heads(edits):
         "edited heads": "2 of 8",
         "open offset gates": "2 of 8",
         "open scale gates": "1 of 8",
-        "numbers that act": "48",
+        "parameters in effect": "48",
     }
     assert top[0] == ["layer", "head", "offset gate", "‖g·a‖", "scale gate", "rms(g·m)"]
     assert top[1:] == [["0", "3", "1", "4", "0", "0"], ["1", "0", "1", "2", "1", "1"]]

@@ -6,7 +6,7 @@ from tiny import tiny_model
 
 import headedit
 from headedit import EditConfig
-from headedit.bench.cost import CONTENDERS, Shape, measure_cost, workloads
+from headedit.bench.cost import METHODS, Shape, measure_cost, workloads
 from headedit.bench.cost.methods import Prepared, bare, edited, share
 from headedit.bench.cost.peers import ATTACHED, INFERRED, TRAINED, load_lora, loop, lora, save_lora
 from headedit.bench.cost.shapes import build, random_ids
@@ -24,11 +24,11 @@ def logits(prepared, ids=IDS):
 def made(name, model):
     if name in LIBRARIES:
         pytest.importorskip(LIBRARIES[name])
-    return CONTENDERS[name](model)
+    return METHODS[name](model)
 
 
 def with_the_same_vectors(name, model):
-    """A contender, and edits without gates, with the same random vectors."""
+    """A method, and edits without gates, with the same random vectors."""
     prepared, edits = made(name, model), headedit.attach(share(model), config=EditConfig(gates="none"))
     ours = [vector for site in edits.module for vector in (site.scale, site.offset)]
     with torch.no_grad():
@@ -43,8 +43,8 @@ def base():
     return build(SMALL)
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
-def test_contenders_share_weights_and_leave_the_model_as_it_is(base, name):
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_share_weights_and_leave_the_model_as_it_is(base, name):
     before, state = logits(Prepared(base)), {n: p.data_ptr() for n, p in base.named_parameters()}
     prepared = made(name, base)
     pointers = {p.data_ptr() for p in prepared.model.parameters()}
@@ -135,10 +135,10 @@ def test_peers_are_measured_wherever_edits_are():
     cost = measure_cost(SMALL, repeats=1, progress=False)
     assert not cost.left_out
     for piece in ("step", "memory", "operators, train"):
-        of = {row["contender"] for row in cost.rows if row["work"] == piece}
-        assert of == set(TRAINED) - ({"limit"} if "operators" in piece else set())
+        of = {row["method"] for row in cost.rows if row["workload"] == piece}
+        assert of == set(TRAINED) - ({"upper bound"} if "operators" in piece else set())
     for piece in ("forward", "prefill", "decode", "operators, eval"):
-        of = {row["contender"] for row in cost.rows if row["work"] == piece}
+        of = {row["method"] for row in cost.rows if row["workload"] == piece}
         assert of == set(INFERRED) - ({"bare"} if "operators" in piece else set())
-    assert {row["contender"] for row in cost.rows if row["work"] == "attach"} == {"edited", *ATTACHED}
-    assert {row["contender"] for row in cost.rows if row["work"] == "load"} == {"edited", "lora"}
+    assert {row["method"] for row in cost.rows if row["workload"] == "attach"} == {"edited", *ATTACHED}
+    assert {row["method"] for row in cost.rows if row["workload"] == "load"} == {"edited", "lora"}

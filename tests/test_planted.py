@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 import headedit
 from headedit import HeadEditError
-from headedit.bench import recovery_plots
+from headedit.bench.compare.methods import ORACLE, Problem, method
+from headedit.bench.plots import recovery as recovery_plots
 from headedit.bench.recovery import localisation
-from headedit.bench.recovery.methods import ORACLE, Problem, contender
 from headedit.bench.recovery.planted import f1, plant, token_accuracy, write
 from headedit.cli import bench
 from headedit.edits.gate_set import Gate
@@ -159,7 +159,7 @@ def problem_of(planted, truth=True):
 
 def test_the_oracle_edits_the_planted_heads_alone_and_beats_the_unedited_model():
     planted = plant("llama", 7, examples=60, test_examples=40)
-    outcome = contender(ORACLE, planted=True)(problem_of(planted), {"epochs": 5, "min_steps": 1})
+    outcome = method(ORACLE, planted=True)(problem_of(planted), {"epochs": 5, "min_steps": 1})
     assert outcome.score > planted.base_agreement + 0.2
     assert outcome.score == token_accuracy(outcome.model, planted.test)
     assert (outcome.parameters, outcome.gates, outcome.heads) == (6 * 16, 6, 5)
@@ -174,7 +174,7 @@ def test_the_oracle_edits_the_planted_heads_alone_and_beats_the_unedited_model()
     }
     assert opened == set(planted.values)
     with pytest.raises(HeadEditError, match="told which heads are planted"):
-        contender(ORACLE, planted=True)(problem_of(planted, truth=False), {})
+        method(ORACLE, planted=True)(problem_of(planted, truth=False), {})
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_a_mistake_is_said_before_any_work(monkeypatch):
     monkeypatch.setattr("headedit.bench.recovery.planted_runs.run_units", lambda *a, **k: pytest.fail("work was done"))
     for arguments, message in (
         ({"shapes": ["lama"]}, "There is no shape 'lama'"),
-        ({"recipes": ["localize"]}, r"There is no contender 'localize'\. Did you mean 'localise'\?"),
+        ({"recipes": ["localize"]}, r"There is no method 'localize'\. Did you mean 'localise'\?"),
         ({"recipes": ["jola"], "changes": {"jola": {"epoch": 1}}}, "recipe jola: unknown key 'epoch'"),
         ({"seeds": []}, "nothing to run"),
     ):

@@ -12,8 +12,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.interpret.plots.effects import head_norms
-from headedit.interpret.plots.heatmap import LAYER_COLOURS
+from headedit.interpret.palette import LAYERS
 from headedit.runs.stability import expected_jaccard, jaccard
 
 
@@ -85,9 +84,9 @@ def test_the_sizes_are_norms_of_what_acts(llama):
     assert numpy.allclose(image(offset), expected)
     assert numpy.allclose(image(scale), gates.multiplicative * vectors["scale"].square().mean(-1).sqrt())
     layer, head = divmod(int(expected.argmax()), 4)
-    assert offset.get_title().endswith(f"most at layer {layer}, head {head}")
+    assert offset.get_title().endswith(f"largest at layer {layer}, head {head}")
     assert offset.get_images()[0].get_clim() == (0, pytest.approx(expected.max().item()))
-    assert [bar.get_ylabel() for bar in bars] == ["norm", "rms"]
+    assert [bar.get_ylabel() for bar in bars] == ["norm", "root mean square"]
 
 
 def test_sizes_as_shares_of_what_a_head_puts_out(llama):
@@ -96,18 +95,18 @@ def test_sizes_as_shares_of_what_a_head_puts_out(llama):
     edits.set_head(1, 2, offset=torch.full((16,), 3.0))
     seen = []
     hook = edits.sites[1].module.register_forward_pre_hook(lambda module, args: seen.append(args[0]), prepend=True)
-    norms = head_norms(edits, [{"input_ids": [5, 6, 7]}], progress=False)
+    norms = headedit.head_norms(edits, [{"input_ids": [5, 6, 7]}], progress=False)
     hook.remove()
     assert norms.shape == (2, 4)
     assert torch.allclose(norms[1], seen[0][0, -1].view(4, 16).norm(dim=-1))
     offset, _, bar, _ = headedit.plot.effects(edits, norms=norms).axes
     assert image(offset)[1, 2] == pytest.approx(12 / norms[1, 2].item())
     assert (image(offset) > 0).sum() == 1
-    assert bar.get_ylabel() == "share of the output"
+    assert bar.get_ylabel() == "share of the head's output"
     with pytest.raises(HeadEditError, match=r"norms: found shape \(3, 4\), expected \(2, 4\)"):
         headedit.plot.effects(edits, norms=torch.ones(3, 4))
     with pytest.raises(HeadEditError, match="examples is empty"):
-        head_norms(edits, [])
+        headedit.head_norms(edits, [])
 
 
 def test_edits_that_change_nothing_have_size_0(llama):
@@ -138,7 +137,7 @@ def test_heads_that_share_a_key_value_head_stand_together(tmp_path):
 
 def test_groups_that_cannot_be_told(llama):
     edits = headedit.attach(llama)
-    with pytest.raises(HeadEditError, match="not known; give their number"):
+    with pytest.raises(HeadEditError, match="is not known; give it"):
         headedit.plot.groups(edits.module)
     with pytest.raises(HeadEditError, match="found 3, which does not divide the 4 heads"):
         headedit.plot.groups(edits, key_value_heads=3)
@@ -160,7 +159,7 @@ def test_layers_are_marked_by_kind():
     edits = headedit.attach(tiny_model("gemma3_text", num_hidden_layers=3, layer_types=kinds))
     for draw in (headedit.plot.gates, headedit.plot.types, headedit.plot.effects, headedit.plot.groups):
         figure = draw(edits)
-        assert strip(figure.axes[0]) == [LAYER_COLOURS[kind] for kind in ("sliding", "sliding", "full")]
+        assert strip(figure.axes[0]) == [LAYERS[kind] for kind in ("sliding", "sliding", "full")]
         assert legend(figure)[-2:] == ["layer: sliding", "layer: full"]
     assert not strip(headedit.plot.gates(headedit.attach(tiny_model("llama"))).axes[0])
 
@@ -181,7 +180,7 @@ def test_a_hybrid_shows_every_kind_of_head_that_it_has():
     assert legend(types)[3] == "both: 28"  # fresh gates are open: 3 layers of 8, and one of 4
     edits.detach()
     alone = headedit.plot.gates(headedit.attach(model))
-    assert strip(alone.axes[0]) == [LAYER_COLOURS[kind] for kind in ("linear", "linear", "linear", "full")]
+    assert strip(alone.axes[0]) == [LAYERS[kind] for kind in ("linear", "linear", "linear", "full")]
 
 
 def test_ragged_heads_are_drawn_as_they_are(llama, tmp_path):

@@ -18,7 +18,6 @@ from headedit.cli.main import main
 from headedit.demo import MODEL_FOLDER, tasks
 from headedit.edits.gate_set import Gate
 from headedit.hf.loading import load_model, load_tokenizer
-from headedit.interpret import evidence
 from headedit.interpret.report import Table, report
 from headedit.runs.pruning_path import Level, PruningPath
 
@@ -57,7 +56,7 @@ def edits():
 @pytest.fixture(scope="module")
 def frame(edits):
     tokenizer = load_tokenizer(str(MODEL_FOLDER))
-    found = evidence(edits, RECORDS, tokenizer=tokenizer, steps=1, batch_size=20, progress=False)
+    found = headedit.evidence(edits, RECORDS, tokenizer=tokenizer, steps=1, batch_size=20, progress=False)
     found.at[2, "promotes"] = NASTY
     return found
 
@@ -121,9 +120,9 @@ def test_the_page_says_what_the_run_was(text):
         "edited heads": "5 of 32",
         "open offset gates": "4 of 32",
         "open scale gates": "4 of 32",
-        "numbers that act": "128",
-        "examples": "1,200 to learn from, 9 to choose by",
-        "validation loss": "0.1250 nats a token",
+        "parameters in effect": "128",
+        "examples": "1,200 to train on, 9 to validate on",
+        "validation loss": "0.1250 nats per token",
         "time": "7 s",
     }
     assert expected.items() <= told.items()
@@ -240,7 +239,7 @@ def test_what_cannot_be_reported_says_so(run, frame, edits, tmp_path):
         report(tmp_path / "bare")
     other = frame.copy()
     other.loc[0, "open"] = True
-    with pytest.raises(HeadEditError, match="of other edits"):
+    with pytest.raises(HeadEditError, match="on other edits"):
         report(run, evidence=other)
     for wrong in (frame[:5], frame.drop(columns="open"), "frame"):
         with pytest.raises(HeadEditError, match="evidence: "):

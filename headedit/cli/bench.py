@@ -36,20 +36,18 @@ def bench(
     attention: Annotated[
         str | None, typer.Option("--attention", help="Such as eager or flash_attention_2.  [default: sdpa]")
     ] = None,
-    contenders: Annotated[
-        str | None, typer.Option("--contenders", help="Such as 'edited,lora'.  [default: all]")
-    ] = None,
-    works: Annotated[
-        str | None, typer.Option("--works", help="Such as 'step,forward,operators'.  [default: all]")
+    methods: Annotated[str | None, typer.Option("--methods", help="Such as 'edited,lora'.  [default: all]")] = None,
+    workloads: Annotated[
+        str | None, typer.Option("--workloads", help="Such as 'step,forward,operators'.  [default: all]")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the figures.")] = None,
 ) -> None:
-    """Measure what edits cost beside the least that is possible, LoRA, IA3, pyvene, nnsight and a loop over heads.
+    """Measure what edits cost next to the upper bound, LoRA, IA3, pyvene, nnsight and a loop over heads.
 
-    Runs of all of them alternate in one process, and ratios of medians are quoted; what carries no limit runs in
-    every fifth round. Operators are counted, which no other work on the machine disturbs. How cost grows is measured
-    by `headedit bench scaling`, a routed batch by `headedit bench route`; whether the recipes find planted heads by
-    `headedit bench localise`.
+    The upper bound is the same model with one trainable vector in its first layer. Runs of all methods alternate in one
+    process, and ratios of medians are reported; methods without an allowed ratio run in every fifth round. Counts of
+    operators do not depend on other load on the machine. How cost scales is measured by `headedit bench scaling`, a
+    routed batch by `headedit bench route`; whether the recipes find planted heads by `headedit bench localise`.
 
     Example: `headedit bench --shape 1B --dtype bfloat16 --device cuda:0 --tokens 512`
     """
@@ -70,8 +68,8 @@ def bench(
         model=None
         if model is None
         else load_model(model, dtype=dtype.value, device=device, attn_implementation=attention),
-        contenders=None if contenders is None else listed(contenders),
-        works=None if works is None else listed(works),
+        methods=None if methods is None else listed(methods),
+        workloads=None if workloads is None else listed(workloads),
         repeats=repeats,
     )
     print_cost(cost, model or shape)
@@ -96,8 +94,8 @@ def scaling(
 
     Example: `headedit bench scaling --sweeps layers --repeats 5`
     """
-    from headedit.bench import cost_plots
     from headedit.bench.cost import scaling as measure
+    from headedit.bench.plots import cost as plots
     from headedit.io.files import check_writable
 
     folder = check_writable(output)
@@ -105,7 +103,7 @@ def scaling(
     times = [key for key in rows[0] if key not in _COUNTED]
     print_measured("Times by size", rows, times)
     print_measured("Operators added, parameters, and bytes on disk, by size", rows, [*times[:2], *_COUNTED])
-    write_measured(folder, "scaling", rows, cost_plots.scaling(rows))
+    write_measured(folder, "scaling", rows, plots.scaling(rows))
 
 
 @app.command()
@@ -124,8 +122,8 @@ def route(
 
     Example: `headedit bench route --adapters 1,8,64`
     """
-    from headedit.bench import cost_plots
     from headedit.bench.cost import Shape, route_cost
+    from headedit.bench.plots import cost as plots
     from headedit.io.files import check_writable
 
     folder = check_writable(output)
@@ -135,7 +133,7 @@ def route(
     shape = Shape(layers=layers, hidden=hidden, batch=batch, tokens=tokens, dtype=_dtype(dtype), device=device)
     rows = route_cost(shape, numbers=numbers, repeats=repeats)
     print_measured("Cost of a routed batch", rows)
-    write_measured(folder, "route", rows, cost_plots.adapters(rows))
+    write_measured(folder, "route", rows, plots.adapters(rows))
 
 
 @app.command()
@@ -157,13 +155,13 @@ def localise(
         "headedit-bench"
     ),
 ) -> None:
-    """Plant edits in known heads of a small model and see which recipe finds them, and how near it comes.
+    """Plant edits in known heads of a small model and see which recipe finds them.
 
-    LoRA stands beside them, with the best of three learning rates by its test score.
+    LoRA is shown next to them, with the best of three learning rates by its test score.
 
     Example: `headedit bench localise --shapes llama --seeds 2 --recipes localise,jola --jobs 2`
     """
-    from headedit.bench import recovery_plots
+    from headedit.bench.plots import recovery as plots
     from headedit.bench.recovery import localisation
     from headedit.io.files import check_writable
     from headedit.io.strict import read_assignments
@@ -179,11 +177,11 @@ def localise(
 
     compared = localisation.names_of(chosen)
     result = localisation.bench_localise(named, recipes=compared, examples=examples, **common(compared))
-    files = write_bench(result, folder, "localise", recovery_plots.localisation(result.rows))
+    files = write_bench(result, folder, "localise", plots.localisation(result.rows))
     if curve:
         names = list(localisation.CURVE_RECIPES) if chosen is None else chosen
         result = localisation.bench_curve(recipes=names, shapes=named, **common(names))
-        files += write_bench(result, folder, "curve", recovery_plots.curve(result.rows))
+        files += write_bench(result, folder, "curve", plots.curve(result.rows))
     if nothing:
         names = list(localisation.NOTHING_RECIPES)
         result = localisation.bench_nothing(named, examples=examples, **common(names))

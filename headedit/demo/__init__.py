@@ -1,7 +1,4 @@
-"""Worlds whose answer is known: the embedded model with its tasks, and small models with edits planted in them.
-
-The demo runs over the first, the bench of the recipes over both.
-"""
+"""The embedded model and its six tasks, on which every edit can be tried in a minute."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""All that is known of every edited head in one table, which reports and pictures read from."""
+"""The evidence for every edited head in one table, from which reports and pictures are made."""
 
 from collections.abc import Iterable, Sequence
 from math import nan
@@ -9,7 +9,7 @@ from headedit.errors import HeadEditError
 from headedit.interpret.evidence.attribution import HeadEstimates, attribute, integrate
 from headedit.interpret.evidence.causal import HeadEffects, leave_one_out, patch
 from headedit.interpret.evidence.heads import Head, edited_heads
-from headedit.interpret.evidence.iti import HeadEvidence, iti
+from headedit.interpret.evidence.iti import HeadProbes, iti
 from headedit.interpret.evidence.tokens import Said, by_weights, tokens
 from headedit.interpret.examples import IGNORED, Row, labelled_rows
 from headedit.io.optional import library
@@ -23,7 +23,7 @@ def evidence(
     data: Iterable[Any],
     *,
     tokenizer: Any = None,
-    probe: "HeadEvidence | bool" = True,
+    probe: "HeadProbes | bool" = True,
     read: Literal["weights", "measured"] = "weights",
     patches: bool = False,
     steps: int = 8,
@@ -32,11 +32,11 @@ def evidence(
     seed: int = 0,
     progress: bool = True,
 ) -> "pandas.DataFrame":
-    """What is known of every edited head, in eval mode, a row a head.
+    """Gathers the evidence for every edited head, in eval mode, one row per head.
 
-    Columns, those of losses in nats a token:
-        layer, kind, head: which one; head as ``HeadEdits.gates`` counts.
-        open: whether its edit acts, by a gate that is open.
+    Columns, those of losses in nats per token:
+        layer, kind, head: which head; head as ``HeadEdits.gates`` counts.
+        open: whether its edit has an open gate.
         gate, gate_offset, gate_scale: its gates, and the larger of them; NaN without the vector.
         offset_norm, scale_norm: ‖g·a‖₂ and ‖g·m‖₂, by the second of which LoFiT ranks heads; NaN without the vector.
         contribution, share: size of what the edit adds to the head's output, and that over the output's own; see
@@ -48,7 +48,8 @@ def evidence(
         patch_base, patch_edited: only with ``patches``: change of the loss with the head's output put into the other
             run; see ``patch``.
         probe_accuracy: held-out accuracy of a linear probe on the head in the base model; see ``iti``.
-        promotes, suppresses: the tokens that the edit is most about, a list each; None where they cannot be read.
+        promotes, suppresses: the tokens whose logits the edit raises and lowers most, a list each; None where they
+            cannot be read.
 
     Besides, ``attrs`` has ``loss``, ``base_loss``, ``examples``, ``probe_baseline`` (by kind) and ``read``.
 
@@ -56,13 +57,13 @@ def evidence(
         edits: the handle; not changed.
         data: (prompt, response) pairs, records with such fields, or rows with ``input_ids`` and ``labels``.
         tokenizer: the model's tokenizer; without it there are no tokens, and all examples must hold ``input_ids``.
-        probe: what ``iti`` found; or True, to have probes tell an example's own response from that of another example;
-            or False.
+        probe: the result of ``iti``; or True, for probes that tell an example's own response from that of another
+            example; or False.
         read: tokens by the weights, or as measured on the data; see ``tokens``.
-        patches: also patch every head between the two runs, at two forward passes a head.
+        patches: also patch every head between the two runs, at two forward passes per head.
         steps: passes of ``integrate``.
-        top: number of tokens either way.
-        batch_size: examples a batch.
+        top: number of tokens promoted, and of tokens suppressed.
+        batch_size: examples per batch.
         seed: of the probes' split.
         progress: show bars.
 
@@ -104,7 +105,7 @@ def evidence(
 
 
 def _edit_columns(heads: Sequence[Head]) -> dict[str, list[Any]]:
-    """What the edits are by themselves."""
+    """Columns that describe the edits themselves."""
     gates = {id(head.edit): {v: g.tolist() for v, g in head.edit.gates().items()} for head in heads}
 
     def gate(head: Head, vector: str) -> float:
@@ -112,8 +113,8 @@ def _edit_columns(heads: Sequence[Head]) -> dict[str, list[Any]]:
         return nan if found is None else found[head.index]
 
     def norm(head: Head, vector: str) -> float:
-        acting = head.acting(vector)
-        return nan if acting is None else acting.float().norm().item()
+        effective = head.effective(vector)
+        return nan if effective is None else effective.float().norm().item()
 
     return {
         "layer": [head.layer for head in heads],
@@ -129,7 +130,7 @@ def _edit_columns(heads: Sequence[Head]) -> dict[str, list[Any]]:
 
 
 def _measured_columns(heads: Sequence[Head], found: HeadEstimates, effects: HeadEffects | None) -> dict[str, list[Any]]:
-    """What the edits do to outputs and loss."""
+    """Columns of the edits' measured effects on outputs and loss."""
     exact: dict[tuple[str, int], tuple[float, float]] = {}
     if effects is not None:
         values = zip(effects.effects.tolist(), effects.errors.tolist(), strict=True)
@@ -147,7 +148,7 @@ def _measured_columns(heads: Sequence[Head], found: HeadEstimates, effects: Head
 def _said(
     edits: HeadEdits, opened: Sequence[Head], tokenizer: Any, rows: Sequence[Row], read: str, top: int, options: Any
 ) -> dict[tuple[str, int], Said]:
-    """What the edits of the open heads say, where it can be read."""
+    """The tokens that the edits of the open heads promote and suppress, where they can be read."""
     if tokenizer is None or not opened:
         return {}
     if read == "measured":
@@ -158,15 +159,15 @@ def _said(
 
 
 def _probes(
-    edits: HeadEdits, rows: Sequence[Row], probe: "HeadEvidence | bool", tokenizer: Any, seed: int, options: Any
-) -> dict[str, HeadEvidence]:
-    """Evidence of probes by kind of site."""
-    if isinstance(probe, HeadEvidence):
+    edits: HeadEdits, rows: Sequence[Row], probe: "HeadProbes | bool", tokenizer: Any, seed: int, options: Any
+) -> dict[str, HeadProbes]:
+    """Results of the probes by kind of site."""
+    if isinstance(probe, HeadProbes):
         expected = tuple(edits.gates(probe.kind).additive.shape)
         if tuple(probe.accuracy.shape) != expected:
             raise HeadEditError(
                 f"probe: is of {tuple(probe.accuracy.shape)} layers and heads, but these edits have {expected}. Give "
-                "what iti found with these edits."
+                "the result of iti on these edits."
             )
         return {probe.kind: probe}
     if not probe:
@@ -176,11 +177,11 @@ def _probes(
 
 
 def own_or_other(rows: Sequence[Row], end: int | None) -> tuple[list[dict[str, list[int]]], list[int]]:
-    """Every prompt with its own response, label 1, and with the next different one, label 0, to probe heads with.
+    """Pairs every prompt with its own response, label 1, and with the next different one, label 0, to probe heads.
 
     Args:
         rows: of ``labelled_rows``.
-        end: the end-of-text token, which is left away.
+        end: the end-of-text token, which is left out.
 
     Raises:
         HeadEditError: labels are not the tokens of a response at the end, or no two responses differ.
@@ -191,8 +192,8 @@ def own_or_other(rows: Sequence[Row], end: int | None) -> tuple[list[dict[str, l
         start = next(k for k, label in enumerate(labels) if label != IGNORED)
         if labels[start:] != ids[start:] or start == 0:
             raise HeadEditError(
-                f"probe: example {i + 1} is no prompt with a response behind it, which probes could tell from another. "
-                "Give what iti found on labelled examples, or probe=False."
+                f"probe: example {i + 1} is not a prompt followed by a response, so there is nothing to tell apart. "
+                "Give the result of iti on labelled examples, or probe=False."
             )
         pairs.append((ids[:start], ids[start:-1] if ids[-1] == end and len(ids) > start + 1 else ids[start:]))
     examples, labels = [], []
@@ -200,7 +201,7 @@ def own_or_other(rows: Sequence[Row], end: int | None) -> tuple[list[dict[str, l
         rest = (response for _, response in [*pairs[i + 1 :], *pairs[:i]] if response != own)
         other = next(rest, None)
         if other is None:
-            raise HeadEditError("probe: all examples have the same response. Give what iti found, or probe=False.")
+            raise HeadEditError("probe: all examples have the same response. Give the result of iti, or probe=False.")
         examples += [{"input_ids": prompt + own}, {"input_ids": prompt + other}]
         labels += [1, 0]
     return examples, labels
