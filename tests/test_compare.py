@@ -23,7 +23,7 @@ QUICK = {"epochs": 1, "min_steps": 1}
 ROWS = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 9, 9, 9]}] * 12
 
 
-def test_training_examples_are_nested_and_the_test_is_unseen_and_the_same():
+def test_training_examples_are_nested_and_test_examples_are_unseen_and_the_same():
     few, test = DEMO_TASKS.examples("swap", 8, 3, 50)
     many, same = DEMO_TASKS.examples("swap", 200, 3, 50)
     assert many[:8] == few
@@ -45,7 +45,7 @@ def test_training_examples_are_nested_and_the_test_is_unseen_and_the_same():
         ({"changes": {"jola": {"epochs": 0}}, "names": ["jola"]}, "epochs: found 0"),
     ],
 )
-def test_a_mistake_is_said_before_any_work(arguments, message, monkeypatch):
+def test_a_mistake_in_a_comparison_is_reported_before_any_work(arguments, message, monkeypatch):
     monkeypatch.setattr(comparison, "run_units", lambda *a, **k: pytest.fail("work was done"))
     with pytest.raises(HeadEditError, match=message):
         compare_methods(DEMO_TASKS, **{"names": ["localise"], **arguments})
@@ -59,7 +59,7 @@ def small():
     return compare_methods(DEMO_TASKS, ["reverse", "swap"], [8, 16], [0], ["unedited", NO_GATE], **arguments)
 
 
-def test_the_comparison_has_a_row_a_run(small):
+def test_the_comparison_has_a_row_per_run(small):
     keys = [(row["task"], row["size"], row["method"]) for row in small.rows]
     assert keys == [(t, n, c) for t in ("reverse", "swap") for n in (8, 16) for c in ("unedited", NO_GATE)]
     base, edited = small.rows[:2]
@@ -71,7 +71,7 @@ def test_the_comparison_has_a_row_a_run(small):
     assert small.rows[0]["loss"] == small.rows[2]["loss"]
 
 
-def test_the_comparison_as_json_and_markdown(small):
+def test_the_comparison_is_written_as_json_and_markdown(small):
     assert json.loads(json.dumps(small.to_dict()))["rows"] == small.rows
     text = small.markdown()
     block = text.split("## 16 examples, mean of 1 seed\n")[1]
@@ -83,7 +83,7 @@ def test_the_comparison_as_json_and_markdown(small):
     assert "| parameters | 0 | 1,024 |" in block
 
 
-def test_the_picture_of_the_comparison(small):
+def test_the_picture_of_the_comparison_has_a_panel_per_task_and_a_line_per_method(small):
     figure = plots.tasks(small.rows)
     panels = [axis for axis in figure.axes if axis.axison]
     assert [axis.get_title() for axis in panels] == ["reverse", "swap"]
@@ -131,7 +131,7 @@ def test_a_method_counts_what_is_open_and_leaves_no_folder(name, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_the_best_of_three_rates_counts(monkeypatch):
+def test_the_best_of_three_learning_rates_is_reported_for_lora(monkeypatch):
     made = []
 
     def train(model, rows, settings, rate, seed, pad):
@@ -150,7 +150,7 @@ def test_the_best_of_three_rates_counts(monkeypatch):
 
 
 @pytest.mark.parametrize(("shape", "parameters"), [("llama", 4 * 2 * 8 * 256), ("gpt2", 4 * 8 * (128 + 3 * 128))])
-def test_the_adapter_learns_and_nothing_else_does(shape, parameters, tmp_path, monkeypatch):
+def test_training_lora_changes_its_adapter_and_nothing_else(shape, parameters, tmp_path, monkeypatch):
     pytest.importorskip("peft")
     monkeypatch.setattr(lora.tempfile, "tempdir", str(tmp_path))
     settings = LoraSettings(epochs=2, min_steps=12)
@@ -178,7 +178,7 @@ def test_lora_as_a_method():
     assert [run["learning_rate"] for run in outcome.details["tried"]] == [1e-3, 2e-3]
 
 
-def test_lora_without_peft_says_what_to_install_before_any_work(monkeypatch):
+def test_lora_without_peft_is_refused_with_what_to_install_before_any_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     monkeypatch.setattr(comparison, "run_units", lambda *a, **k: pytest.fail("work was done"))
     with pytest.raises(HeadEditError, match="pip install peft"):
@@ -188,6 +188,6 @@ def test_lora_without_peft_says_what_to_install_before_any_work(monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"), [({"r": 0}, "r: found 0"), ({"learning_rates": []}, "learning_rates: the list is empty")]
 )
-def test_impossible_settings_of_lora(fields, message):
+def test_impossible_settings_of_lora_are_refused(fields, message):
     with pytest.raises(HeadEditError, match=message):
         LoraSettings(**fields)

@@ -83,7 +83,7 @@ def forms(notebook) -> list[tuple[bool, list[list[str]]]]:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_and_what_it_says_holds(path, tmp_path, monkeypatch):
+def test_a_notebook_runs_and_its_claims_hold(path, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # on busy cores threads of a small model wait for each other
     notebook = nbformat.read(path, as_version=4)
     shown, kinds = printed(notebook), forms(notebook)
@@ -101,7 +101,7 @@ def test_a_notebook_runs_and_what_it_says_holds(path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_committed_notebook_is_whole_small_and_of_no_machine(path):
+def test_a_committed_notebook_is_complete_small_and_free_of_local_paths(path):
     text = path.read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
     nbformat.validate(notebook)

@@ -15,7 +15,7 @@ def images(axis):
     return [numpy.ma.filled(image.get_array().astype(float), numpy.nan) for image in axis.get_images()]
 
 
-def test_the_heatmap_holds_the_gates(llama, tmp_path):
+def test_the_heatmap_shows_the_gates(llama, tmp_path):
     edits = headedit.attach(llama)
     randomise(edits)
     figure = headedit.plot.gates(edits)
@@ -60,7 +60,7 @@ def test_pictures_of_any_size_fit_a_notebook(layers, heads):
         assert len(axis.get_yticks()) <= 16
 
 
-def test_a_kind_that_is_not_there(llama):
+def test_a_kind_of_site_that_the_edits_lack_is_refused(llama):
     with pytest.raises(HeadEditError, match="no site of kind 'mlp'; they have"):
         headedit.plot.gates(headedit.attach(llama), kind="mlp")
     with pytest.raises(HeadEditError, match="no saved edits here"):
@@ -100,10 +100,15 @@ def test_the_history_shows_what_was_logged(tmp_path):
 def test_a_history_without_a_price_has_no_panel_for_it():
     plain = {key: value for key, value in rows()[0].items() if not key.startswith("lambda")}
     titles = [axis.get_title() for axis in headedit.plot.history(History(None, [plain])).axes]
-    assert titles == ["Loss on the response tokens", "Open gates", "Every single gate (0 closed, 1 open)", "Learning rates"]
+    assert titles == [
+        "Loss on the response tokens",
+        "Open gates",
+        "Every single gate (0 closed, 1 open)",
+        "Learning rates",
+    ]
 
 
-def test_very_many_gates_are_thinned_out_evenly():
+def test_of_very_many_gates_an_even_selection_is_drawn():
     gates = [{"offset": [i / 4999 for i in range(5000)]}]
     figure = headedit.plot.history(History(None, [{**rows()[0], "gates": gates}]))
     lines = figure.axes[2].get_lines()
@@ -113,7 +118,7 @@ def test_very_many_gates_are_thinned_out_evenly():
     assert numpy.diff(last).max() < 0.0055
 
 
-def test_a_history_without_steps(tmp_path):
+def test_a_history_without_steps_is_refused(tmp_path):
     with pytest.raises(HeadEditError, match="no step was logged"):
         headedit.plot.history(History(None, [{"step": 1, "eval_loss": 1.0}]))
     with pytest.raises(HeadEditError, match="there is no history of a run here"):

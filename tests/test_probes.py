@@ -116,7 +116,7 @@ def test_the_head_that_carries_the_label_comes_first(planted):
     assert (found.train + found.valid, found.kind) == (96, "attention")
 
 
-def test_the_numbers_are_those_of_a_fit_by_hand(planted):
+def test_the_results_of_probes_equal_those_of_a_fit_by_hand(planted):
     edits, _ = planted
     randomise(edits)  # the base model is read, whatever the edits are
     rows, labels = random_rows()
@@ -149,7 +149,7 @@ def slopes(x, labels, l2):
 
 
 @pytest.mark.parametrize("l2", [1e-6, 0.1, 1.0, 100.0])
-def test_probes_fitted_together_are_each_at_their_own_minimum(l2):
+def test_probes_that_are_fitted_together_reach_each_its_own_minimum(l2):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, 40, 6, generator=generator, dtype=torch.float64)
     labels = (torch.rand(40, generator=generator) > 0.3).long()
@@ -163,7 +163,7 @@ def test_probes_fitted_together_are_each_at_their_own_minimum(l2):
 
 
 @pytest.mark.parametrize("l2", [1e-6, 1.0])
-def test_outliers_on_which_whole_newton_steps_never_end(l2, monkeypatch):
+def test_probes_converge_on_outliers_on_which_whole_newton_steps_do_not(l2, monkeypatch):
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(4, 40, 6, generator=generator, dtype=torch.float64)
     x = x / torch.rand(4, 40, 1, generator=generator, dtype=torch.float64) ** 2
@@ -173,7 +173,7 @@ def test_outliers_on_which_whole_newton_steps_never_end(l2, monkeypatch):
     assert slopes(x, labels, l2).max() > 1
 
 
-def test_a_silent_head_says_no_more_than_the_majority():
+def test_a_head_without_output_has_the_accuracy_of_the_majority_class():
     labels = torch.tensor([0, 1, 1, 1] * 5)
     accuracy = held_out_accuracy(torch.zeros(1, 20, 3).double(), labels, torch.arange(12), torch.arange(12, 20), 1.0)
     assert accuracy.tolist() == [0.75]
@@ -189,7 +189,7 @@ def test_the_split_takes_the_same_share_of_each_class():
         assert torch.bincount(truth[_split(truth, share, 0)[1]]).tolist() == expected
 
 
-def test_the_model_and_its_edits_are_as_before(planted, ids):
+def test_probing_leaves_the_model_and_its_edits_unchanged(planted, ids):
     edits, _ = planted
     model = edits.model
     randomise(edits)
@@ -206,7 +206,7 @@ def test_the_model_and_its_edits_are_as_before(planted, ids):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_hooks_and_modes_are_as_before_even_after_an_error(planted, fails):
+def test_probing_restores_hooks_and_modes_even_after_an_error(planted, fails):
     edits, _ = planted
     model = edits.model
     model.train()
@@ -223,7 +223,7 @@ def test_hooks_and_modes_are_as_before_even_after_an_error(planted, fails):
     assert all(switch.acting is not None for switch in edits._switches._switches.values())
 
 
-def test_the_same_seed_finds_the_same_in_training_mode_too(planted):
+def test_the_same_seed_gives_the_same_probes_in_training_mode_too(planted):
     edits, _ = planted
     randomise(edits)
     first = find(edits)
@@ -262,7 +262,7 @@ def test_apply_adds_its_offset_to_the_best_heads_and_to_no_other(eval_gate, ids)
     assert edits.count_open()["any"] == (3, 8)
 
 
-def test_several_sites_a_layer_and_heads_of_several_widths(llama, tmp_path):
+def test_several_sites_per_layer_and_heads_of_several_widths_are_probed(llama, tmp_path):
     path = tmp_path / "two.yaml"
     o_proj = "{path: 'layers.{layer}.self_attn.o_proj', heads: 4}"
     down_proj = "{path: 'layers.{layer}.mlp.down_proj', heads: 6}"
@@ -306,7 +306,7 @@ def test_text_is_read_at_the_last_token_of_its_response():
     assert token_ids(record, tokenizer, "Example 1") == token_ids({"input_ids": ids}, None, "Example 1") == ids
 
 
-def test_equal_heads_are_ranked_by_their_place():
+def test_heads_of_equal_accuracy_are_ranked_by_layer_and_head():
     nan = float("nan")
     accuracy = torch.tensor([[nan, 0.5, 0.75], [0.75, 0.0, 0.75]])
     found = HeadProbes(
@@ -345,7 +345,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_what_cannot_be_used_is_named(llama, message):
+def test_an_argument_of_iti_that_cannot_be_used_is_named(llama, message):
     edits = headedit.attach(llama)
     before = hooks(llama)
     options = {"examples": ROWS, "labels": LABELS, "progress": False, **BAD[message]}
@@ -357,7 +357,9 @@ def test_what_cannot_be_used_is_named(llama, message):
 def test_heads_that_cannot_be_read_are_named(llama):
     edits = headedit.attach(llama)
     narrow = [replace(edits.sites[0], head_dim=8)]
-    with pytest.raises(HeadEditError, match=r"was given \(1, 2, 64\), but its spec says 4 heads of width 8 \(32"):
+    with pytest.raises(
+        HeadEditError, match=r"an input of shape \(1, 2, 64\), but its spec says 4 heads of width 8 \(32"
+    ):
         last_outputs(edits, narrow, [[5, 6]], batch_size=1, progress=False)
     hook = llama.model.layers[0].self_attn.v_proj.register_forward_hook(lambda m, args, output: output * float("inf"))
     with pytest.raises(HeadEditError, match=r"layers\.0\.self_attn\.o_proj: a head's output is not finite"):
@@ -369,7 +371,7 @@ def test_heads_that_cannot_be_read_are_named(llama):
     assert not any(len(site.module._forward_pre_hooks) > 1 for site in edits.sites)
 
 
-def test_evidence_of_other_edits_is_not_applied(planted):
+def test_probes_of_other_edits_are_not_applied(planted):
     edits, _ = planted
     found = find(edits)
     for heads in (0, 9):
@@ -380,7 +382,7 @@ def test_evidence_of_other_edits_is_not_applied(planted):
     model = edits.detach()
     other = headedit.attach(model, config=EditConfig(layers=[LAYER]))
     before = other.snapshot()
-    with pytest.raises(HeadEditError, match=r"no attention head \d of width \d+ in layer 0, which the evidence ranks"):
+    with pytest.raises(HeadEditError, match=r"no attention head \d of width \d+ in layer 0, which was probed"):
         found.apply(other, heads=8)
     assert all(map(torch.equal, before, other.snapshot()))
     other.detach()
@@ -388,7 +390,7 @@ def test_evidence_of_other_edits_is_not_applied(planted):
         found.apply(headedit.attach(model, config=EditConfig(vectors="scale")), heads=1)
 
 
-def test_the_picture_holds_the_accuracies_and_outlines_the_open_heads(planted):
+def test_the_picture_of_probes_shows_the_accuracies_and_outlines_the_open_heads(planted):
     edits, _ = planted
     found = find(edits)
     for layer in range(2):
@@ -410,7 +412,7 @@ def test_the_picture_holds_the_accuracies_and_outlines_the_open_heads(planted):
     assert f"best 1.00, majority class {found.baseline:.2f}" in figure.get_suptitle()
 
 
-def test_the_picture_alone_and_of_other_edits(llama):
+def test_the_picture_of_probes_needs_no_edits_and_refuses_other_edits(llama):
     edits = headedit.attach(llama, config=EditConfig(layers=[0]))
     found = find(edits)
     figure = headedit.plot.probes(found, title="mine")
