@@ -262,6 +262,7 @@ def test_contributions_equal_those_computed_by_hand(edited):
     rows, reference = rows_of(), Reference(edited)
     found = attribute(edited, rows, batch_size=4, progress=False)
     given = [reference.run(row, edited=True)[1] for row in rows]
+    assert len(found.heads) == 8
     for i, head in enumerate(found.heads):
         after = torch.cat([g[head.site.path][0, :, head.index] for g in given])
         acting = {name: vector[head.index] for name, vector in head.edit.acting().items()}

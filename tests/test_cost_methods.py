@@ -10,7 +10,7 @@ from headedit.bench.cost import METHODS, Shape, measure_cost
 from headedit.bench.cost.methods import Prepared, bare, edited, share
 from headedit.bench.cost.peers import ATTACHED, INFERRED, TRAINED, load_lora, loop, lora, save_lora
 from headedit.bench.cost.shapes import build, random_ids
-from headedit.bench.cost.workloads import DECODED, decode
+from headedit.bench.cost.workloads import DECODED, decode, training_step
 
 SMALL = Shape(layers=2, hidden=32, heads=2, kv_heads=1, batch=1, tokens=4)
 IDS = random_ids(1000, 2, 6, "cpu")
@@ -61,7 +61,7 @@ def test_methods_share_weights_and_leave_the_model_unchanged(base, name):
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_step_changes_every_trained_parameter(base, name):
     prepared = made(name, base)
-    step = workloads.training_step(prepared, IDS)
+    step = training_step(prepared, IDS)
     before = [p.detach().clone() for p in prepared.trained]
     for _ in range(3):  # LoRA begins with one of its factors at zero
         step()

@@ -1,4 +1,4 @@
-"""The notebooks run as they are committed, and what their text says holds."""
+"""The notebooks run as they are committed, and the claims in their text hold."""
 
 import re
 import textwrap
@@ -40,8 +40,8 @@ CLAIMS = {
         assert first < accuracy() - 0.05 and last > accuracy() - 0.05
         assert effects.effects.max() > 0.03 and effects.effects.median() < 0.5 * effects.effects.max()
         assert loss < 0.3 * base_loss and alone < 0.6
-        assert separation(table, "patch_edited") > 0.6 and separation(table, "probe_accuracy") < 0.3
-        rho = headedit.interpret.evidence.agreement(table)["effect"]
+        assert headedit.separation(table, "patch_edited") > 0.6 and headedit.separation(table, "probe_accuracy") < 0.3
+        rho = headedit.agreement(table)["effect"]
         assert rho["integrated"] > 0.3
     """,
     "05_several_edits_merge_and_ship": """
@@ -54,7 +54,7 @@ CLAIMS = {
         assert difference < 1e-4
     """,
 }
-"""By notebook: what its text says of its figures, which differ a little between machines."""
+"""By notebook: the claims that its text makes of its numbers, which differ a little between machines."""
 
 SAME_EVERYWHERE = {"03_adding_an_architecture"}
 """Notebooks that train nothing, and so print the same everywhere."""

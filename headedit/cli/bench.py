@@ -1,4 +1,4 @@
-"""The commands ``headedit bench …``: what edits cost, and whether the recipes find planted heads."""
+"""The commands ``headedit bench …``: what edits cost, and whether recipes find planted heads."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +12,10 @@ from headedit.errors import HeadEditError, suggest
 
 app = typer.Typer(name="bench", rich_markup_mode="markdown")
 
-Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each variant.")]
-Precision = Annotated[Dtype, typer.Option("--dtype", help="Of the weights; auto is float32 for random ones.")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda:0, …")]
-Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder for everything written.")]
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Timed runs per method.")]
+Precision = Annotated[Dtype, typer.Option("--dtype", help="Data type of the weights; auto is float32 for random ones.")]
+OnDevice = Annotated[str, typer.Option("--device", help="cpu, cuda:0, …")]
+Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder for all files that are written.")]
 
 _COUNTED = ("step_operators", "forward_operators", "parameters", "bytes", "hardened_bytes")
 
@@ -24,23 +24,32 @@ _COUNTED = ("step_operators", "forward_operators", "parameters", "bytes", "harde
 def bench(
     context: typer.Context,
     repeats: Repeats = 30,
-    shape: Annotated[str, typer.Option("--shape", help="tiny, 125M, 1B or 8B: a Llama with random weights.")] = "tiny",
-    model: Annotated[str | None, typer.Option("--model", "-m", help="This model instead: a folder or hub id.")] = None,
-    layers: Annotated[int | None, typer.Option("--layers", min=1, help="In place of the shape's.")] = None,
-    hidden: Annotated[int | None, typer.Option("--hidden", min=2, help="In place of the shape's.")] = None,
-    heads: Annotated[int | None, typer.Option("--heads", min=1, help="In place of the shape's.")] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences a batch.")] = 4,
-    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens a sequence.")] = 128,
+    shape: Annotated[
+        str, typer.Option("--shape", help="Size of a Llama with random weights: tiny, 125M, 1B or 8B.")
+    ] = "tiny",
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Model to measure instead: a folder or a hub id.")
+    ] = None,
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Layers.  [default: the shape's]")] = None,
+    hidden: Annotated[int | None, typer.Option("--hidden", min=2, help="Hidden size.  [default: the shape's]")] = None,
+    heads: Annotated[
+        int | None, typer.Option("--heads", min=1, help="Heads per layer.  [default: the shape's]")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences per batch.")] = 4,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Tokens per sequence.")] = 128,
     dtype: Precision = Dtype.auto,
-    device: Device = "cpu",
+    device: OnDevice = "cpu",
     attention: Annotated[
-        str | None, typer.Option("--attention", help="Such as eager or flash_attention_2.  [default: sdpa]")
+        str | None, typer.Option("--attention", help="Attention, such as eager or flash_attention_2.  [default: sdpa]")
     ] = None,
-    methods: Annotated[str | None, typer.Option("--methods", help="Such as 'edited,lora'.  [default: all]")] = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", help="Methods to compare, such as 'edited,lora'.  [default: all]")
+    ] = None,
     workloads: Annotated[
-        str | None, typer.Option("--workloads", help="Such as 'step,forward,operators'.  [default: all]")
+        str | None,
+        typer.Option("--workloads", help="Workloads to measure, such as 'step,forward,operators'.  [default: all]"),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the figures.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the results.")] = None,
 ) -> None:
     """Measure what edits cost next to the upper bound, LoRA, IA3, pyvene, nnsight and a loop over heads.
 
@@ -84,13 +93,15 @@ def _dtype(given: Dtype) -> str:
 
 @app.command()
 def scaling(
-    sweeps: Annotated[str, typer.Option("--sweeps", help="Some of layers, heads, tokens.")] = "layers,heads,tokens",
+    sweeps: Annotated[
+        str, typer.Option("--sweeps", help="What to vary: some of layers, heads, tokens.")
+    ] = "layers,heads,tokens",
     repeats: Repeats = 20,
     dtype: Precision = Dtype.auto,
-    device: Device = "cpu",
+    device: OnDevice = "cpu",
     output: Folder = Path("headedit-scaling"),
 ) -> None:
-    """Measure how cost grows with layers, heads and sequence length, and what edits take on disk.
+    """Measure how cost scales with layers, heads and tokens, and how large edits are on disk.
 
     Example: `headedit bench scaling --sweeps layers --repeats 5`
     """
@@ -108,17 +119,19 @@ def scaling(
 
 @app.command()
 def route(
-    adapters: Annotated[str, typer.Option("--adapters", help="Numbers of adapters on the model.")] = "1,8,64,256,1000",
-    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of the random Llama.")] = 8,
-    hidden: Annotated[int, typer.Option("--hidden", min=16, help="Width of it; a multiple of 16.")] = 512,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Rows of the batch.")] = 64,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens a row.")] = 16,
+    adapters: Annotated[
+        str, typer.Option("--adapters", help="Numbers of adapters on the model, separated by commas.")
+    ] = "1,8,64,256,1000",
+    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of a Llama with random weights.")] = 8,
+    hidden: Annotated[int, typer.Option("--hidden", min=16, help="Its hidden size, a multiple of 16.")] = 512,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Rows in the batch.")] = 64,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens per row.")] = 16,
     repeats: Repeats = 20,
     dtype: Precision = Dtype.auto,
-    device: Device = "cpu",
+    device: OnDevice = "cpu",
     output: Folder = Path("headedit-route"),
 ) -> None:
-    """Measure a batch whose rows have adapters of their own, against one adapter and against the bare model.
+    """Measure a batch in which every row has its own adapter, against one adapter and against the bare model.
 
     Example: `headedit bench route --adapters 1,8,64`
     """
@@ -129,7 +142,7 @@ def route(
     folder = check_writable(output)
     numbers = sorted(set(whole_numbers(adapters, "--adapters")))
     if numbers[0] < 1:
-        raise HeadEditError(f"--adapters: found '{adapters}', expected numbers from 1 on.")
+        raise HeadEditError(f"--adapters: found '{adapters}', expected numbers of at least 1.")
     shape = Shape(layers=layers, hidden=hidden, batch=batch, tokens=tokens, dtype=_dtype(dtype), device=device)
     rows = route_cost(shape, numbers=numbers, repeats=repeats)
     print_measured("Cost of a routed batch", rows)
@@ -138,22 +151,23 @@ def route(
 
 @app.command()
 def localise(
-    shapes: Annotated[str, typer.Option("--shapes", help="Some of llama, qwen3, gpt2.")] = "llama,qwen3,gpt2",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of planted problems a shape.")] = 5,
-    first_seed: Annotated[int, typer.Option("--first-seed", help="The first seed; the others follow it.")] = 0,
+    shapes: Annotated[
+        str, typer.Option("--shapes", help="Architectures: some of llama, qwen3, gpt2.")
+    ] = "llama,qwen3,gpt2",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of planted problems per architecture.")] = 5,
+    first_seed: Annotated[int, typer.Option("--first-seed", help="First seed; the others follow it.")] = 0,
     recipes: Annotated[
-        str | None, typer.Option("--recipes", help="Such as 'localise,no gate,LoRA r 8'.  [default: all]")
+        str | None,
+        typer.Option("--recipes", help="Recipes to compare, such as 'localise,no gate,LoRA r 8'.  [default: all]"),
     ] = None,
-    examples: Annotated[int, typer.Option("--examples", min=1, help="Training examples of a problem.")] = 200,
-    curve: Annotated[bool, typer.Option("--curve", help="Also by number of examples, 50 to 1000.")] = False,
-    nothing: Annotated[bool, typer.Option("--nothing", help="Also the loss where nothing is planted.")] = False,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="Training examples per problem.")] = 200,
+    curve: Annotated[bool, typer.Option("--curve", help="Also vary the number of examples, from 50 to 1000.")] = False,
+    nothing: Annotated[bool, typer.Option("--nothing", help="Also measure the loss where nothing is planted.")] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A field of every recipe, such as epochs=5; may be repeated.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes to run in.")] = 1,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything written.")] = Path(
-        "headedit-bench"
-    ),
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes in parallel.")] = 1,
+    output: Folder = Path("headedit-bench"),
 ) -> None:
     """Plant edits in known heads of a small model and see which recipe finds them.
 

@@ -1,4 +1,4 @@
-"""The tables and files of ``headedit bench``, ``bench scaling`` and ``bench route``."""
+"""The tables and files that ``headedit bench``, ``bench scaling`` and ``bench route`` write."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,13 +37,13 @@ def print_cost(cost: "Cost", name: str) -> None:
 
 
 def print_measured(title: str, rows: Sequence[dict[str, Any]], keys: Sequence[str] | None = None) -> None:
-    """Prints some columns, by default all, of the rows of ``scaling`` or ``route_cost``."""
+    """Prints the rows of ``scaling`` or ``route_cost``; ``keys`` chooses the columns, by default all."""
     keys = list(rows[0]) if keys is None else keys
     _print(title, [key.replace("_", "\n") for key in keys], [[_shown(row[key]) for key in keys] for row in rows])
 
 
 def write_measured(folder: Path, name: str, rows: Sequence[dict[str, Any]], figure: "Figure") -> None:
-    """Writes rows as JSON, and their picture."""
+    """Writes rows as JSON and their picture as PNG."""
     files = [folder / f"{name}.json", folder / f"{name}.png"]
     write_json(files[0], {"rows": list(rows)})
     figure.savefig(files[1], dpi=150)

@@ -9,18 +9,24 @@ from headedit.cli.shared import Seed, listed, print_files, print_rows, whole_num
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything written.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all files that are written.")] = Path(
         "headedit-demo"
     ),
-    task: Annotated[str, typer.Option("--task", help="copy, reverse, sort, next, first or swap.")] = "reverse",
+    task: Annotated[
+        str, typer.Option("--task", help="Task to teach: copy, reverse, sort, next, first or swap.")
+    ] = "reverse",
     seed: Seed = 0,
-    compare: Annotated[bool, typer.Option("--compare", help="Also every recipe, and LoRA, side by side.")] = False,
-    tasks: Annotated[str | None, typer.Option("--tasks", help="Tasks of --compare.  [default: that of --task]")] = None,
-    sizes: Annotated[str, typer.Option("--sizes", help="Numbers of examples of --compare.")] = "200",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds of --compare.")] = 1,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes of --compare.")] = 1,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also train every recipe and LoRA, and compare them.")
+    ] = False,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="With --compare: tasks to compare on.  [default: that of --task]")
+    ] = None,
+    sizes: Annotated[str, typer.Option("--sizes", help="With --compare: numbers of training examples.")] = "200",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="With --compare: number of seeds.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="With --compare: processes in parallel.")] = 1,
 ) -> None:
-    """Teach a small embedded model one task from 200 examples and draw the heads that were chosen.
+    """Teach a small embedded model one task from 200 examples, and draw the heads that were chosen.
 
     Example: `headedit demo --output my-demo --compare --tasks reverse,swap --sizes 8,200`
     """

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from headedit.demo import tasks
+
 MODEL_FOLDER = Path(__file__).resolve().parent / "model"
 """The embedded model: weights, tokenizer and training log, for ``AutoModelForCausalLM.from_pretrained``."""
 
-__all__ = ["MODEL_FOLDER"]
+__all__ = ["MODEL_FOLDER", "tasks"]

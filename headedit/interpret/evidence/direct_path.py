@@ -44,7 +44,7 @@ class Step:
         """The change of the module's output by changes of its input, [1, changes, ..., width]; linear in them."""
         if self.kind == "centred":
             d = d - d.mean(-1, keepdim=True)
-        size = d.float().square().flatten(2).mean(-1).sqrt().view(1, -1, *[1] * (d.dim() - 2))
+        size = d.float().square().mean(tuple(range(2, d.dim())), keepdim=True).sqrt()
         unit = d / torch.where(size > 0, size, 1).to(d)
         made: Tensor = _first(self.module(unit)) - _first(self.module(torch.zeros_like(unit)))
         return made * size.to(d)

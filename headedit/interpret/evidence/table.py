@@ -10,7 +10,7 @@ from headedit.interpret.evidence.attribution import HeadEstimates, attribute, in
 from headedit.interpret.evidence.causal import HeadEffects, leave_one_out, patch
 from headedit.interpret.evidence.heads import Head, edited_heads
 from headedit.interpret.evidence.iti import HeadProbes, iti
-from headedit.interpret.evidence.tokens import Said, by_weights, tokens
+from headedit.interpret.evidence.tokens import TokenChanges, by_weights, tokens
 from headedit.interpret.examples import IGNORED, Row, labelled_rows
 from headedit.io.optional import library
 
@@ -89,9 +89,9 @@ def evidence(
     columns["probe_accuracy"] = [
         probes[head.kind].accuracy[head.layer, head.head].item() if head.kind in probes else nan for head in heads
     ]
-    said = _said(edits, opened, tokenizer, rows, read, top, options)
+    changes = _tokens_by_head(edits, opened, tokenizer, rows, read, top, options)
     for name in ("promotes", "suppresses"):
-        words = [getattr(said.get(_key(head)), name, None) for head in heads]
+        words = [getattr(changes.get(_key(head)), name, None) for head in heads]
         columns[name] = [None if pairs is None else [token for token, _ in pairs] for pairs in words]
     table = frame(columns)
     table.attrs = {
@@ -145,17 +145,17 @@ def _measured_columns(heads: Sequence[Head], found: HeadEstimates, effects: Head
     }
 
 
-def _said(
+def _tokens_by_head(
     edits: HeadEdits, opened: Sequence[Head], tokenizer: Any, rows: Sequence[Row], read: str, top: int, options: Any
-) -> dict[tuple[str, int], Said]:
+) -> dict[tuple[str, int], TokenChanges]:
     """The tokens that the edits of the open heads promote and suppress, where they can be read."""
     if tokenizer is None or not opened:
         return {}
     if read == "measured":
         words = tokens(edits, tokenizer, rows, top=top, **options)
         return {_key(word.head): word.measured for word in words if word.measured is not None}
-    said, _ = by_weights(edits, opened, tokenizer, top)
-    return {_key(head): found for head, found in zip(opened, said, strict=True) if found is not None}
+    by_head, _ = by_weights(edits, opened, tokenizer, top)
+    return {_key(head): found for head, found in zip(opened, by_head, strict=True) if found is not None}
 
 
 def _probes(

@@ -28,7 +28,7 @@ Words = list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
-class Said:
+class TokenChanges:
     """The tokens whose logits change most.
 
     Fields:
@@ -73,8 +73,8 @@ class HeadWords:
     """
 
     head: Head
-    weights: Said | None = field(repr=False)
-    measured: Said | None = field(repr=False)
+    weights: TokenChanges | None = field(repr=False)
+    measured: TokenChanges | None = field(repr=False)
     scale: ScaleChange | None
     obstacle: str | None
 
@@ -109,14 +109,14 @@ def tokens(
     if top < 1:
         raise HeadEditError(f"top: found {top}, expected 1 or more.")
     chosen = edited_heads(edits, heads)
-    said, obstacles = by_weights(edits, chosen, tokenizer, top)
+    by_head, obstacles = by_weights(edits, chosen, tokenizer, top)
     known = _known(edits, tokenizer)
-    measured: Sequence[Said | None] = [None] * len(chosen)
+    measured: Sequence[TokenChanges | None] = [None] * len(chosen)
     shares: dict[tuple[str, int], Tensor] = {}
     if data is not None:
         rows = labelled_rows(data, tokenizer, edits.model)
         changes = _measure(edits, chosen, rows, batch_size, progress)
-        measured = [_said(change[:known], tokenizer, top) for change in changes]
+        measured = [_strongest(change[:known], tokenizer, top) for change in changes]
         found = attribute(edits, rows, batch_size=batch_size, progress=progress)
         shares = {(head.site.path, head.index): rms for head, rms in zip(found.heads, found.rms, strict=True)}
     elif all(obstacle is not None for obstacle in obstacles):
@@ -127,7 +127,7 @@ def tokens(
     return [
         HeadWords(
             head=head,
-            weights=said[i],
+            weights=by_head[i],
             measured=measured[i],
             scale=scale_change(head, shares.get((head.site.path, head.index))),
             obstacle=obstacles[i],
@@ -160,7 +160,7 @@ def scale_change(head: Head, rms: Tensor | None = None) -> ScaleChange | None:
 
 def by_weights(
     edits: HeadEdits, chosen: Sequence[Head], tokenizer: Any, top: int
-) -> tuple[list[Said | None], list[str | None]]:
+) -> tuple[list[TokenChanges | None], list[str | None]]:
     """For each head the tokens of its offset by the direct path, or the obstacle; see ``HeadWords``.
 
     Raises:
@@ -168,18 +168,18 @@ def by_weights(
     """
     known = _known(edits, tokenizer)
     path = direct_path(edits, list({head.site.path: head.site for head in chosen}.values()))
-    said: list[Said | None] = []
+    found: list[TokenChanges | None] = []
     with edits.disable_adapter(), evaluating(edits.model):
         for head in chosen:
             offset = head.effective("offset")
             is_open = offset is not None and bool(head.edit.is_open("offset")[head.index])
             if offset is None or not is_open or head.site.path in path.obstacles:
-                said.append(None)
+                found.append(None)
                 continue
             change = offset.new_zeros(head.site.heads, head.site.head_dim)
             change[head.index] = offset
-            said.append(_said(path.logits(head.site, change.view(1, -1))[0, :known].cpu(), tokenizer, top))
-    return said, [path.obstacles.get(head.site.path) for head in chosen]
+            found.append(_strongest(path.logits(head.site, change.view(1, -1))[0, :known].cpu(), tokenizer, top))
+    return found, [path.obstacles.get(head.site.path) for head in chosen]
 
 
 @torch.no_grad()
@@ -211,11 +211,11 @@ def _summed(logits: Tensor, where: Tensor) -> Tensor:
     return logits[:, :-1][where.to(logits.device)].double().sum(0).cpu()
 
 
-def _said(change: Tensor, tokenizer: Any, top: int) -> Said:
+def _strongest(change: Tensor, tokenizer: Any, top: int) -> TokenChanges:
     change = change - change.mean()
     top = min(top, len(change))
     best, worst = change.topk(top), (-change).topk(top)
-    return Said(
+    return TokenChanges(
         [(token_text(tokenizer, int(i)), float(v)) for v, i in zip(*best, strict=True)],
         [(token_text(tokenizer, int(i)), -float(v)) for v, i in zip(*worst, strict=True)],
     )

@@ -2,6 +2,7 @@
 
 import numpy
 import torch
+from einops import rearrange
 from matplotlib.figure import Figure
 
 from headedit.errors import HeadEditError
@@ -68,6 +69,6 @@ def _count(source: HeadMap, key_value_heads: int | None) -> tuple[Grid, Grid]:
     counts = torch.full((len(there), max(numbers.values())), torch.nan)
     sizes = counts.clone()
     for layer, number in numbers.items():
-        row = opened[layer][there[layer]].view(number, -1)
+        row = rearrange(opened[layer][there[layer]], "(groups heads) -> groups heads", groups=number)
         counts[layer, :number], sizes[layer, :number] = row.sum(1).float(), row.shape[1]
     return counts.numpy(), sizes.numpy()

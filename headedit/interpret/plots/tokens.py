@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from headedit.errors import HeadEditError
-from headedit.interpret.evidence.tokens import HeadWords, Said, ScaleChange
+from headedit.interpret.evidence.tokens import HeadWords, ScaleChange, TokenChanges
 from headedit.interpret.labels import axis_label
 from headedit.interpret.palette import COLOURS, INK
 
@@ -56,12 +56,12 @@ def tokens(
     size = (max(4.6, 2.75 * across), 1.1 + (0.75 + 0.36 * top) * down)
     figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
     for axis, word in zip(axes.flat, shown, strict=False):
-        said: Said | None = getattr(word, show)
+        changes: TokenChanges | None = getattr(word, show)
         axis.set_title(_heading(word), fontsize=9)
-        if said is None:
+        if changes is None:
             _empty(axis, word)
         else:
-            _bars(axis, said, top)
+            _bars(axis, changes, top)
     for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
     figure.supxlabel(
@@ -73,8 +73,8 @@ def tokens(
     return figure
 
 
-def _bars(axis: Axes, said: Said, top: int) -> None:
-    pairs = said.promotes[:top] + said.suppresses[:top][::-1]
+def _bars(axis: Axes, changes: TokenChanges, top: int) -> None:
+    pairs = changes.promotes[:top] + changes.suppresses[:top][::-1]
     values = [value for _, value in pairs]
     axis.barh(
         range(len(pairs)), values, color=[COLOURS["rise" if value > 0 else "fall"] for value in values], height=0.75
