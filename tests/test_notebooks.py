@@ -91,7 +91,7 @@ def test_a_notebook_runs_and_its_claims_hold(path, tmp_path, monkeypatch):
         notebook.cells.append(new_code_cell(textwrap.dedent(CLAIMS[path.stem])))
         kinds.append((False, []))
     client = nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+        notebook, timeout=120, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": tmp_path}}
     )
     client.execute()
     assert forms(notebook) == kinds

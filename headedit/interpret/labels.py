@@ -64,13 +64,13 @@ LABELS = {
     ),
     "attribution": Label(
         short="attribution",
-        full="attribution: effect estimated by one gradient",
+        full="effect estimated by one gradient",
         unit=_LOSS,
         meaning="The effect, estimated for all heads at once by one gradient.",
     ),
     "integrated": Label(
         short="integrated",
-        full="attribution: effect estimated by integrated gradients",
+        full="effect estimated by integrated gradients",
         unit=_LOSS,
         meaning="The effect, estimated for all heads at once by integrated gradients.",
     ),

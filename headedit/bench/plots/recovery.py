@@ -1,6 +1,7 @@
 """Pictures of planted heads: which recipe finds them, and with how many examples."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -51,7 +52,8 @@ def localisation(rows: Sequence[Row]) -> Figure:
         for i, shape in enumerate(shapes)
     ]
     handles.append(Line2D([], [], color=INK, marker="|", linestyle="", markersize=13, markeredgewidth=2, label="mean"))
-    for key, style in (("oracle", "--"), ("unedited", ":")):
+    lines: tuple[tuple[str, Literal["--", ":"]], ...] = (("oracle", "--"), ("unedited", ":"))
+    for key, style in lines:
         values = [row[key] for row in rows if row.get(key) is not None]
         if values:
             axes[2].axvline(sum(values) / len(values), color=METHODS[key], linestyle=style, linewidth=1.3)
