@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import headedit
 from headedit import HeadEditError
-from headedit.bench.cost import SHAPES, Shape, measure_cost, memory, methods, route_cost, scaling, timing
+from headedit.bench.cost import SHAPES, Shape, measure_cost, memory, methods, route_cost, scaling_cost, timing
 from headedit.bench.cost.memory import keeps_memory, memory_kept, peak_of_process, peak_of_tensors
 from headedit.bench.cost.shapes import build, random_ids
 from headedit.bench.plots import cost as cost_plots
@@ -113,7 +113,7 @@ def test_a_method_that_is_unavailable_is_named(monkeypatch):
         (lambda: measure_cost(SMALL, workloads=["steps"]), "workloads: found 'steps'. Did you mean 'step'"),
         (lambda: measure_cost(Shape(device="nowhere")), "device: 'nowhere' cannot be used"),
         (lambda: measure_cost(Shape(attention="flash")), r"attention: 'flash' is unavailable \(.*not supported"),
-        (lambda: scaling(["layer"]), "sweeps: found 'layer'. Did you mean 'layers'"),
+        (lambda: scaling_cost(["layer"]), "sweeps: found 'layer'. Did you mean 'layers'"),
         (lambda: cost_plots.scaling([]), "no rows"),
         (lambda: cost_plots.adapters([]), "no rows"),
     ],
@@ -281,7 +281,7 @@ def scaled():
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("headedit.bench.cost.scaling.SWEEPS", sweeps)
-        yield scaling(repeats=1, progress=False)
+        yield scaling_cost(repeats=1, progress=False)
 
 
 def test_operators_parameters_and_bytes_scale_at_most_linearly(scaled):

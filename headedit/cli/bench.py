@@ -105,12 +105,12 @@ def scaling(
 
     Example: `headedit bench scaling --sweeps layers --repeats 5`
     """
-    from headedit.bench.cost import scaling as measure
+    from headedit.bench.cost import scaling_cost
     from headedit.bench.plots import cost as plots
     from headedit.io.files import check_writable
 
     folder = check_writable(output)
-    rows = measure(listed(sweeps), repeats=repeats, dtype=_dtype(dtype), device=device)
+    rows = scaling_cost(listed(sweeps), repeats=repeats, dtype=_dtype(dtype), device=device)
     times = [key for key in rows[0] if key not in _COUNTED]
     print_measured("Times by size", rows, times)
     print_measured("Operators added, parameters, and bytes on disk, by size", rows, [*times[:2], *_COUNTED])

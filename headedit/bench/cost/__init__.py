@@ -3,7 +3,7 @@
 from headedit.bench.cost.measure import Cost, measure_cost
 from headedit.bench.cost.peers import METHODS
 from headedit.bench.cost.routing import route_cost
-from headedit.bench.cost.scaling import scaling
+from headedit.bench.cost.scaling import scaling_cost
 from headedit.bench.cost.shapes import SHAPES, Shape
 
-__all__ = ["METHODS", "SHAPES", "Cost", "Shape", "measure_cost", "route_cost", "scaling"]
+__all__ = ["METHODS", "SHAPES", "Cost", "Shape", "measure_cost", "route_cost", "scaling_cost"]

@@ -26,7 +26,7 @@ SWEEPS: dict[str, tuple[Shape, Sequence[int]]] = {
 """By what is varied: the shape of everything else, and its values."""
 
 
-def scaling(
+def scaling_cost(
     sweeps: Sequence[str] | None = None,
     *,
     repeats: int = 20,

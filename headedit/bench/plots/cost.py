@@ -20,7 +20,7 @@ def scaling(rows: Sequence[Row]) -> Figure:
     """Draws how cost scales along each sweep.
 
     Args:
-        rows: of ``headedit.bench.cost.scaling``.
+        rows: of ``scaling_cost``.
 
     Returns:
         A figure with a column per sweep. At the top, a training step next to that of the upper bound and a forward pass
@@ -64,7 +64,7 @@ def adapters(rows: Sequence[Row]) -> Figure:
     """Draws the cost of a routed batch by the number of adapters on the model.
 
     Args:
-        rows: of ``headedit.bench.cost.route_cost``.
+        rows: of ``route_cost``.
 
     Returns:
         A figure with two panels: a forward pass over that with one adapter for all rows and over the bare model's;
