@@ -268,7 +268,7 @@ def test_the_picture_of_tokens_has_a_panel_per_head(llama):
     assert [bar.get_width() > 0 for bar in panels[1].patches] == [True] * 4 + [False] * 4
     assert f"first 6 of {len(words)} heads" in figure.get_suptitle()
     measured = plot_tokens(tokens(edits, Letters(), ROWS, progress=False), top=4)
-    assert "mean change on data" in measured.get_supxlabel()
+    assert "mean change of a logit on data" in measured.get_supxlabel()
     assert "changes 50%" in measured.axes[0].get_title()
     plt.close("all")
 

@@ -31,7 +31,7 @@ class HasRecord(Protocol):
 
     @property
     def output_dir(self) -> Path:
-        """Where it lies, with the other seeds' runs in ``seed-1``, ``seed-2`` ..."""
+        """Its folder, with the other seeds' runs in ``seed-1``, ``seed-2`` ..."""
 
 
 def stability(run: "HasRecord | str | PathLike[str]", *, kind: str | None = None, title: str | None = None) -> Figure:
