@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from headedit.interpret.evidence.agreement import agreement, separation
     from headedit.interpret.evidence.attribution import HeadEstimates, attribute, integrate
     from headedit.interpret.evidence.causal import HeadEffects, leave_one_out, patch
-    from headedit.interpret.evidence.iti import HeadEvidence, iti
+    from headedit.interpret.evidence.heads import Head
+    from headedit.interpret.evidence.iti import HeadProbes, iti
     from headedit.interpret.evidence.table import evidence
-    from headedit.interpret.evidence.tokens import HeadWords, tokens
+    from headedit.interpret.evidence.tokens import HeadWords, ScaleChange, TokenChanges, tokens
     from headedit.interpret.plots.effects import head_norms
     from headedit.runs.history import History
     from headedit.runs.pruning_path import Level, PruningPath
@@ -54,13 +55,14 @@ __all__ = [
     "Draft",
     "EditConfig",
     "Gates",
+    "Head",
     "HeadEditError",
     "HeadEditMixin",
     "HeadEditTrainer",
     "HeadEdits",
     "HeadEffects",
     "HeadEstimates",
-    "HeadEvidence",
+    "HeadProbes",
     "HeadSite",
     "HeadWords",
     "History",
@@ -71,12 +73,14 @@ __all__ = [
     "Report",
     "Run",
     "RunConfig",
+    "ScaleChange",
     "Source",
     "SparseTuning",
     "Spec",
     "Spread",
     "Stability",
     "Task",
+    "TokenChanges",
     "__version__",
     "agreement",
     "attach",
@@ -184,13 +188,16 @@ _HOMES = {
         "leave_one_out",
         "patch",
     ),
+    "headedit.interpret.evidence.heads": ("Head",),
     "headedit.interpret.evidence.iti": (
-        "HeadEvidence",
+        "HeadProbes",
         "iti",
     ),
     "headedit.interpret.evidence.table": ("evidence",),
     "headedit.interpret.evidence.tokens": (
         "HeadWords",
+        "ScaleChange",
+        "TokenChanges",
         "tokens",
     ),
     "headedit.interpret.plots.effects": ("head_norms",),

@@ -77,7 +77,7 @@ def edited(request):
     return edits
 
 
-def test_leaving_one_edit_out_is_what_plain_hooks_give(edited):
+def test_leaving_one_edit_out_gives_the_losses_of_plain_hooks(edited):
     rows, reference = rows_of(), Reference(edited)
     found = leave_one_out(edited, rows, heads="all", batch_size=4, progress=False)
     assert [head.name for head in found.heads] == [f"{layer}.{head}" for layer in range(2) for head in range(4)]
@@ -93,7 +93,7 @@ def test_leaving_one_edit_out_is_what_plain_hooks_give(edited):
         assert head.is_open or torch.equal(found.after[i], found.before)
 
 
-def test_a_head_left_out_is_one_set_to_nothing_to_the_bit(edited):
+def test_a_head_left_out_equals_a_head_without_an_edit_to_the_bit(edited):
     rows = [row for row in rows_of(40) if len(row["input_ids"]) == 6]
     ids = torch.tensor([row["input_ids"] for row in rows])
     labels = torch.tensor([row["labels"] for row in rows])
@@ -106,7 +106,7 @@ def test_a_head_left_out_is_one_set_to_nothing_to_the_bit(edited):
         edited.restore(before)
 
 
-def test_patching_is_what_plain_hooks_give(edited):
+def test_patching_gives_the_losses_of_plain_hooks(edited):
     rows, reference = rows_of(), Reference(edited)
     gains = patch(edited, rows, into="base", batch_size=4, progress=False)
     losses = patch(edited, rows, into="edited", batch_size=4, progress=False)
@@ -153,7 +153,7 @@ ACTIONS = {
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("action", sorted(ACTIONS))
-def test_model_and_edits_are_as_before_even_after_an_error(action, fails, llama, ids):
+def test_the_model_and_its_edits_are_unchanged_even_after_an_error(action, fails, llama, ids):
     edits = headedit.attach(llama)
     randomise(edits)
     wanted, vectors, rows = logits(llama, ids), edits.snapshot(), rows_of()
@@ -245,7 +245,7 @@ def test_attribution_is_the_gradient_along_the_vectors(edited):
     assert torch.allclose(found.attribution, torch.cat(by_site), atol=1e-6)
 
 
-def test_integrated_gradients_add_up_to_what_all_edits_gain(edited):
+def test_integrated_gradients_add_up_to_the_gain_of_all_edits(edited):
     rows = rows_of(6)
     found = attribute(edited, rows, progress=False)
     shares = integrate(edited, rows, steps=32, batch_size=4, progress=False)
@@ -258,10 +258,11 @@ def test_integrated_gradients_add_up_to_what_all_edits_gain(edited):
     assert edited.strength == 0.5
 
 
-def test_contributions_are_those_of_tokens_by_hand(edited):
+def test_contributions_equal_those_computed_by_hand(edited):
     rows, reference = rows_of(), Reference(edited)
     found = attribute(edited, rows, batch_size=4, progress=False)
     given = [reference.run(row, edited=True)[1] for row in rows]
+    assert len(found.heads) == 8
     for i, head in enumerate(found.heads):
         after = torch.cat([g[head.site.path][0, :, head.index] for g in given])
         acting = {name: vector[head.index] for name, vector in head.edit.effective().items()}
@@ -275,7 +276,7 @@ def test_contributions_are_those_of_tokens_by_hand(edited):
         assert torch.allclose(found.cosine[i], cosine, atol=1e-3)
 
 
-def test_modules_that_run_several_times():
+def test_modules_that_run_several_times_per_pass_are_attributed_but_not_patched():
     model = zoo_model("hrm_text")
     edits = headedit.attach(model)
     randomise(edits)
@@ -288,12 +289,12 @@ def test_modules_that_run_several_times():
         patch(edits, rows, into="base", progress=False)
 
 
-def test_modules_that_are_not_given_every_token_once():
+def test_modules_that_do_not_get_every_token_once_are_attributed_but_not_patched():
     edits = headedit.attach(zoo_model("jetmoe"))
     randomise(edits)
     rows = [{**row, "labels": row["input_ids"]} for row in rows_of(4)]
     assert attribute(edits, rows, progress=False).patch.isnan().all()
-    with pytest.raises(HeadEditError, match="heads of two runs cannot be told to be of the same token"):
+    with pytest.raises(HeadEditError, match="the tokens of two runs cannot be matched"):
         patch(edits, rows, into="edited", progress=False)
 
 
@@ -352,14 +353,14 @@ def labelled(ids, labels):
 
 
 @pytest.mark.parametrize("message", sorted(MISTAKES))
-def test_mistakes_are_explained(message, llama):
+def test_a_mistake_in_an_intervention_is_explained(message, llama):
     edits = headedit.attach(llama)
     randomise(edits)
     with pytest.raises(HeadEditError, match=message):
         MISTAKES[message](edits, rows_of(2))
 
 
-def test_edits_that_do_not_act_are_refused(llama, monkeypatch):
+def test_edits_that_have_no_effect_are_refused(llama, monkeypatch):
     edits = headedit.attach(llama, config=EditConfig(gate_init=-10.0))
     with pytest.raises(HeadEditError, match="every gate is closed"):
         leave_one_out(edits, rows_of(2))

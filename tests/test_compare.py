@@ -7,47 +7,48 @@ import pytest
 import torch
 
 from headedit import HeadEditError
-from headedit.bench import recovery_plots
-from headedit.bench.recovery import compare as comparing
-from headedit.bench.recovery import lora
-from headedit.bench.recovery import methods as contending
-from headedit.bench.recovery.compare import compare, examples_of
-from headedit.bench.recovery.lora import LoraSettings, best_lora, train_lora
-from headedit.bench.recovery.methods import LORA, NO_GATE, Problem, contender, contenders
+from headedit.bench.compare import lora
+from headedit.bench.compare import methods as method_module
+from headedit.bench.compare import tasks as comparison
+from headedit.bench.compare.lora import LoraSettings, best_lora, train_lora
+from headedit.bench.compare.methods import LORA, NO_GATE, Problem, method, methods
+from headedit.bench.compare.tasks import compare_methods
+from headedit.bench.plots import compare as plots
 from headedit.bench.recovery.planted import build
 from headedit.demo import tasks
+from headedit.demo.comparison import DEMO_TASKS
 from headedit.training.recipes import RECIPES
 
 QUICK = {"epochs": 1, "min_steps": 1}
 ROWS = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 9, 9, 9]}] * 12
 
 
-def test_training_examples_are_nested_and_the_test_is_unseen_and_the_same():
-    few, test = examples_of("swap", 8, 3, 50)
-    many, same = examples_of("swap", 200, 3, 50)
+def test_training_examples_are_nested_and_test_examples_are_unseen_and_the_same():
+    few, test = DEMO_TASKS.examples("swap", 8, 3, 50)
+    many, same = DEMO_TASKS.examples("swap", 200, 3, 50)
     assert many[:8] == few
     assert test == same
     assert [r["prompt"] for r in tasks.records("swap", 8, cued=False, seed=3)] == [prompt for prompt, _ in few]
     assert not {prompt for prompt, _ in many} & {prompt for prompt, _ in test}
-    assert examples_of("swap", 8, 4, 50) != (few, test)
+    assert DEMO_TASKS.examples("swap", 8, 4, 50) != (few, test)
     assert all(prompt.startswith("? : ") for prompt, _ in few + test)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"names_of_tasks": ["swop"]}, r"There is no task 'swop'\. Did you mean 'swap'\?"),
+        ({"tasks": ["swop"]}, r"There is no task 'swop'\. Did you mean 'swap'\?"),
         ({"sizes": [2000]}, "sizes: found 2000, expected 1 to 1000"),
-        ({"names": ["oracle"]}, "There is no contender 'oracle'"),
+        ({"names": ["oracle"]}, "There is no method 'oracle'"),
         ({"test_examples": 0}, "test_examples: found 0"),
         ({"names": []}, "nothing to run"),
         ({"changes": {"jola": {"epochs": 0}}, "names": ["jola"]}, "epochs: found 0"),
     ],
 )
-def test_a_mistake_is_said_before_any_work(arguments, message, monkeypatch):
-    monkeypatch.setattr(comparing, "run_units", lambda *a, **k: pytest.fail("work was done"))
+def test_a_mistake_in_a_comparison_is_reported_before_any_work(arguments, message, monkeypatch):
+    monkeypatch.setattr(comparison, "run_units", lambda *a, **k: pytest.fail("work was done"))
     with pytest.raises(HeadEditError, match=message):
-        compare(**{"names": ["localise"], **arguments})
+        compare_methods(DEMO_TASKS, **{"names": ["localise"], **arguments})
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,11 @@ def small():
     """Two tasks, eight examples and sixteen, by the unedited model and every head without gates."""
     changes = {NO_GATE: {"epochs": 1, "min_steps": 20}}
     arguments = {"test_examples": 60, "changes": changes, "progress": False}
-    return compare(["reverse", "swap"], [8, 16], [0], ["unedited", NO_GATE], **arguments)
+    return compare_methods(DEMO_TASKS, ["reverse", "swap"], [8, 16], [0], ["unedited", NO_GATE], **arguments)
 
 
-def test_the_comparison_has_a_row_a_run(small):
-    keys = [(row["task"], row["size"], row["contender"]) for row in small.rows]
+def test_the_comparison_has_a_row_per_run(small):
+    keys = [(row["task"], row["size"], row["method"]) for row in small.rows]
     assert keys == [(t, n, c) for t in ("reverse", "swap") for n in (8, 16) for c in ("unedited", NO_GATE)]
     base, edited = small.rows[:2]
     assert base["exact_match"] < 0.3
@@ -70,11 +71,11 @@ def test_the_comparison_has_a_row_a_run(small):
     assert small.rows[0]["loss"] == small.rows[2]["loss"]
 
 
-def test_the_comparison_as_json_and_markdown(small):
+def test_the_comparison_is_written_as_json_and_markdown(small):
     assert json.loads(json.dumps(small.to_dict()))["rows"] == small.rows
     text = small.markdown()
     block = text.split("## 16 examples, mean of 1 seed\n")[1]
-    rows = {(row["task"], row["contender"]): row for row in small.rows if row["size"] == 16}
+    rows = {(row["task"], row["method"]): row for row in small.rows if row["size"] == 16}
     scores = [rows["swap", name]["exact_match"] for name in ("unedited", NO_GATE)]
     assert f"| swap | {scores[0]:.3f} | {scores[1]:.3f} |" in block
     mean = sum(rows[task, NO_GATE]["exact_match"] for task in ("reverse", "swap")) / 2
@@ -82,35 +83,35 @@ def test_the_comparison_as_json_and_markdown(small):
     assert "| parameters | 0 | 1,024 |" in block
 
 
-def test_the_picture_of_the_comparison(small):
-    figure = recovery_plots.tasks(small.rows)
+def test_the_picture_of_the_comparison_has_a_panel_per_task_and_a_line_per_method(small):
+    figure = plots.tasks(small.rows)
     panels = [axis for axis in figure.axes if axis.axison]
     assert [axis.get_title() for axis in panels] == ["reverse", "swap"]
     assert [axis.get_xlabel() for axis in panels] == ["training examples"] * 2
     assert panels[0].get_ylabel() == "exact match"
     lines = {line.get_label(): line for line in panels[1].get_lines()}
-    expected = [row["exact_match"] for row in small.rows if (row["task"], row["contender"]) == ("swap", NO_GATE)]
+    expected = [row["exact_match"] for row in small.rows if (row["task"], row["method"]) == ("swap", NO_GATE)]
     assert lines[NO_GATE].get_xdata().tolist() == [8, 16]
     assert lines[NO_GATE].get_ydata().tolist() == expected
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["unedited", NO_GATE]
-    six = recovery_plots.tasks([{**row, "task": task} for row in small.rows[:2] for task in tasks.TASKS])
+    six = plots.tasks([{**row, "task": task} for row in small.rows[:2] for task in tasks.TASKS])
     assert [axis.get_xlabel() for axis in six.axes] == [""] * 3 + ["training examples"] * 3
 
 
-def test_every_registered_recipe_is_a_contender():
-    known = contenders()
+def test_every_registered_recipe_is_a_method():
+    known = methods()
     assert {"unedited", NO_GATE, LORA, "localise", "jola", "lofit"} <= set(known)
     assert {"ist", "rst"} & set(RECIPES) == {"ist", "rst"} & set(known)
     assert "oracle" not in known
-    assert "oracle" in contenders(planted=True)
+    assert "oracle" in methods(planted=True)
 
 
 @pytest.mark.parametrize("name", ["localise", "jola", "lofit", NO_GATE])
-def test_a_contender_counts_what_is_open_and_leaves_no_folder(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(contending.tempfile, "tempdir", str(tmp_path))
+def test_a_method_counts_what_is_open_and_leaves_no_folder(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(method_module.tempfile, "tempdir", str(tmp_path))
     quick = QUICK if name in ("localise", NO_GATE) else {"epochs": 1}
     problem = Problem(fresh=lambda: build("llama", 0), train=ROWS[:5], score=lambda model: 0.25)
-    outcome = contender(name)(problem, quick)
+    outcome = method(name)(problem, quick)
     opened = {
         (site, vector, head)
         for site, edit in enumerate(outcome.model.headedit.default)
@@ -130,7 +131,7 @@ def test_a_contender_counts_what_is_open_and_leaves_no_folder(name, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
-def test_the_best_of_three_rates_counts(monkeypatch):
+def test_the_best_of_three_learning_rates_is_reported_for_lora(monkeypatch):
     made = []
 
     def train(model, rows, settings, rate, seed, pad):
@@ -149,7 +150,7 @@ def test_the_best_of_three_rates_counts(monkeypatch):
 
 
 @pytest.mark.parametrize(("shape", "parameters"), [("llama", 4 * 2 * 8 * 256), ("gpt2", 4 * 8 * (128 + 3 * 128))])
-def test_the_adapter_learns_and_nothing_else_does(shape, parameters, tmp_path, monkeypatch):
+def test_training_lora_changes_its_adapter_and_nothing_else(shape, parameters, tmp_path, monkeypatch):
     pytest.importorskip("peft")
     monkeypatch.setattr(lora.tempfile, "tempdir", str(tmp_path))
     settings = LoraSettings(epochs=2, min_steps=12)
@@ -166,27 +167,27 @@ def test_the_adapter_learns_and_nothing_else_does(shape, parameters, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
-def test_lora_as_a_contender():
+def test_lora_as_a_method():
     pytest.importorskip("peft")
     problem = Problem(fresh=lambda: build("qwen3", 0), train=ROWS[:3], score=lambda model: 0.5)
     changes = {"epochs": 1, "min_steps": 1, "learning_rates": [1e-3, 2e-3]}
-    outcome = contender(LORA)(problem, changes)
+    outcome = method(LORA)(problem, changes)
     assert (outcome.heads, outcome.gates, outcome.found) == (None, None, None)
     assert outcome.parameters == 4 * 8 * (128 + 128 + 128 + 32)
     assert outcome.details["learning_rate"] == 1e-3
     assert [run["learning_rate"] for run in outcome.details["tried"]] == [1e-3, 2e-3]
 
 
-def test_lora_without_peft_says_what_to_install_before_any_work(monkeypatch):
+def test_lora_without_peft_is_refused_with_what_to_install_before_any_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    monkeypatch.setattr(comparing, "run_units", lambda *a, **k: pytest.fail("work was done"))
+    monkeypatch.setattr(comparison, "run_units", lambda *a, **k: pytest.fail("work was done"))
     with pytest.raises(HeadEditError, match="pip install peft"):
-        compare(["swap"], [8], [0], ["localise", LORA])
+        compare_methods(DEMO_TASKS, ["swap"], [8], [0], ["localise", LORA])
 
 
 @pytest.mark.parametrize(
     ("fields", "message"), [({"r": 0}, "r: found 0"), ({"learning_rates": []}, "learning_rates: the list is empty")]
 )
-def test_impossible_settings_of_lora(fields, message):
+def test_impossible_settings_of_lora_are_refused(fields, message):
     with pytest.raises(HeadEditError, match=message):
         LoraSettings(**fields)

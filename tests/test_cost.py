@@ -1,4 +1,4 @@
-"""The bench of cost: it measures what its rows are called, on contenders that are what their names say."""
+"""The bench of cost: it measures what its rows are called, with methods that are what their names say."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 import headedit
 from headedit import HeadEditError
-from headedit.bench import cost_plots
-from headedit.bench.cost import SHAPES, Shape, measure_cost, memory, methods, route_cost, scaling, timing
+from headedit.bench.cost import SHAPES, Shape, measure_cost, memory, methods, route_cost, scaling_cost, timing
 from headedit.bench.cost.memory import keeps_memory, memory_kept, peak_of_process, peak_of_tensors
 from headedit.bench.cost.shapes import build, random_ids
+from headedit.bench.plots import cost as cost_plots
 from headedit.cli import bench
 from headedit.cli.bench_output import _cells
 from headedit.io import optional
@@ -39,11 +39,11 @@ def base():
 
 @pytest.fixture(scope="module")
 def cost():
-    return measure_cost(SMALL, contenders=["edited", "loop"], repeats=6, progress=False)
+    return measure_cost(SMALL, methods=["edited", "loop"], repeats=6, progress=False)
 
 
-def test_the_limit_trains_one_vector_of_the_first_layer(base):
-    prepared = methods.limit(base)
+def test_the_upper_bound_trains_one_vector_of_the_first_layer(base):
+    prepared = methods.upper_bound(base)
     prepared.model.train()
     prepared.model(input_ids=IDS, labels=IDS).loss.backward()
     (vector,) = prepared.trained
@@ -63,45 +63,45 @@ def test_a_twentieth_of_the_heads_is_open_after_hardening():
     assert sum(edit.idle for edit in model.headedit["default"]) == sum(n == 0 for n in opened)
 
 
-def test_rows_say_what_was_measured(cost):
-    assert cost.row("step", "edited")["against"] == "limit"
+def test_the_rows_of_cost_name_what_was_measured(cost):
+    assert cost.row("step", "edited")["against"] == "upper bound"
     assert cost.row("forward", "edited")["against"] == "bare"
-    for work in ("step", "forward", "prefill", "decode"):
-        row = cost.row(work, "edited")
-        assert row["ratio"] == row["value"] / cost.row(work, row["against"])["value"]
+    for workload in ("step", "forward", "prefill", "decode"):
+        row = cost.row(workload, "edited")
+        assert row["ratio"] == row["value"] / cost.row(workload, row["against"])["value"]
         assert row["low"] <= row["high"]
-        row = cost.row(work, "loop")
-        tokens = 16 if work == "decode" else 4
+        row = cost.row(workload, "loop")
+        tokens = 16 if workload == "decode" else 4
         assert row["tokens_per_second"] == pytest.approx(1000 * tokens / row["value"])
         assert row["runs"] == 2
-        assert cost.row(work, "edited")["runs"] == 6
+        assert cost.row(workload, "edited")["runs"] == 6
     assert cost.row("operators, eval", "edited")["value"] == 1
     assert cost.row("operators, eval", "loop")["value"] > 20
     assert 1 < cost.row("operators, train", "edited")["value"] < cost.row("operators, train", "loop")["value"] / 3
     assert cost.row("memory", "edited")["ratio"] > 1
-    assert cost.row("step", "edited")["limit"] == 1.03
-    assert cost.row("attach", "edited")["limit"] == 1000
-    assert [cost.row(piece, "edited")["limit"] for piece in ("forward", "prefill", "decode")] == [1.02] * 3
-    assert {row["contender"] for row in cost.rows} == {"bare", "limit", "edited", "loop"}
+    assert cost.row("step", "edited")["at_most"] == 1.03
+    assert cost.row("attach", "edited")["at_most"] == 1000
+    assert [cost.row(workload, "edited")["at_most"] for workload in ("forward", "prefill", "decode")] == [1.02] * 3
+    assert {row["method"] for row in cost.rows} == {"bare", "upper bound", "edited", "loop"}
     assert json.loads(json.dumps(cost.to_dict()))["shape"]["layers"] == 2
 
 
 def test_a_model_that_is_given_is_measured():
     model = tiny_model("gpt2")
-    cost = measure_cost(Shape(batch=1, tokens=4), model=model, works=["operators"], progress=False)
+    cost = measure_cost(Shape(batch=1, tokens=4), model=model, workloads=["operators"], progress=False)
     assert cost.row("operators, eval", "edited")["value"] == 1
     assert cost.given
     assert not any(p.requires_grad for p in model.parameters())
     headedit.attach(model)  # nothing was left on it
 
 
-def test_a_contender_that_cannot_be_had_is_named(monkeypatch):
+def test_a_method_that_is_unavailable_is_named(monkeypatch):
     monkeypatch.setattr(optional, "import_module", lambda name: (_ for _ in ()).throw(ImportError))
-    cost = measure_cost(SMALL, works=["operators"], progress=False)
+    cost = measure_cost(SMALL, workloads=["operators"], progress=False)
     assert set(cost.left_out) == {"lora", "ia3", "pyvene", "nnsight"}
     for name, package in (("lora", "peft"), ("pyvene", "pyvene"), ("nnsight", "nnsight")):
         with pytest.raises(HeadEditError, match=f"pip install {package}"):
-            measure_cost(SMALL, contenders=[name], progress=False)
+            measure_cost(SMALL, methods=[name], progress=False)
 
 
 @pytest.mark.parametrize(
@@ -110,16 +110,16 @@ def test_a_contender_that_cannot_be_had_is_named(monkeypatch):
         (lambda: Shape(hidden=100), "hidden: found 100, expected a multiple of 16, for 8 heads of even width"),
         (lambda: Shape(kv_heads=3), "heads: found 8, expected a multiple of 3"),
         (lambda: Shape(dtype="float8"), "dtype: found 'float8', expected one of float32"),
-        (lambda: measure_cost(SMALL, contenders=["edted"]), "contenders: found 'edted'. Did you mean 'edited'"),
-        (lambda: measure_cost(SMALL, works=["steps"]), "works: found 'steps'. Did you mean 'step'"),
+        (lambda: measure_cost(SMALL, methods=["edted"]), "methods: found 'edted'. Did you mean 'edited'"),
+        (lambda: measure_cost(SMALL, workloads=["steps"]), "workloads: found 'steps'. Did you mean 'step'"),
         (lambda: measure_cost(Shape(device="nowhere")), "device: 'nowhere' cannot be used"),
-        (lambda: measure_cost(Shape(attention="flash")), r"attention: 'flash' cannot be had \(.*not supported"),
-        (lambda: scaling(["layer"]), "sweeps: found 'layer'. Did you mean 'layers'"),
+        (lambda: measure_cost(Shape(attention="flash")), r"attention: 'flash' is unavailable \(.*not supported"),
+        (lambda: scaling_cost(["layer"]), "sweeps: found 'layer'. Did you mean 'layers'"),
         (lambda: cost_plots.scaling([]), "no rows"),
         (lambda: cost_plots.adapters([]), "no rows"),
     ],
 )
-def test_what_cannot_be_measured(call, message):
+def test_a_measurement_that_is_not_possible_is_refused(call, message):
     with pytest.raises(HeadEditError, match=message):
         call()
 
@@ -134,7 +134,7 @@ def test_the_attention_is_chosen_and_recorded(options, attention, tmp_path):
         assert json.loads((tmp_path / "cost.json").read_text())["machine"]["attention"] == attention
 
 
-def test_the_named_shapes_are_of_the_size_they_say():
+def test_the_named_shapes_have_the_size_of_their_names():
     sizes = {}
     for name in ("125M", "1B", "8B"):
         model = build(Shape(**{**vars(SHAPES[name]), "device": "meta"}))
@@ -147,7 +147,7 @@ def test_the_named_shapes_are_of_the_size_they_say():
     assert 1.2e8 < sizes["125M"] < 1.4e8
 
 
-def test_a_model_is_made_in_its_dtype_and_again_with_the_same_weights():
+def test_a_model_is_built_in_its_dtype_with_the_same_weights_each_time():
     shape = Shape(layers=1, hidden=16, heads=2, dtype="bfloat16")
     one, other = build(shape), build(shape)
     assert {p.dtype for p in one.parameters()} == {torch.bfloat16}
@@ -155,7 +155,7 @@ def test_a_model_is_made_in_its_dtype_and_again_with_the_same_weights():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def test_variants_run_in_turn_and_each_begins_a_round(monkeypatch):
+def test_variants_run_in_turn_and_each_starts_a_round(monkeypatch):
     calls, clock = [], iter(range(10_000))
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
 
@@ -167,26 +167,26 @@ def test_variants_run_in_turn_and_each_begins_a_round(monkeypatch):
     assert found["b"].milliseconds == [1000, 1000]
 
 
-def test_what_is_seldom_runs_in_every_fifth_round_beside_its_reference(monkeypatch):
+def test_a_less_exact_variant_runs_in_every_fifth_round_next_to_its_reference(monkeypatch):
     calls, clock = [], iter(range(10_000))
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     variants = {name: lambda name=name: lambda: calls.append(name) for name in "abc"}
-    found = timing.alternate(variants, 11, CPU, seldom={"c"})
+    found = timing.alternate(variants, 11, CPU, every_nth={"c"})
     assert "".join(calls) == "abbaabcbcaabbaabbacababbaabbaabc"
     assert [len(found[name].milliseconds) for name in "abc"] == [11, 11, 3]
     assert len(found["c"].reference) == 3
     assert len(found["b"].reference) == 11
 
 
-def test_a_ratio_is_to_the_same_rounds(monkeypatch):
+def test_a_ratio_compares_times_of_the_same_rounds(monkeypatch):
     taken = {"a": iter([0, 0, 0, *range(1, 12)]), "c": iter([0, 10, 60, 110])}
     monkeypatch.setattr(timing, "_timed", lambda run, device: run())
     variants = {name: timing.as_is(lambda name=name: next(taken[name])) for name in "ac"}
-    found = timing.alternate(variants, 11, CPU, seldom={"c"})["c"]
+    found = timing.alternate(variants, 11, CPU, every_nth={"c"})["c"]
     assert (found.milliseconds, found.reference) == ([10, 60, 110], [1, 6, 11])
 
 
-def test_ratios_are_of_medians_and_quartiles_of_rounds():
+def test_ratios_are_of_medians_and_quartiles_are_of_ratios_per_round():
     found = timing.Timing([2.0, 4.0, 60.0], [1.0, 4.0, 30.0])
     assert (found.median, found.ratio, found.quartiles) == (4.0, 1.0, (1.5, 2.0))
 
@@ -202,7 +202,7 @@ def test_the_peak_of_tensors_is_exact():
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="only on Linux")
-def test_the_peak_of_the_process_holds_what_was_touched():
+def test_the_peak_of_the_process_includes_touched_memory():
     size = 64 * 2**20
     low = peak_of_process(lambda: None)
     high = peak_of_process(lambda: bytearray(size).replace(b"a", b"b"))
@@ -217,7 +217,7 @@ CPU = torch.device("cpu")
 
 def run():
     for _ in range(10):
-        torch.empty(80 * 2**20, dtype=torch.uint8).fill_(1)  # larger than what glibc keeps by itself
+        torch.empty(80 * 2**20, dtype=torch.uint8).fill_(1)  # larger than what glibc keeps on its own
 
 def faults():
     run()
@@ -226,22 +226,22 @@ def faults():
     run()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-given_back = faults()
+returned = faults()
 with memory_kept(CPU):
     kept = faults()
 held = peak_of_process(lambda: None)
 with memory_kept(CPU):
     run()
-print(given_back, kept, held, peak_of_process(lambda: None))
+print(returned, kept, held, peak_of_process(lambda: None))
 """
 
 
 @pytest.mark.skipif(not keeps_memory(CPU), reason="only where glibc allocates")
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="only on Linux")
-def test_a_pass_with_memory_kept_has_no_page_faults_anew():
+def test_a_pass_with_kept_memory_has_no_page_faults_again():
     done = subprocess.run([sys.executable, "-c", _FAULTS], check=True, capture_output=True, text=True)
-    given_back, kept, held, held_after = map(int, done.stdout.split())  # in a process that is new
-    assert kept < 0.2 * given_back
+    returned, kept, held, held_after = map(int, done.stdout.split())  # in a process that is new
+    assert kept < 0.2 * returned
     assert held_after - held < 40 * 2**20
 
 
@@ -282,10 +282,10 @@ def scaled():
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("headedit.bench.cost.scaling.SWEEPS", sweeps)
-        yield scaling(repeats=1, progress=False)
+        yield scaling_cost(repeats=1, progress=False)
 
 
-def test_nothing_that_is_counted_grows_faster_than_linearly(scaled):
+def test_operators_parameters_and_bytes_scale_at_most_linearly(scaled):
     layers = [row for row in scaled if row["sweep"] == "layers"]
     for key, most in (("step_operators", 1), ("forward_operators", 1), ("parameters", 1), ("bytes", 1.01)):
         first, second, third = (row[key] for row in layers)
@@ -298,19 +298,19 @@ def test_nothing_that_is_counted_grows_faster_than_linearly(scaled):
     assert all(row["hardened_bytes"] < row["bytes"] for row in layers)
 
 
-def test_the_picture_has_a_column_a_sweep(scaled):
+def test_the_picture_of_scaling_has_a_column_per_sweep(scaled):
     figure = cost_plots.scaling(scaled)
     assert len(figure.axes) == 6
-    assert [axis.get_xlabel() for axis in figure.axes if axis.get_xlabel()] == ["layers", "heads a layer"]
+    assert [axis.get_xlabel() for axis in figure.axes if axis.get_xlabel()] == ["layers", "heads per layer"]
     labels = {line.get_label() for axis in figure.axes for line in axis.get_lines()}
-    assert {"training step", "forward pass", "its limit", "bare", "whole"} <= labels
+    assert {"training step", "forward pass", "training step of the upper bound", "whole"} <= labels
     low, high = figure.axes[2].get_ylim()
     assert low <= 0.95
     assert high >= 1.05
     assert all(low < row[key] < high for row in scaled for key in ("step_ratio", "forward_ratio"))
 
 
-def test_a_routed_batch_by_number_of_adapters():
+def test_a_routed_batch_is_measured_by_number_of_adapters():
     rows = route_cost(
         Shape(layers=1, hidden=32, heads=2, batch=4, tokens=3), numbers=[1, 3, 6], repeats=2, progress=False
     )
@@ -322,19 +322,19 @@ def test_a_routed_batch_by_number_of_adapters():
     assert list(lines["over the bare model"].get_ydata()) == [row["against_bare"] for row in rows]
 
 
-def test_the_command_prints_and_writes(tmp_path):
+def test_the_bench_command_prints_and_writes_the_cost(tmp_path):
     quick = ["--repeats", "1", "--layers", "1", "--hidden", "16", "--heads", "2", "--batch", "1", "--tokens", "4"]
     chosen = ["--methods", "edited", "--workloads", "forward,operators", "--output", str(tmp_path / "cost.json")]
     done = CliRunner().invoke(bench.app, [*quick, *chosen], catch_exceptions=False)
     assert "headedit bench (medians of 1)" in done.stdout
     assert "1 layers of width 16, 2 heads, float32" in done.stdout
     written = json.loads((tmp_path / "cost.json").read_text())
-    assert {row["work"] for row in written["rows"]} == {"forward", "operators, eval", "operators, train"}
+    assert {row["workload"] for row in written["rows"]} == {"forward", "operators, eval", "operators, train"}
     with pytest.raises(HeadEditError, match="--shape: found '2B'"):
         CliRunner().invoke(bench.app, ["--shape", "2B"], catch_exceptions=False)
 
 
-def test_route_and_scaling_as_commands(tmp_path, monkeypatch):
+def test_the_route_and_scaling_commands_print_and_write(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "headedit.bench.cost.scaling.SWEEPS", {"layers": (Shape(hidden=16, heads=2, batch=1, tokens=2), (1, 2))}
     )
@@ -353,13 +353,13 @@ def test_route_and_scaling_as_commands(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [[], ["scaling"], ["route"]])
-def test_the_help_has_an_example(command):
+def test_the_help_of_bench_scaling_and_route_has_an_example(command):
     printed = CliRunner().invoke(bench.app, [*command, "--help"]).stdout
     text = " ".join(printed.replace("│", " ").split())
     assert " ".join(["headedit bench", *command]) in text.split("Example:")[1]
 
 
-def test_the_ratio_above_its_limit_is_marked(cost):
+def test_a_ratio_above_the_largest_allowed_is_marked(cost):
     row = cost.row("step", "edited")
     assert _cells({**row, "ratio": 1.5})[4] == Text("1.500", style="red")
     assert _cells({**row, "ratio": 1.0})[4] == "1.000"

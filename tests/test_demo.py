@@ -18,7 +18,7 @@ def embedded():
     return AutoModelForCausalLM.from_pretrained(MODEL_FOLDER), AutoTokenizer.from_pretrained(MODEL_FOLDER)
 
 
-def test_the_tasks_are_what_they_are_called():
+def test_the_tasks_do_what_their_names_say():
     done = {name: task("dbca" + "z") for name, task in tasks.TASKS.items()}
     assert done == {
         "copy": "dbcaz",
@@ -30,7 +30,7 @@ def test_the_tasks_are_what_they_are_called():
     }
 
 
-def test_examples_are_seeded_distinct_and_kept_apart():
+def test_the_examples_of_a_task_are_seeded_and_distinct():
     first = tasks.records("sort", 50, cued=False, seed=1)
     assert first == tasks.records("sort", 50, cued=False, seed=1) != tasks.records("sort", 50, cued=False, seed=2)
     prompts = {row["prompt"] for row in first}
@@ -82,7 +82,7 @@ def test_the_embedded_tokenizer_and_shape_are_those_of_the_script(embedded):
     assert {n: p.shape for n, p in fresh.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
 
 
-def test_the_demo_teaches_its_task_and_writes_what_it_says(tmp_path):
+def test_the_demo_teaches_its_task_and_writes_its_files(tmp_path):
     demo = run_demo(tmp_path / "demo", progress=False)
     assert demo.report.n == 500
     assert demo.report.accuracy >= 0.95
@@ -118,7 +118,7 @@ def test_the_demo_teaches_its_task_and_writes_what_it_says(tmp_path):
     assert f"{demo.report.accuracy:.1%}" in summary
 
 
-def test_a_task_that_is_not_there(tmp_path):
+def test_a_task_that_the_demo_lacks_is_refused_before_any_work(tmp_path):
     with pytest.raises(HeadEditError, match=r"There is no task 'revers'\. Did you mean 'reverse'\?"):
         run_demo(tmp_path / "demo", task="revers")
     assert not (tmp_path / "demo").exists()

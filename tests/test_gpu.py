@@ -9,7 +9,7 @@ from tiny import logits, randomise, tiny_model
 import headedit
 from headedit.bench.cost import Shape, measure_cost
 from headedit.bench.cost.memory import peak_of_tensors
-from headedit.bench.cost.methods import edited, limit
+from headedit.bench.cost.methods import edited, upper_bound
 from headedit.bench.cost.shapes import build, random_ids
 from headedit.bench.cost.workloads import training_step
 
@@ -122,8 +122,8 @@ def test_the_peak_memory_of_a_training_step_is_that_of_the_upper_bound(dtype):
     base = build(Shape(layers=4, hidden=512, heads=8, dtype=dtype, device="cuda"))
     ids = random_ids(1000, 4, 128, GPU)
     peaks = []
-    for contender in (limit, edited):
-        step = training_step(contender(base), ids)
+    for method in (upper_bound, edited):
+        step = training_step(method(base), ids)
         step()
         peaks.append(peak_of_tensors(step, GPU))
     assert peaks[1] <= 1.02 * peaks[0]
@@ -131,6 +131,6 @@ def test_the_peak_memory_of_a_training_step_is_that_of_the_upper_bound(dtype):
 
 def test_the_bench_runs_on_a_gpu():
     shape = Shape(layers=2, hidden=64, heads=4, batch=2, tokens=8, dtype="bfloat16", device="cuda")
-    cost = measure_cost(shape, contenders=["edited"], repeats=2, progress=False)
+    cost = measure_cost(shape, methods=["edited"], repeats=2, progress=False)
     assert cost.machine["device"] == torch.cuda.get_device_name()
     assert all(row["value"] > 0 for row in cost.rows if not row["work"].startswith("operators"))

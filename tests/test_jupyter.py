@@ -42,7 +42,7 @@ def edits(llama):
     return edits
 
 
-def test_the_summary_says_model_spec_counts_and_heads(edits):
+def test_the_summary_shows_model_spec_counts_and_heads(edits):
     page = parsed(edits)
     facts, top = (rows(table) for table in page.iter("table"))
     assert "".join(next(page.iter("div")).itertext()).startswith("HeadEdits on LlamaForCausalLM (my-<model>)")
@@ -52,13 +52,13 @@ def test_the_summary_says_model_spec_counts_and_heads(edits):
         "edited heads": "2 of 8",
         "open offset gates": "2 of 8",
         "open scale gates": "1 of 8",
-        "numbers that act": "48",
+        "parameters in effect": "48",
     }
     assert top[0] == ["layer", "head", "offset gate", "‖g·a‖", "scale gate", "rms(g·m)"]
     assert top[1:] == [["0", "3", "1", "4", "0", "0"], ["1", "0", "1", "2", "1", "1"]]
 
 
-def test_the_picture_holds_the_gates(edits):
+def test_the_svg_of_a_handle_shows_its_gates(edits):
     with torch.no_grad():
         edits.module.site_edits[1].gates["offset_gate"][2] = -2.2  # open by 0.02
     (svg,) = parsed(edits).iter("svg")
@@ -71,14 +71,14 @@ def test_the_picture_holds_the_gates(edits):
     assert scale == {"0": everything - {(1, 0)}, "1": {(1, 0)}}
 
 
-def test_it_is_static_and_takes_the_colours_of_the_page(edits):
+def test_the_summary_is_static_and_takes_the_colours_of_the_page(edits):
     text = html(edits)
     assert not re.search(r"<script|<style|javascript:|\son\w+=|https?://(?!www\.w3\.org/2000/svg)|url\(", text)
     assert "fill='currentColor'" in text
     assert "color:inherit" in text
 
 
-def test_it_stays_small_for_a_large_model():
+def test_the_summary_stays_small_for_a_large_model():
     model = tiny_model("llama", num_hidden_layers=80, num_attention_heads=64, hidden_size=64, head_dim=2)
     assert len(html(headedit.attach(model))) < 20_000
 
@@ -95,7 +95,7 @@ def test_heads_that_are_not_edited_are_marked(llama):
     assert "No head is changed" in "".join(page.itertext())
 
 
-def test_several_adapters_and_a_dial_are_told(edits):
+def test_the_summary_names_the_active_adapter_and_its_strength(edits):
     edits.add_adapter("boolq")
     edits.strength = 0.5
     facts = dict(rows(next(parsed(edits).iter("table"))))

@@ -1,4 +1,4 @@
-"""The notebooks run as they are committed, and what their text says holds."""
+"""The notebooks run as they are committed, and the claims in their text hold."""
 
 import re
 import textwrap
@@ -40,8 +40,8 @@ CLAIMS = {
         assert first < accuracy() - 0.05 and last > accuracy() - 0.05
         assert effects.effects.max() > 0.03 and effects.effects.median() < 0.5 * effects.effects.max()
         assert loss < 0.3 * base_loss and alone < 0.6
-        assert separation(table, "patch_edited") > 0.6 and separation(table, "probe_accuracy") < 0.3
-        rho = headedit.interpret.evidence.agreement(table)["effect"]
+        assert headedit.separation(table, "patch_edited") > 0.6 and headedit.separation(table, "probe_accuracy") < 0.3
+        rho = headedit.agreement(table)["effect"]
         assert rho["integrated"] > 0.3
     """,
     "05_several_edits_merge_and_ship": """
@@ -54,7 +54,7 @@ CLAIMS = {
         assert difference < 1e-4
     """,
 }
-"""By notebook: what its text says of its figures, which differ a little between machines."""
+"""By notebook: the claims that its text makes of its numbers, which differ a little between machines."""
 
 SAME_EVERYWHERE = {"03_adding_an_architecture"}
 """Notebooks that train nothing, and so print the same everywhere."""
@@ -83,7 +83,7 @@ def forms(notebook) -> list[tuple[bool, list[list[str]]]]:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_and_what_it_says_holds(path, tmp_path, monkeypatch):
+def test_a_notebook_runs_and_its_claims_hold(path, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # on busy cores threads of a small model wait for each other
     notebook = nbformat.read(path, as_version=4)
     shown, kinds = printed(notebook), forms(notebook)
@@ -91,7 +91,7 @@ def test_a_notebook_runs_and_what_it_says_holds(path, tmp_path, monkeypatch):
         notebook.cells.append(new_code_cell(textwrap.dedent(CLAIMS[path.stem])))
         kinds.append((False, []))
     client = nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+        notebook, timeout=120, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": tmp_path}}
     )
     client.execute()
     assert forms(notebook) == kinds
@@ -101,7 +101,7 @@ def test_a_notebook_runs_and_what_it_says_holds(path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_committed_notebook_is_whole_small_and_of_no_machine(path):
+def test_a_committed_notebook_is_complete_small_and_free_of_local_paths(path):
     text = path.read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
     nbformat.validate(notebook)

@@ -10,7 +10,7 @@ from torch import nn
 import headedit
 from headedit import EditConfig
 from headedit.bench.cost.memory import peak_of_tensors
-from headedit.bench.cost.methods import Prepared, edited, limit
+from headedit.bench.cost.methods import Prepared, edited, upper_bound
 from headedit.bench.cost.operators import count_operators
 from headedit.bench.cost.shapes import Shape, build, random_ids
 from headedit.bench.cost.workloads import forward, loss_and_gradients, training_step
@@ -23,22 +23,22 @@ IDS = random_ids(1000, 2, 16, "cpu")
 
 
 def with_config(config):
-    def contender(model):
+    def method(model):
         edits = headedit.attach(build(model), config=EditConfig(**config))
         return Prepared(edits.model, list(edits.module.parameters()))
 
-    return contender
+    return method
 
 
-def counted(contender, layers, work):
-    run = work(contender(Shape(layers=layers, **SMALL)), IDS)
-    run()
+def counted(method, layers, work):
+    run = work(method(Shape(layers=layers, **SMALL)), IDS)
+    run()  # so that what is kept is there
     return count_operators(run, large=2 * 16 * 64)
 
 
-def added(contender, reference, work):
-    """What one more layer adds to the contender beyond what it adds to the reference."""
-    more = counted(contender, 3, work) - counted(contender, 2, work)
+def added(method, reference, work):
+    """What one more layer adds to the method beyond what it adds to the reference."""
+    more = counted(method, 3, work) - counted(method, 2, work)
     return more - (counted(reference, 3, work) - counted(reference, 2, work))
 
 
@@ -55,10 +55,10 @@ def added(contender, reference, work):
     ids=["default", "shared gates", "no gates", "offset", "scale", "expectation"],
 )
 def test_operators_that_a_site_adds(config, in_training, over_the_batch):
-    contender = with_config(config)
-    more = added(contender, lambda shape: Prepared(build(shape)), forward)
+    method = with_config(config)
+    more = added(method, lambda shape: Prepared(build(shape)), forward)
     assert (more.kernels.total(), more.views.total(), more.large) == (1, 0, 1)
-    more = added(contender, lambda shape: limit(build(shape)), loss_and_gradients)
+    more = added(method, lambda shape: upper_bound(build(shape)), loss_and_gradients)
     assert (more.kernels.total(), more.large) == (in_training, over_the_batch)
     assert more.synchronising == 0
 
@@ -168,12 +168,12 @@ def test_nothing_grows_over_a_hundred_evaluations(llama, ids):
     assert sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()) == before
 
 
-def test_the_peak_of_a_training_step_is_that_of_the_limit():
+def test_the_peak_memory_of_a_training_step_is_that_of_the_upper_bound():
     base = build(Shape(layers=4, hidden=128, heads=4))
     ids = random_ids(1000, 4, 128, "cpu")
     peaks = []
-    for contender in (limit, edited):
-        step = training_step(contender(base), ids)
+    for method in (upper_bound, edited):
+        step = training_step(method(base), ids)
         step()
         peaks.append(peak_of_tensors(step, CPU))
     assert peaks[0] < peaks[1] <= 1.02 * peaks[0]

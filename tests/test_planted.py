@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 import headedit
 from headedit import HeadEditError
-from headedit.bench import recovery_plots
+from headedit.bench.compare.methods import ORACLE, Problem, method
+from headedit.bench.plots import recovery as recovery_plots
 from headedit.bench.recovery import localisation
-from headedit.bench.recovery.methods import ORACLE, Problem, contender
 from headedit.bench.recovery.planted import f1, plant, token_accuracy, write
 from headedit.cli import bench
 from headedit.edits.gate_set import GateIndex
@@ -26,7 +26,7 @@ def planted(request):
     return plant(request.param, 7, examples=12, test_examples=40)
 
 
-def test_the_same_seed_plants_the_same_and_another_another():
+def test_the_same_seed_plants_the_same_problem_and_another_seed_another():
     first, again, other = (plant("llama", seed, examples=4, test_examples=4) for seed in (1, 1, 2))
     assert (first.truth, first.train, first.test) == (again.truth, again.train, again.test)
     assert all(torch.equal(value, again.values[gate]) for gate, value in first.values.items())
@@ -36,7 +36,7 @@ def test_the_same_seed_plants_the_same_and_another_another():
     assert first.train[0]["input_ids"] != other.train[0]["input_ids"]
 
 
-def test_more_examples_begin_with_the_same_ones_and_the_test_stays():
+def test_a_larger_training_set_contains_the_smaller_and_the_test_set_stays():
     few, many = (plant("gpt2", 3, examples=n, test_examples=5) for n in (4, 9))
     assert many.train[:4] == few.train
     assert len(many.train) == 9
@@ -45,13 +45,13 @@ def test_more_examples_begin_with_the_same_ones_and_the_test_stays():
     assert not {tuple(r["input_ids"]) for r in many.train} & {tuple(r["input_ids"]) for r in many.test}
 
 
-def test_three_offsets_and_three_scales_stand_in_five_heads(planted):
+def test_three_offsets_and_three_scales_are_planted_in_five_heads(planted):
     offset, scale = planted.truth["offset"], planted.truth["scale"]
     assert (len(offset), len(scale), len(offset & scale), len(offset | scale)) == (3, 3, 1, 5)
     assert set(planted.effects) == set(planted.values)
 
 
-def test_the_planted_vectors_reproduce_every_label_and_the_unedited_model_few(planted):
+def test_the_planted_vectors_reproduce_every_label_and_the_unedited_model_only_a_few(planted):
     model = planted.fresh()
     assert token_accuracy(model, planted.test) == planted.base_agreement < 0.5
     edits = headedit.attach(model)
@@ -64,7 +64,7 @@ def test_the_planted_vectors_reproduce_every_label_and_the_unedited_model_few(pl
     assert edits.count_effective_parameters() == 6 * 16
 
 
-def test_each_planted_vector_matters(planted):
+def test_each_planted_vector_has_the_smallest_effect_or_more(planted):
     assert planted.min_effect == min(planted.effects.values()) >= 0.1
     edits = headedit.attach(planted.fresh())
     rows = planted.test + planted.train
@@ -73,7 +73,7 @@ def test_each_planted_vector_matters(planted):
         assert 1 - token_accuracy(edits.model, rows) == pytest.approx(effect, abs=0.08)
 
 
-def test_the_offsets_are_as_large_as_said():
+def test_the_planted_offsets_have_the_given_strength():
     edits = headedit.attach(plant("llama", 7, edits=0, examples=1, test_examples=1).model)
     strong, weak = (plant("llama", 7, examples=1, test_examples=1, strength=s, min_effect=0.0) for s in (4.0, 2.0))
     for gate, value in strong.values.items():
@@ -91,14 +91,14 @@ def test_the_offsets_are_as_large_as_said():
     assert sum(ratios) / len(ratios) == pytest.approx(2.0, rel=0.3)
 
 
-def test_a_minimum_that_the_first_draw_misses_is_met_by_another():
+def test_vectors_are_drawn_again_until_they_have_the_smallest_effect():
     at_once = plant("llama", 7, examples=1, test_examples=1, min_effect=0.0)
     redrawn = plant("llama", 7, examples=1, test_examples=1, min_effect=at_once.min_effect + 0.02)
     assert redrawn.min_effect >= at_once.min_effect + 0.02
     assert redrawn.values.keys() != at_once.values.keys()
 
 
-def test_nothing_planted_leaves_the_model_right():
+def test_a_problem_without_planted_edits_has_the_unedited_models_labels():
     nothing = plant("qwen3", 7, edits=0, examples=3, test_examples=3)
     assert nothing.base_agreement == 1.0
     assert nothing.truth == {"offset": set(), "scale": set()}
@@ -114,18 +114,18 @@ def test_nothing_planted_leaves_the_model_right():
         ({"edits": 40}, r"edits: found 40, expected 0 to 33"),
     ],
 )
-def test_impossible_problems(arguments, message):
+def test_an_impossible_problem_is_refused(arguments, message):
     with pytest.raises(HeadEditError, match=message):
         plant(arguments.pop("shape", "llama"), 0, **arguments)
 
 
-def test_an_effect_that_cannot_be_had(monkeypatch):
+def test_an_effect_that_no_draw_reaches_is_refused(monkeypatch):
     monkeypatch.setattr("headedit.bench.recovery.planted._DRAWS", 2)
     with pytest.raises(HeadEditError, match=r"min_effect: in 2 draws of 6 edits .* expected 100\.0%"):
         plant("llama", 0, examples=1, test_examples=1, min_effect=1.0)
 
 
-def test_f1():
+def test_f1_is_the_harmonic_mean_of_precision_and_recall():
     assert f1({(0, 1), (0, 2)}, {(0, 1), (0, 2)}) == 1.0
     assert f1({(0, 1), (0, 2), (0, 3)}, {(0, 1)}) == pytest.approx(0.5)
     assert f1({(0, 1)}, {(1, 0)}) == 0.0
@@ -135,7 +135,7 @@ def test_f1():
     assert f1(everywhere, {(0, 1), (1, 1), (2, 1)}) == pytest.approx(2 * 3 / 35)
 
 
-def test_token_accuracy_counts_labelled_tokens_only_and_keeps_the_mode(llama):
+def test_token_accuracy_counts_only_labelled_tokens_and_keeps_the_mode(llama):
     ids = [5, 6, 7, 8]
     best = llama(input_ids=torch.tensor([ids])).logits.argmax(-1)[0].tolist()
     wrong = (best[1] + 1) % 128
@@ -157,9 +157,9 @@ def problem_of(planted, truth=True):
     )
 
 
-def test_the_oracle_edits_the_planted_heads_alone_and_beats_the_unedited_model():
+def test_the_oracle_edits_only_the_planted_heads_and_beats_the_unedited_model():
     planted = plant("llama", 7, examples=60, test_examples=40)
-    outcome = contender(ORACLE, planted=True)(problem_of(planted), {"epochs": 5, "min_steps": 1})
+    outcome = method(ORACLE, planted=True)(problem_of(planted), {"epochs": 5, "min_steps": 1})
     assert outcome.score > planted.base_agreement + 0.2
     assert outcome.score == token_accuracy(outcome.model, planted.test)
     assert (outcome.parameters, outcome.gates, outcome.heads) == (6 * 16, 6, 5)
@@ -173,8 +173,8 @@ def test_the_oracle_edits_the_planted_heads_alone_and_beats_the_unedited_model()
         if is_open
     }
     assert opened == set(planted.values)
-    with pytest.raises(HeadEditError, match="told which heads are planted"):
-        contender(ORACLE, planted=True)(problem_of(planted, truth=False), {})
+    with pytest.raises(HeadEditError, match="The oracle needs planted heads"):
+        method(ORACLE, planted=True)(problem_of(planted, truth=False), {})
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def small():
     return localisation.bench_localise(["llama", "gpt2"], [0], ["localise", "no gate"], **arguments)
 
 
-def test_the_bench_has_a_row_a_run_with_the_oracle_beside_it(small):
+def test_the_bench_has_a_row_per_run_with_the_oracles_accuracy(small):
     runs = [(row["shape"], row["recipe"]) for row in small.rows]
     assert runs == [(shape, name) for shape in ("llama", "gpt2") for name in ("localise", "no gate", "oracle")]
     for row in small.rows:
@@ -196,7 +196,7 @@ def test_the_bench_has_a_row_a_run_with_the_oracle_beside_it(small):
     assert (free["parameters"], free["gates"], free["heads"]) == (1024, 64, 32)
 
 
-def test_the_summary_is_of_all_shapes_and_of_each(small):
+def test_the_summary_has_rows_for_all_shapes_together_and_for_each(small):
     assert [row["shape"] for row in small.summary] == [shape for shape in ("all", "llama", "gpt2") for _ in range(3)]
     mine = [row for row in small.rows if row["recipe"] == "localise"]
     total = small.summary[0]
@@ -208,7 +208,7 @@ def test_the_summary_is_of_all_shapes_and_of_each(small):
     assert total["seconds_max"] == max(row["seconds"] for row in mine)
 
 
-def test_the_bench_as_json_and_markdown(small):
+def test_the_bench_is_written_as_json_and_markdown(small):
     again = json.loads(json.dumps(small.to_dict()))
     assert again["rows"] == small.rows
     assert again["settings"]["problem"] == {"examples": 8, "test_examples": 8, "tokens": 8}
@@ -224,14 +224,14 @@ def test_the_bench_as_json_and_markdown(small):
     assert re.search(rf"\| unedited \|  \|  \|  \|  \| {row['unedited']:.3f} \|", text)
 
 
-def test_processes_give_the_same_rows(small):
+def test_several_processes_give_the_same_rows_as_one(small):
     arguments = {"changes": CHANGES, "examples": 8, "test_examples": 8, "tokens": 8, "progress": False}
     again = localisation.bench_localise(["llama", "gpt2"], [0], ["localise", "no gate"], jobs=2, **arguments)
     plain = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows] for rows in (small.rows, again.rows)]
     assert plain[0] == plain[1]
 
 
-def test_the_curve_and_the_problem_without_a_solution(monkeypatch):
+def test_the_curve_has_a_row_per_size_and_editing_without_planted_heads_does_harm(monkeypatch):
     arguments = {"changes": {"no gate": QUICK}, "test_examples": 8, "tokens": 8, "progress": False}
     curve = localisation.bench_curve((8, 16), ["no gate"], seeds=[0], **arguments)
     assert [row["examples"] for row in curve.rows] == [8, 16]
@@ -242,15 +242,15 @@ def test_the_curve_and_the_problem_without_a_solution(monkeypatch):
     assert (unedited["accuracy"], unedited["parameters"]) == (1.0, 0)
     assert edited["loss"] > unedited["loss"]
     assert f"| unedited | 0 | {unedited['loss']:.3f} |" in nothing.markdown()
-    with pytest.raises(HeadEditError, match="told which heads are planted"):
+    with pytest.raises(HeadEditError, match="The oracle needs planted heads"):
         localisation.bench_nothing(["llama"], [0], ["oracle"], examples=8, **arguments)
 
 
-def test_a_mistake_is_said_before_any_work(monkeypatch):
+def test_a_mistake_in_the_bench_is_reported_before_any_work(monkeypatch):
     monkeypatch.setattr("headedit.bench.recovery.planted_runs.run_units", lambda *a, **k: pytest.fail("work was done"))
     for arguments, message in (
         ({"shapes": ["lama"]}, "There is no shape 'lama'"),
-        ({"recipes": ["localize"]}, r"There is no contender 'localize'\. Did you mean 'localise'\?"),
+        ({"recipes": ["localize"]}, r"There is no method 'localize'\. Did you mean 'localise'\?"),
         ({"recipes": ["jola"], "changes": {"jola": {"epoch": 1}}}, "recipe jola: unknown key 'epoch'"),
         ({"seeds": []}, "nothing to run"),
     ):
@@ -261,10 +261,11 @@ def test_a_mistake_is_said_before_any_work(monkeypatch):
         localisation.bench_localise(["llama"], [0], ["localise"], jobs=0)
 
 
-def test_the_picture_of_localisation(small):
+def test_the_picture_of_localisation_shows_every_run_and_the_means(small):
     figure = recovery_plots.localisation(small.rows)
     offset, scale, accuracy = figure.axes
-    assert [axis.get_title() for axis in figure.axes] == ["F1 of offset heads", "F1 of scale heads", "Token accuracy"]
+    assert [axis.get_title() for axis in figure.axes] == ["Offset heads", "Scale heads", "Token accuracy"]
+    assert (offset.get_xlabel(), scale.get_xlabel()) == ("F1, planted against chosen",) * 2
     assert [label.get_text() for label in offset.get_yticklabels()] == ["localise", "no gate", "oracle"]
     drawn = sorted(x for line in scale.get_lines() if line.get_marker() in "os" for x in line.get_xdata())
     assert drawn == sorted(row["f1_scale"] for row in small.rows if row["f1_scale"] is not None)
@@ -279,7 +280,7 @@ def test_the_picture_of_localisation(small):
         recovery_plots.localisation([])
 
 
-def test_the_picture_of_the_curve():
+def test_the_picture_of_the_curve_has_a_line_per_recipe():
     rows = [
         {"recipe": name, "examples": size, "accuracy": size / 1000 + seed / 10, "unedited": 0.1}
         for name in ("localise", "jola")
@@ -295,7 +296,7 @@ def test_the_picture_of_the_curve():
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("training examples", "token accuracy on unseen examples")
 
 
-def test_the_command(tmp_path):
+def test_the_localise_command_writes_json_markdown_and_a_picture(tmp_path):
     arguments = ["localise", "--shapes", "llama", "--seeds", "1", "--first-seed", "4", "--recipes", "localise"]
     arguments += ["--examples", "8", "--set", "epochs=1", "--set", "min_steps=1", "--output", str(tmp_path / "out")]
     done = CliRunner().invoke(bench.app, arguments, catch_exceptions=False)
@@ -313,13 +314,13 @@ def test_the_command(tmp_path):
 
 
 @pytest.mark.parametrize("command", [[], ["localise"]])
-def test_the_help_has_an_example(command):
+def test_the_help_of_bench_and_localise_has_an_example(command):
     printed = CliRunner().invoke(bench.app, [*command, "--help"]).stdout
     text = re.sub(r"\s+", " ", printed.replace("│", " "))
     assert " ".join(["headedit bench", *command]) in text.split("Example:")[1]
 
 
-def test_the_cost_is_still_measured_by_the_bare_command(tmp_path):
+def test_the_bench_command_without_a_subcommand_measures_cost(tmp_path):
     quick = ["--repeats", "1", "--layers", "1", "--hidden", "16", "--batch", "1", "--tokens", "4"]
     done = CliRunner().invoke(bench.app, [*quick, "--output", str(tmp_path / "cost.json")], catch_exceptions=False)
     assert "headedit bench (medians of 1)" in done.stdout

@@ -15,7 +15,7 @@ def images(axis):
     return [numpy.ma.filled(image.get_array().astype(float), numpy.nan) for image in axis.get_images()]
 
 
-def test_the_heatmap_holds_the_gates(llama, tmp_path):
+def test_the_heatmap_shows_the_gates(llama, tmp_path):
     edits = headedit.attach(llama)
     randomise(edits)
     figure = headedit.plot.gates(edits)
@@ -60,7 +60,7 @@ def test_pictures_of_any_size_fit_a_notebook(layers, heads):
         assert len(axis.get_yticks()) <= 16
 
 
-def test_a_kind_that_is_not_there(llama):
+def test_a_kind_of_site_that_the_edits_lack_is_refused(llama):
     with pytest.raises(HeadEditError, match="no site of kind 'mlp'; they have"):
         headedit.plot.gates(headedit.attach(llama), kind="mlp")
     with pytest.raises(HeadEditError, match="no saved edits here"):
@@ -91,29 +91,34 @@ def test_the_history_shows_what_was_logged(tmp_path):
         assert lines["edits kept"][0][0] == 4
         assert [line.get_ydata().tolist() for line in opened.get_lines()[:2]] == [[2.0, 2.0], [1.0, 1.0]]
         assert len(gates.get_lines()) == 4 + 1
-        assert losses.get_ylabel() == "nats a token"
+        assert losses.get_ylabel() == "nats per token"
         assert [line.get_ydata().tolist() for line in prices.get_lines()[:2]] == [[0.01, 0.01], [0.02, 0.02]]
         assert [line.get_ydata().tolist() for line in rates.get_lines()[:2]] == [[0.1, 0.1], [0.5, 0.5]]
-        assert (prices.get_ylabel(), rates.get_xlabel()) == ("nats a gate", "optimiser step")
+        assert (prices.get_ylabel(), rates.get_xlabel()) == ("nats per gate", "optimiser step")
 
 
 def test_a_history_without_a_price_has_no_panel_for_it():
     plain = {key: value for key, value in rows()[0].items() if not key.startswith("lambda")}
     titles = [axis.get_title() for axis in headedit.plot.history(History(None, [plain])).axes]
-    assert titles == ["Loss on the response tokens", "Open gates", "Every gate", "Learning rates"]
+    assert titles == [
+        "Loss on the response tokens",
+        "Open gates",
+        "Every single gate (0 closed, 1 open)",
+        "Learning rates",
+    ]
 
 
-def test_very_many_gates_are_thinned_out_evenly():
+def test_of_very_many_gates_an_even_selection_is_drawn():
     gates = [{"offset": [i / 4999 for i in range(5000)]}]
     figure = headedit.plot.history(History(None, [{**rows()[0], "gates": gates}]))
     lines = figure.axes[2].get_lines()
-    assert lines[0].get_label() == "offset, 200 of 5,000"
+    assert lines[0].get_label() == "offset gates, 200 of 5,000"
     last = [line.get_ydata()[-1] for line in lines]
     assert (len(last), last[0], last[-1]) == (200, 0, 1)
     assert numpy.diff(last).max() < 0.0055
 
 
-def test_a_history_without_steps(tmp_path):
+def test_a_history_without_steps_is_refused(tmp_path):
     with pytest.raises(HeadEditError, match="no step was logged"):
         headedit.plot.history(History(None, [{"step": 1, "eval_loss": 1.0}]))
     with pytest.raises(HeadEditError, match="there is no history of a run here"):
@@ -133,7 +138,7 @@ def test_the_path_shows_loss_gates_heads_and_what_was_kept():
     curve = next(line for line in axis.get_lines() if len(line.get_xdata()) == 4)
     assert list(curve.get_xdata()) == [4, 3, 2, 1]
     assert list(curve.get_ydata()) == [0.5, 0.4, 0.45, 2.0]
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("open gates", "nats a token")
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("open gates", "validation loss (nats per token)")
     upper = axis.child_axes[0]
     assert [label.get_text() for label in upper.get_xticklabels()] == ["3", "2", "1", "1"]
     texts = [text.get_text() for text in axis.get_legend().get_texts()]

@@ -12,8 +12,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.interpret.plots.effects import head_norms
-from headedit.interpret.plots.heatmap import LAYER_COLOURS
+from headedit.interpret.palette import LAYERS
 from headedit.runs.stability import expected_jaccard, jaccard
 
 
@@ -57,7 +56,7 @@ def hybrid():
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).eval()
 
 
-def test_the_type_map_tells_offset_scale_both_and_none(llama, tmp_path):
+def test_the_type_map_shows_offset_scale_both_and_none(llama, tmp_path):
     edits = headedit.attach(llama)
     close_all(edits)
     edits.set_head(0, 1, offset=torch.ones(16))
@@ -73,7 +72,7 @@ def test_the_type_map_tells_offset_scale_both_and_none(llama, tmp_path):
         assert shown == [pytest.approx(plt.matplotlib.colors.to_rgba(colour)) for colour in colours]
 
 
-def test_the_sizes_are_norms_of_what_acts(llama):
+def test_the_effect_sizes_are_norms_of_the_effective_vectors(llama):
     edits = headedit.attach(llama)
     randomise(edits)
     offset, scale, *bars = headedit.plot.effects(edits).axes
@@ -85,32 +84,32 @@ def test_the_sizes_are_norms_of_what_acts(llama):
     assert numpy.allclose(image(offset), expected)
     assert numpy.allclose(image(scale), gates.multiplicative * vectors["scale"].square().mean(-1).sqrt())
     layer, head = divmod(int(expected.argmax()), 4)
-    assert offset.get_title().endswith(f"most at layer {layer}, head {head}")
+    assert offset.get_title().endswith(f"largest at layer {layer}, head {head}")
     assert offset.get_images()[0].get_clim() == (0, pytest.approx(expected.max().item()))
-    assert [bar.get_ylabel() for bar in bars] == ["norm", "rms"]
+    assert [bar.get_ylabel() for bar in bars] == ["norm", "root mean square"]
 
 
-def test_sizes_as_shares_of_what_a_head_puts_out(llama):
+def test_the_effect_sizes_can_be_shares_of_the_heads_output(llama):
     edits = headedit.attach(llama)
     close_all(edits)
     edits.set_head(1, 2, offset=torch.full((16,), 3.0))
     seen = []
     hook = edits.sites[1].module.register_forward_pre_hook(lambda module, args: seen.append(args[0]), prepend=True)
-    norms = head_norms(edits, [{"input_ids": [5, 6, 7]}], progress=False)
+    norms = headedit.head_norms(edits, [{"input_ids": [5, 6, 7]}], progress=False)
     hook.remove()
     assert norms.shape == (2, 4)
     assert torch.allclose(norms[1], seen[0][0, -1].view(4, 16).norm(dim=-1))
     offset, _, bar, _ = headedit.plot.effects(edits, norms=norms).axes
     assert image(offset)[1, 2] == pytest.approx(12 / norms[1, 2].item())
     assert (image(offset) > 0).sum() == 1
-    assert bar.get_ylabel() == "share of the output"
+    assert bar.get_ylabel() == "share of the head's output"
     with pytest.raises(HeadEditError, match=r"norms: found shape \(3, 4\), expected \(2, 4\)"):
         headedit.plot.effects(edits, norms=torch.ones(3, 4))
     with pytest.raises(HeadEditError, match="examples is empty"):
-        head_norms(edits, [])
+        headedit.head_norms(edits, [])
 
 
-def test_edits_that_change_nothing_have_size_0(llama):
+def test_edits_that_change_nothing_have_the_size_0(llama):
     edits = headedit.attach(llama, config=EditConfig(vectors="scale"))
     offset, scale, *_ = headedit.plot.effects(edits).axes
     assert offset.get_title().endswith("none")
@@ -119,7 +118,7 @@ def test_edits_that_change_nothing_have_size_0(llama):
     assert not image(scale).any()
 
 
-def test_heads_that_share_a_key_value_head_stand_together(tmp_path):
+def test_heads_that_share_a_key_value_head_are_drawn_as_a_group(tmp_path):
     edits = chosen([(0, 0), (0, 1), (1, 3), (1, 7)], num_attention_heads=8, hidden_size=64)
     edits.save_pretrained(tmp_path)
     for source in (edits, tmp_path):
@@ -136,9 +135,9 @@ def test_heads_that_share_a_key_value_head_stand_together(tmp_path):
     assert offset.get_xlabel() == "head  (lines: 4 share a key-value head)"
 
 
-def test_groups_that_cannot_be_told(llama):
+def test_an_unknown_number_of_key_value_heads_is_refused_or_can_be_given(llama):
     edits = headedit.attach(llama)
-    with pytest.raises(HeadEditError, match="not known; give their number"):
+    with pytest.raises(HeadEditError, match="is not known; give it"):
         headedit.plot.groups(edits.module)
     with pytest.raises(HeadEditError, match="found 3, which does not divide the 4 heads"):
         headedit.plot.groups(edits, key_value_heads=3)
@@ -160,12 +159,12 @@ def test_layers_are_marked_by_kind():
     edits = headedit.attach(tiny_model("gemma3_text", num_hidden_layers=3, layer_types=kinds))
     for draw in (headedit.plot.gates, headedit.plot.types, headedit.plot.effects, headedit.plot.groups):
         figure = draw(edits)
-        assert strip(figure.axes[0]) == [LAYER_COLOURS[kind] for kind in ("sliding", "sliding", "full")]
+        assert strip(figure.axes[0]) == [LAYERS[kind] for kind in ("sliding", "sliding", "full")]
         assert legend(figure)[-2:] == ["layer: sliding", "layer: full"]
     assert not strip(headedit.plot.gates(headedit.attach(tiny_model("llama"))).axes[0])
 
 
-def test_a_hybrid_shows_every_kind_of_head_that_it_has():
+def test_the_maps_of_a_hybrid_show_every_kind_of_head():
     model = hybrid()
     edits = headedit.attach(model, config=EditConfig(sites=["attention", "linear"]))
     figure = headedit.plot.gates(edits)
@@ -181,7 +180,7 @@ def test_a_hybrid_shows_every_kind_of_head_that_it_has():
     assert legend(types)[3] == "both: 28"  # fresh gates are open: 3 layers of 8, and one of 4
     edits.detach()
     alone = headedit.plot.gates(headedit.attach(model))
-    assert strip(alone.axes[0]) == [LAYER_COLOURS[kind] for kind in ("linear", "linear", "linear", "full")]
+    assert strip(alone.axes[0]) == [LAYERS[kind] for kind in ("linear", "linear", "linear", "full")]
 
 
 def test_ragged_heads_are_drawn_as_they_are(llama, tmp_path):
@@ -198,7 +197,7 @@ def test_ragged_heads_are_drawn_as_they_are(llama, tmp_path):
     assert [text.get_text() for text in groups.texts] == ["1", "1", "4", "4"]
 
 
-def test_two_edits_compared(tmp_path):
+def test_the_comparison_of_two_edits_shows_common_and_different_heads(tmp_path):
     first, second = [(0, 0), (0, 1), (1, 2)], [(0, 1), (1, 2), (1, 3), (0, 3)]
     chosen(second).save_pretrained(tmp_path)
     figure = headedit.plot.compare({"arc": chosen(first), "boolq": tmp_path})
@@ -216,7 +215,7 @@ def test_two_edits_compared(tmp_path):
     assert texts == ["neither: 3", "only arc: 1", "only boolq: 2", "both: 2"]
 
 
-def test_more_edits_compared():
+def test_the_comparison_of_more_edits_counts_the_edits_of_each_head():
     sets = {"a": [(0, 0)], "b": [(0, 0), (1, 1)], "c": [(0, 0), (1, 1), (1, 2)], "d": [], "a long name of an edit": []}
     figure = headedit.plot.compare({name: chosen(heads) for name, heads in sets.items()})
     *maps, matrix, counts = (axis for part in figure.subfigs for axis in part.axes)
@@ -234,7 +233,7 @@ def test_more_edits_compared():
     assert numpy.isnan(values.diagonal()).all()
 
 
-def test_what_cannot_be_compared(llama):
+def test_edits_that_cannot_be_compared_are_refused(llama):
     edits = headedit.attach(llama)
     with pytest.raises(HeadEditError, match="give two edits or more by name"):
         headedit.plot.compare({"one": edits})
@@ -245,7 +244,7 @@ def test_what_cannot_be_compared(llama):
         headedit.plot.types(3)
 
 
-def test_stability_counts_the_seeds_that_chose_a_head(tmp_path):
+def test_the_picture_of_stability_counts_the_seeds_that_chose_a_head(tmp_path):
     for seed, heads in ((4, [(0, 0), (1, 1)]), (5, [(0, 0), (1, 2)]), (6, [(0, 0), (1, 1), (1, 2)])):
         chosen(heads).save_pretrained(tmp_path if seed == 4 else tmp_path / f"seed-{seed}")
     loss = {"mean": 0.5, "std": 0.1, "values": [0.4, 0.5, 0.6]}
@@ -263,7 +262,7 @@ def test_stability_counts_the_seeds_that_chose_a_head(tmp_path):
     assert bar.get_ylabel() == "seeds that chose the head"
 
 
-def test_a_single_seed_has_no_stability(tmp_path):
+def test_a_run_with_a_single_seed_has_no_stability(tmp_path):
     with pytest.raises(HeadEditError, match=r"run\.json: cannot be read"):
         headedit.plot.stability(tmp_path)
     (tmp_path / "run.json").write_text("{}")
@@ -272,7 +271,7 @@ def test_a_single_seed_has_no_stability(tmp_path):
 
 
 @pytest.mark.parametrize(("layers", "heads"), [(4, 8), (80, 64)])
-def test_maps_of_any_size_fit_a_notebook_and_their_texts_do_not_meet(layers, heads):
+def test_maps_of_any_size_fit_a_notebook_and_their_texts_do_not_overlap(layers, heads):
     sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": 64, "head_dim": 2}
     edits = chosen([(0, 0)], **sizes)
     for draw in (headedit.plot.gates, headedit.plot.types, headedit.plot.effects, headedit.plot.groups):

@@ -18,7 +18,6 @@ from headedit.cli.main import main
 from headedit.demo import MODEL_FOLDER, tasks
 from headedit.edits.gate_set import GateIndex
 from headedit.hf.loading import load_model, load_tokenizer
-from headedit.interpret import evidence
 from headedit.interpret.report import Table, report
 from headedit.runs.pruning_path import Level, PruningPath
 
@@ -57,7 +56,7 @@ def edits():
 @pytest.fixture(scope="module")
 def frame(edits):
     tokenizer = load_tokenizer(str(MODEL_FOLDER))
-    found = evidence(edits, RECORDS, tokenizer=tokenizer, steps=1, batch_size=20, progress=False)
+    found = headedit.evidence(edits, RECORDS, tokenizer=tokenizer, steps=1, batch_size=20, progress=False)
     found.at[2, "promotes"] = NASTY
     return found
 
@@ -111,7 +110,7 @@ class Page(HTMLParser):
         return [dict(zip(names, row, strict=True)) for row in table[1:]]
 
 
-def test_the_page_says_what_the_run_was(text):
+def test_the_page_shows_the_facts_and_tables_of_the_run(text):
     page = Page(text)
     told = dict(zip((e["text"] for e in page.all(tag="dt")), (e["text"] for e in page.all(tag="dd")), strict=True))
     expected = {
@@ -121,9 +120,9 @@ def test_the_page_says_what_the_run_was(text):
         "edited heads": "5 of 32",
         "open offset gates": "4 of 32",
         "open scale gates": "4 of 32",
-        "numbers that act": "128",
-        "examples": "1,200 to learn from, 9 to choose by",
-        "validation loss": "0.1250 nats a token",
+        "parameters in effect": "128",
+        "examples": "1,200 to train on, 9 to validate on",
+        "validation loss": "0.1250 nats per token",
         "time": "7 s",
     }
     assert expected.items() <= told.items()
@@ -155,7 +154,7 @@ def test_every_head_has_a_row_with_its_numbers_and_tokens(text, frame):
     ]
 
 
-def test_the_map_has_a_cell_a_head_with_a_colour_for_every_measure(text, frame):
+def test_the_map_has_a_cell_per_head_with_a_colour_for_every_measure(text, frame):
     page = Page(text)
     measures = [e["text"] for e in page.all(tag="option")]
     assert measures[:2] == ["edit", "effect"]
@@ -171,7 +170,7 @@ def test_the_map_has_a_cell_a_head_with_a_colour_for_every_measure(text, frame):
         assert (level > 0, level < 0) == (effect > 0, effect < 0)
 
 
-def test_the_page_loads_nothing_and_escapes_what_it_is_given(text):
+def test_the_page_loads_nothing_and_escapes_its_input(text):
     page = Page(text)
     assert len(page.all(tag="script")) == 1
     assert all(token in page.heads()[2]["promotes"]["text"] for token in NASTY)
@@ -183,14 +182,14 @@ def test_the_page_loads_nothing_and_escapes_what_it_is_given(text):
     assert policy["content"].startswith("default-src 'none'; img-src data:;")
 
 
-def test_a_run_without_evidence_shows_what_its_edits_hold(run):
+def test_the_report_of_a_run_without_evidence_shows_its_edits(run):
     page = Page(report(run))
     rows = page.heads()
     assert list(rows[0]) == ["layer", "head", "edit", "offset gate", "scale gate", "‖g·a‖", "‖g·m‖"]
     assert rows[1 * 8 + 5]["‖g·m‖"]["text"] == "3.2"  # sqrt(16) * 0.8
 
 
-def test_hybrids_and_edits_of_one_vector(tmp_path):
+def test_the_report_of_a_hybrid_has_a_map_per_kind_and_no_column_without_values(tmp_path):
     config = EditConfig(sites=["attention", "linear"], gate_init=-10.0, vectors="offset")
     handle = headedit.attach(zoo_model("qwen3_5_text"), config=config)
     page = Page(report(write_run(handle, tmp_path)))
@@ -202,7 +201,7 @@ def test_hybrids_and_edits_of_one_vector(tmp_path):
     assert page.all(tag="td", **{"class": "missing"})
 
 
-def test_path_seeds_config_and_data_are_told_where_they_are(edits, tmp_path):
+def test_the_report_shows_path_seeds_config_and_data_if_the_run_has_them(edits, tmp_path):
     spread = {"mean": 0.5, "std": 0.1, "values": [0.4, 0.6]}
     stability = {"seeds": [0, 1], "heads": [5, 5], "jaccard": 1.0, "chance": 0.08, "validation_loss": spread}
     folder = write_run(edits, tmp_path, stability={**stability, "metric": None})
@@ -224,7 +223,7 @@ def test_path_seeds_config_and_data_are_told_where_they_are(edits, tmp_path):
     assert page.all(tag="pre")[0]["text"] == "model: {name: <tiny>}"
 
 
-def test_what_cannot_be_reported_says_so(run, frame, edits, tmp_path):
+def test_a_folder_or_evidence_that_cannot_be_reported_is_refused(run, frame, edits, tmp_path):
     with pytest.raises(HeadEditError, match="no edits to report on"):
         report(tmp_path)
     edits.save_pretrained(tmp_path / "bare")
@@ -240,7 +239,7 @@ def test_what_cannot_be_reported_says_so(run, frame, edits, tmp_path):
         report(tmp_path / "bare")
     other = frame.copy()
     other.loc[0, "open"] = True
-    with pytest.raises(HeadEditError, match="of other edits"):
+    with pytest.raises(HeadEditError, match="on other edits"):
         report(run, evidence=other)
     for wrong in (frame[:5], frame.drop(columns="open"), "frame"):
         with pytest.raises(HeadEditError, match="evidence: "):
@@ -341,7 +340,7 @@ def column(page, name):
     return page.locator(f"#rows tbody td:nth-child({place})").all_text_contents()
 
 
-def test_a_click_sorts_and_what_is_missing_stays_last(visit, frame):
+def test_a_click_sorts_the_table_and_missing_values_stay_last(visit, frame):
     page = visit()
     button = page.get_by_role("button", name="effect", exact=True)
     button.click()
@@ -377,7 +376,7 @@ def test_pointing_at_a_head_shows_its_numbers_and_tokens(visit, frame):
     assert tip.is_hidden()
 
 
-def test_keys_lead_through_the_map_and_to_the_table(visit):
+def test_keys_move_through_the_map_and_to_the_table(visit):
     page = visit(viewport={"width": 500, "height": 400})
     tip = page.get_by_role("tooltip")
     page.get_by_label("Colour by").focus()
@@ -397,7 +396,7 @@ def test_keys_lead_through_the_map_and_to_the_table(visit):
     assert page.locator(".map a[tabindex='0']").count() == 1
 
 
-def test_the_colours_are_those_of_the_measure(visit):
+def test_the_cells_have_the_colours_of_the_chosen_measure(visit):
     page = visit()
     cell = page.locator(".map td").filter(has=page.get_by_label("layer 0, head 2", exact=True))
     colour = "cell => getComputedStyle(cell).backgroundColor"
@@ -415,7 +414,7 @@ def luminance(colour):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_and_nothing_runs_over_the_edge(scheme, visit):
+def test_text_has_contrast_and_nothing_exceeds_the_page(scheme, visit):
     page = visit(color_scheme=scheme, viewport={"width": 500, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == 500
     for place in ("h1", ".note", ".facts dt", "#rows .closed td", "#rows th", "a"):
@@ -430,7 +429,7 @@ def test_text_stands_out_and_nothing_runs_over_the_edge(scheme, visit):
         assert (light + 0.05) / (dark + 0.05) >= 4.5, place
 
 
-def test_without_scripts_the_table_is_whole_and_the_map_leads_to_it(visit):
+def test_without_scripts_the_table_is_complete_and_the_map_links_to_it(visit):
     page = visit(java_script_enabled=False)
     assert page.locator("#rows tbody tr:visible").count() == 32
     assert page.locator("#measure").is_hidden()

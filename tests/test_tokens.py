@@ -63,7 +63,7 @@ def weight_of(model, name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("model_type", sorted(NORMS))
-def test_an_offset_goes_through_the_weights_of_its_architecture(model_type, dtype):
+def test_the_direct_path_of_an_offset_follows_the_weights_of_its_architecture(model_type, dtype):
     model = tiny_model(model_type)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_an_offset_goes_through_the_weights_of_its_architecture(model_type, dtyp
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "gpt2"])
-def test_images_of_changes_are_linear(model_type):
+def test_the_change_of_the_logits_is_linear_in_the_change_of_the_heads(model_type):
     edits = headedit.attach(tiny_model(model_type))
     path, site = direct_path(edits, edits.sites), edits.sites[0]
     one, two = torch.randn(2, site.width, generator=torch.Generator().manual_seed(0))
@@ -121,7 +121,7 @@ def test_an_offset_made_for_a_token_promotes_it(llama):
     assert first.measured is first.vectors["scale"] is None
 
 
-def test_measured_is_the_mean_change_with_one_edit_alone(llama):
+def test_measured_tokens_are_the_mean_change_of_the_logits_by_one_edit_alone(llama):
     edits = headedit.attach(llama)
     randomise(edits)
     chosen = [(0, 1), (1, 0)]
@@ -150,7 +150,7 @@ def test_measured_is_the_mean_change_with_one_edit_alone(llama):
         assert [token for token, _ in words.measured.suppresses] == [t for t, _ in reversed(words.measured.promotes)]
 
 
-def test_what_a_scale_does_to_its_head(llama):
+def test_the_effect_of_a_scale_on_its_head_is_reported(llama):
     edits = headedit.attach(llama, config=CLOSED)
     edits.set_head(0, 2, scale=-0.5)
     edits.set_head(1, 1, offset=torch.ones(16))
@@ -169,18 +169,18 @@ def test_what_a_scale_does_to_its_head(llama):
 
 
 OBSTACLES = {
-    "bitnet": "stands in front of a norm or another function",
+    "bitnet": "is followed directly by a norm or another function",
     "bert": "transform_act_fn, before the unembedding, is neither linear nor a norm",
     "zamba2": "its output is not as wide as what",
-    "gemma3n_text": "is not given the last layer's output through a norm alone",
+    "gemma3n_text": "does not get the last layer's output only through a norm",
 }
 
 
 @pytest.mark.parametrize("model_type", sorted(OBSTACLES))
-def test_where_the_weights_do_not_tell_data_does(model_type):
+def test_tokens_that_cannot_be_read_from_the_weights_can_be_measured(model_type):
     edits = headedit.attach(zoo_model(model_type))
     randomise(edits)
-    with pytest.raises(HeadEditError, match=f"{OBSTACLES[model_type]}.*Give data=..., to have it measured"):
+    with pytest.raises(HeadEditError, match=f"{OBSTACLES[model_type]}.*Give data=... to measure them"):
         tokens(edits, Letters(), progress=False)
     for words in tokens(edits, Letters(), ROWS, progress=False):
         assert words.weights is None
@@ -188,7 +188,7 @@ def test_where_the_weights_do_not_tell_data_does(model_type):
         assert words.measured.promotes[0][1] > 0
 
 
-def test_padding_rows_of_the_unembedding_are_no_tokens(llama):
+def test_padding_rows_of_the_unembedding_are_not_tokens(llama):
     edits = headedit.attach(llama, config=CLOSED)
     edits.set_head(0, 1, offset=(edits.sites[0].module.weight[:, 16:32].T @ llama.lm_head.weight[127]).detach())
     (words,) = tokens(edits, Letters(120), ROWS, top=200, progress=False)
@@ -196,7 +196,7 @@ def test_padding_rows_of_the_unembedding_are_no_tokens(llama):
         assert sorted(token for token, _ in said.promotes) == sorted(f"t{i}" for i in range(120))
 
 
-def test_mistakes_are_explained(llama):
+def test_a_mistake_in_tokens_is_explained(llama):
     edits = headedit.attach(llama)
     randomise(edits)
     for size in (129, 90):
@@ -220,7 +220,7 @@ def test_mistakes_are_explained(llama):
 
 
 @pytest.mark.parametrize("measured", [False, True])
-def test_the_model_and_its_edits_are_as_before(llama, ids, measured):
+def test_reading_tokens_leaves_the_model_and_its_edits_unchanged(llama, ids, measured):
     edits = headedit.attach(llama)
     randomise(edits)
     wanted, vectors = logits(llama, ids), edits.snapshot()
@@ -250,7 +250,7 @@ def test_tokens_are_shown_with_the_space_they_begin_with():
     assert token_text(tokenizer, token).strip() == "reverse"
 
 
-def test_the_picture_has_a_panel_a_head(llama):
+def test_the_picture_of_tokens_has_a_panel_per_head(llama):
     edits = headedit.attach(llama)
     randomise(edits)
     edits.set_head(0, 0, scale=0.5)
@@ -260,7 +260,7 @@ def test_the_picture_has_a_panel_a_head(llama):
     panels = [axis for axis in figure.axes if axis.get_title()]
     assert [axis.get_title().split("\n")[0] for axis in panels] == [f"head {word.head.name}" for word in words[:6]]
     assert panels[0].get_title().split("\n")[1] == "scale 0.5 to 0.5"
-    assert "a scale speaks only" in panels[0].texts[0].get_text()
+    assert "a scale can only be" in panels[0].texts[0].get_text()
     assert [text.get_text() for text in panels[1].texts] == [
         *(token for token, _ in words[1].weights.promotes[:4]),
         *(token for token, _ in reversed(words[1].weights.suppresses[:4])),
@@ -268,12 +268,12 @@ def test_the_picture_has_a_panel_a_head(llama):
     assert [bar.get_width() > 0 for bar in panels[1].patches] == [True] * 4 + [False] * 4
     assert f"first 6 of {len(words)} heads" in figure.get_suptitle()
     measured = plot_tokens(tokens(edits, Letters(), ROWS, progress=False), top=4)
-    assert "mean change on data" in measured.get_supxlabel()
+    assert "mean change of a logit on data" in measured.get_supxlabel()
     assert "changes 50%" in measured.axes[0].get_title()
     plt.close("all")
 
 
-def test_pictures_that_cannot_be_drawn_say_why(llama):
+def test_a_picture_of_tokens_that_cannot_be_drawn_is_refused(llama):
     edits = headedit.attach(llama, config=EditConfig(vectors="offset"))
     randomise(edits)
     words = tokens(edits, Letters(), progress=False)

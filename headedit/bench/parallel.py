@@ -1,4 +1,4 @@
-"""Runs many independent pieces of work, one after another or in several processes, with a bar that says which."""
+"""Runs many independent units of work, one after another or in several processes, with a progress bar."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from headedit.bench.results import Row
 from headedit.errors import HeadEditError
-
-Row = dict[str, Any]
-"""What one piece of work found, as plain data."""
 
 
 def run_units(
@@ -20,14 +18,14 @@ def run_units(
 ) -> list[Row]:
     """Calls a function with each set of arguments, on one thread each, so that the rows do not depend on ``jobs``.
 
-    With more than one job the processes are started afresh; a script that asks for them needs the usual
+    With more than one job, processes are spawned; a script that uses them needs the usual
     ``if __name__ == "__main__":``.
 
     Args:
         work: a function at the top of a module.
-        units: keyword arguments, plain data.
+        units: keyword arguments of each call, picklable.
         names: what to call each unit on the bar.
-        jobs: number of processes; 1 works in this one.
+        jobs: number of processes; 1 is this one.
         progress: show a bar, on the error stream.
 
     Returns:
@@ -90,7 +88,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own bars and hints, of which every model that is loaded would show some."""
+    """Silences transformers' own bars and hints, which every loaded model would show."""
     from transformers.utils import logging
 
     level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,12 +1,15 @@
-"""What the benches return: settings, rows and a summary as plain data, and as Markdown tables."""
+"""The result of a bench: settings, rows and a summary as plain data, and as Markdown tables."""
 
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from headedit.bench.parallel import Row
+from headedit.interpret.labels import label
 from headedit.io.tables import markdown_table
+
+Row = dict[str, Any]
+"""What one run measured, as plain data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +18,9 @@ class BenchResult:
 
     Fields:
         title: what was measured.
-        settings: with which numbers.
-        rows: one a run.
-        summary: one a group of runs.
+        settings: what it was run with.
+        rows: one per run.
+        summary: one row per group of runs.
         tables: title, header and cells of each table of the Markdown.
     """
 
@@ -28,11 +31,11 @@ class BenchResult:
     tables: list[tuple[str, list[str], list[list[Any]]]]
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the tables, which repeat them, as plain data for JSON."""
+        """Everything but the tables, which repeat it, as plain data for JSON."""
         return {key: value for key, value in asdict(self).items() if key != "tables"}
 
     def markdown(self) -> str:
-        """The tables."""
+        """The tables as Markdown."""
         parts = [f"# {self.title}"]
         for title, header, cells in self.tables:
             parts += [f"## {title}", markdown_table(header, cells)]
@@ -40,30 +43,30 @@ class BenchResult:
 
 
 def counted(things: Sequence[Any], name: str) -> str:
-    """``1 seed``, ``2 seeds``."""
+    """A count with its noun: ``1 seed``, ``2 seeds``."""
     return f"{len(things)} {name}{'s' if len(things) != 1 else ''}"
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of what is there; None where nothing is."""
-    there = [value for value in values if value is not None]
-    return float(statistics.fmean(there)) if there else None
+    """Mean of the values that are not None; None if there are none."""
+    known = [value for value in values if value is not None]
+    return float(statistics.fmean(known)) if known else None
 
 
 def least(values: Iterable[float | None]) -> float | None:
-    """The smallest of what is there; None where nothing is."""
+    """The smallest of the values that are not None; None if there are none."""
     return min((value for value in values if value is not None), default=None)
 
 
 def whole_mean(values: Iterable[float | None]) -> int | None:
-    """Mean of what is there, rounded to a whole number."""
+    """Mean of the values that are not None, rounded to a whole number."""
     found = mean(values)
     return None if found is None else round(found)
 
 
-def table_of(columns: Sequence[tuple[str, str]], rows: Iterable[Row]) -> tuple[list[str], list[list[Any]]]:
-    """Header and cells of a table of rows: of each column the title, and the key whose value it shows."""
-    return [title for title, _ in columns], [[row.get(key) for _, key in columns] for row in rows]
+def table_of(columns: Sequence[str], rows: Iterable[Row]) -> tuple[list[str], list[list[Any]]]:
+    """Header and cells of a table of rows, whose columns are keys of the rows with a label."""
+    return [label(key) for key in columns], [[row.get(key) for key in columns] for row in rows]
 
 
 def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:

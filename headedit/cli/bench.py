@@ -77,8 +77,8 @@ def bench(
         model=None
         if model is None
         else load_model(model, dtype=dtype.value, device=device, attn_implementation=attention),
-        contenders=None if methods is None else listed(methods),
-        works=None if workloads is None else listed(workloads),
+        methods=None if methods is None else listed(methods),
+        workloads=None if workloads is None else listed(workloads),
         repeats=repeats,
     )
     print_cost(cost, model or shape)
@@ -105,16 +105,16 @@ def scaling(
 
     Example: `headedit bench scaling --sweeps layers --repeats 5`
     """
-    from headedit.bench import cost_plots
-    from headedit.bench.cost import scaling as measure
+    from headedit.bench.cost import scaling_cost
+    from headedit.bench.plots import cost as plots
     from headedit.io.files import check_writable
 
     folder = check_writable(output)
-    rows = measure(listed(sweeps), repeats=repeats, dtype=_dtype(dtype), device=device)
+    rows = scaling_cost(listed(sweeps), repeats=repeats, dtype=_dtype(dtype), device=device)
     times = [key for key in rows[0] if key not in _COUNTED]
     print_measured("Times by size", rows, times)
     print_measured("Operators added, parameters, and bytes on disk, by size", rows, [*times[:2], *_COUNTED])
-    write_measured(folder, "scaling", rows, cost_plots.scaling(rows))
+    write_measured(folder, "scaling", rows, plots.scaling(rows))
 
 
 @app.command()
@@ -135,8 +135,8 @@ def route(
 
     Example: `headedit bench route --adapters 1,8,64`
     """
-    from headedit.bench import cost_plots
     from headedit.bench.cost import Shape, route_cost
+    from headedit.bench.plots import cost as plots
     from headedit.io.files import check_writable
 
     folder = check_writable(output)
@@ -146,7 +146,7 @@ def route(
     shape = Shape(layers=layers, hidden=hidden, batch=batch, tokens=tokens, dtype=_dtype(dtype), device=device)
     rows = route_cost(shape, numbers=numbers, repeats=repeats)
     print_measured("Cost of a routed batch", rows)
-    write_measured(folder, "route", rows, cost_plots.adapters(rows))
+    write_measured(folder, "route", rows, plots.adapters(rows))
 
 
 @app.command()
@@ -175,7 +175,7 @@ def localise(
 
     Example: `headedit bench localise --shapes llama --seeds 2 --recipes localise,jola --jobs 2`
     """
-    from headedit.bench import recovery_plots
+    from headedit.bench.plots import recovery as plots
     from headedit.bench.recovery import localisation
     from headedit.io.files import check_writable
     from headedit.io.strict import read_assignments
@@ -191,11 +191,11 @@ def localise(
 
     compared = localisation.names_of(chosen)
     result = localisation.bench_localise(named, recipes=compared, examples=examples, **common(compared))
-    files = write_bench(result, folder, "localise", recovery_plots.localisation(result.rows))
+    files = write_bench(result, folder, "localise", plots.localisation(result.rows))
     if curve:
         names = list(localisation.CURVE_RECIPES) if chosen is None else chosen
         result = localisation.bench_curve(recipes=names, shapes=named, **common(names))
-        files += write_bench(result, folder, "curve", recovery_plots.curve(result.rows))
+        files += write_bench(result, folder, "curve", plots.curve(result.rows))
     if nothing:
         names = list(localisation.NOTHING_RECIPES)
         result = localisation.bench_nothing(named, examples=examples, **common(names))

@@ -28,9 +28,9 @@ def print_cost(cost: "Cost", name: str) -> None:
         ("attention", machine["attention"]),
         ("load average", f"{machine['load_before']} before, {machine['load_after']} after"),
         ("freed memory", machine["freed_memory"]),
-        *((f"against {name}", "; ".join(pieces)) for name, pieces in _compared(cost.rows).items()),
+        *((f"against {name}", "; ".join(workloads)) for name, workloads in _compared(cost.rows).items()),
     ]
-    left_out = [(f"left out: {contender}", reason) for contender, reason in cost.left_out.items()]
+    left_out = [(f"left out: {method}", reason) for method, reason in cost.left_out.items()]
     runs = sorted({row["runs"] for row in cost.rows if row["against"] and row["runs"]}, reverse=True)
     print_rows(f"headedit bench (medians of {' or '.join(map(str, runs or [cost.repeats]))})", facts + left_out)
     console.print(rich_table("Times, memory and operators", _HEADER, map(_cells, cost.rows), no_wrap=True))
@@ -52,26 +52,26 @@ def write_measured(folder: Path, name: str, rows: Sequence[dict[str, Any]], figu
 
 
 def _compared(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """The pieces of work by the contender that they are compared with."""
-    pieces: dict[str, list[str]] = {}
+    """The workloads by the method that others are compared with."""
+    workloads: dict[str, list[str]] = {}
     for row in rows:
-        if row["against"] is not None and row["work"] not in pieces.setdefault(row["against"], []):
-            pieces[row["against"]].append(row["work"])
-    return pieces
+        if row["against"] is not None and row["workload"] not in workloads.setdefault(row["against"], []):
+            workloads[row["against"]].append(row["workload"])
+    return workloads
 
 
-def _cells(row: dict[str, Any]) -> list[str | Text]:
-    ratio, limit = row["ratio"], row["limit"]
+def _cells(row: dict[str, Any]) -> list[str]:
+    ratio, at_most = row["ratio"], row["at_most"]
     measured = row["value"] if ratio is None else ratio
     shown = "" if ratio is None else f"{ratio:.3f}"
     return [
-        row["work"],
-        row["contender"],
+        row["workload"],
+        row["method"],
         f"{row['value']:,.1f} {row['unit']}",
         "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:,.0f}",
-        Text(shown, style="red") if limit is not None and measured > limit else shown,
+        f"[red]{shown}[/]" if at_most is not None and measured > at_most else shown,
         "" if row["low"] is None else f"{row['low']:.3f} – {row['high']:.3f}",
-        "" if limit is None else f"{limit:,g}{' ms' if ratio is None else ''}",
+        "" if at_most is None else f"{at_most:,g}{' ms' if ratio is None else ''}",
     ]
 
 

@@ -37,12 +37,13 @@ def demo(
     print_rows("headedit demo", result.rows())
     print_files([*result.files, result.run.output_dir / EDITS_TENSOR_FILE])
     if compare:
-        from headedit.bench import recovery_plots
-        from headedit.bench.recovery.compare import compare as compare_all
+        from headedit.bench.compare.tasks import compare_methods
+        from headedit.bench.plots.compare import tasks as draw_tasks
+        from headedit.demo.comparison import DEMO_TASKS
 
         named = [task] if tasks is None else listed(tasks)
         numbers = range(seed, seed + seeds)
-        compared = compare_all(named, whole_numbers(sizes, "--sizes"), numbers, jobs=jobs)
-        files = write_bench(compared, output, "compare", recovery_plots.tasks(compared.rows))
+        compared = compare_methods(DEMO_TASKS, named, whole_numbers(sizes, "--sizes"), numbers, jobs=jobs)
+        files = write_bench(compared, output, "compare", draw_tasks(compared.rows))
         add_to_summary(output, compared)
         print_files(files)

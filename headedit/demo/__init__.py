@@ -1,11 +1,10 @@
-"""Worlds whose answer is known: the embedded model with its tasks, and small models with edits planted in them.
-
-The demo runs over the first, the bench of the recipes over both.
-"""
+"""The embedded model and its six tasks, on which every edit can be tried in a minute."""
 
 from pathlib import Path
+
+from headedit.demo import tasks
 
 MODEL_FOLDER = Path(__file__).resolve().parent / "model"
 """The embedded model: weights, tokenizer and training log, for ``AutoModelForCausalLM.from_pretrained``."""
 
-__all__ = ["MODEL_FOLDER"]
+__all__ = ["MODEL_FOLDER", "tasks"]

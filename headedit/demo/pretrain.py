@@ -1,9 +1,9 @@
 """Trains the embedded model from scratch: ``python -m headedit.demo.pretrain --output DIR``.
 
 A Llama of 4 layers and 8 heads learns the six tasks of ``headedit.demo.tasks``. In 60 % of the sequences
-the cue names the task; in the rest it is ``?``, so that without a cue the model spreads over all six and
-an edit has something to decide. Everything is drawn from one seed; the log of the run is saved beside the
-weights, with the accuracies that the finished model was measured at.
+the cue names the task; in the rest it is ``?``, so that without a cue the model is undecided between all
+six and an edit has something to decide. Everything is drawn from one seed; the log of the run is saved
+next to the weights, with the accuracies of the finished model.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word: the cues, the letters and three signs, with ``<s>`` put in front."""
+    """A tokenizer with one token per word: the cues, the letters and three signs, with ``<s>`` in front."""
     words = [*SPECIAL, ":", "=", tasks.NO_CUE, *tasks.TASKS, *tasks.LETTERS]
     vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -49,7 +49,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """The untrained Llama: 4 layers of 8 heads, width 16 a head, under half a million parameters."""
+    """The untrained Llama: 4 layers of 8 heads, width 16 per head, under half a million parameters."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -97,7 +97,7 @@ def train(
     learning_rate: float,
     seed: int,
 ) -> list[dict[str, float]]:
-    """Trains in place with AdamW and a cosine schedule; returns the log, a row each hundredth of the run."""
+    """Trains in place with AdamW and a cosine schedule; returns the log, one row per hundredth of the run."""
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     warmup = max(1, steps // 40)
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the embedded demo model from scratch.")
     parser.add_argument("--output", type=Path, required=True, help="folder for weights, tokenizer and log")
     parser.add_argument("--steps", type=int, default=4000, help="optimiser steps (default 4000)")
-    parser.add_argument("--batch-size", type=int, default=96, help="sequences a step (default 96)")
+    parser.add_argument("--batch-size", type=int, default=96, help="sequences per step (default 96)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak rate (default 2e-3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and data (default 0)")
     options = parser.parse_args(arguments)

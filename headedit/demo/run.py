@@ -1,4 +1,4 @@
-"""``headedit demo``: teaches the embedded model one task from 200 examples, and shows which heads it took."""
+"""``headedit demo``: teaches the embedded model one task from 200 examples, and shows which heads were chosen."""
 
 import time
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ SUMMARY = "summary.md"
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo measured, and where it wrote.
+    """What the demo measured, and the files that it wrote.
 
     Fields:
         task: the task that was taught.
         report: accuracy on the test examples, edited and base, with the constant-answer baseline.
         run: the training run.
-        parameters: numbers in the vectors of the open gates.
+        parameters: number of values in the vectors of the open gates.
         seconds: from loading the model to the last picture.
-        files: what was written, in the order to look at it.
+        files: the written files, in the order to look at them.
     """
 
     task: str
@@ -48,7 +48,7 @@ class Demo:
         report = self.report
         return [
             ("task", f"'{self.task}', which the prompt does not name"),
-            ("examples", f"{TRAIN} to learn from; tested on {report.n} unseen"),
+            ("examples", f"{TRAIN} to train on; tested on {report.n} unseen"),
             ("base model", f"{report.base_accuracy:.1%} exact match"),
             ("constant answer", f"{report.constant_accuracy:.1%} ('{report.constant_answer}')"),
             ("edited model", f"{report.accuracy:.1%} exact match"),

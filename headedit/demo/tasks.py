@@ -49,7 +49,7 @@ TASKS: dict[str, Callable[[str], str]] = {
 
 
 def record(task: str, letters: str, *, cued: bool) -> dict[str, str]:
-    """One example as a prompt and the response that is expected, both as text."""
+    """One example as a prompt and the expected response, both as text."""
     cue = task if cued else NO_CUE
     return {"prompt": f"{cue} : {' '.join(letters)} =", "response": " " + " ".join(TASKS[task](letters))}
 

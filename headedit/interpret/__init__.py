@@ -1,1 +1,1 @@
-"""Looking at edits: pictures of gates and of runs, what edits say, and evidence for heads."""
+"""Interpretation of edits: evidence for heads, pictures of gates and runs, and reports."""

@@ -1,4 +1,4 @@
-"""What a picture of edits is drawn from: a handle, saved edits or bare parameters, and what their layers are."""
+"""The data that a picture of edits is drawn from: the parameters of a handle or a folder, and the kinds of layers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from headedit.hf.config import read_config, text_config
 from headedit.specs import HeadSite, find_sites
 
 Edits = HeadEdits | Adapter | str | PathLike[str]
-"""A handle, attached or detached; its parameters by themselves; or a folder of saved edits."""
+"""A handle, attached or detached; its parameters alone; or a folder of saved edits."""
 
 NOT_EDITED = "not edited"
 _KEY_VALUE = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
@@ -28,13 +28,13 @@ _MIXERS = ("attention", "linear")
 
 @dataclass(frozen=True)
 class HeadMap:
-    """Edits to look at.
+    """Edits to draw.
 
     Fields:
         module: their parameters.
         layer_kinds: of every layer in the stack, such as ``full``, ``sliding``, ``linear`` or ``none``; by the
-            config's ``layer_types``, or else by the sites that the model has there. Saved edits and bare parameters do
-            not tell of layers that they leave alone: ``not edited``.
+            config's ``layer_types``, or else by the sites that the model has there. For saved edits and bare
+            parameters, layers without an edit are ``not edited``.
         key_value_heads: number of key-value heads by layer, of the layers whose attention heads share them.
     """
 
@@ -44,10 +44,10 @@ class HeadMap:
 
     @staticmethod
     def of(edits: Edits) -> "HeadMap":
-        """What a handle, parameters or a folder give.
+        """Reads a handle, parameters or a folder.
 
         Raises:
-            HeadEditError: the folder holds no edits, a file is damaged, or it is none of the three.
+            HeadEditError: the folder contains no edits, a file is damaged, or the argument is none of the three.
         """
         if isinstance(edits, HeadEdits):
             config = text_config(edits.model)
@@ -71,15 +71,15 @@ class HeadMap:
         """
         if kind is None:
             return self.module.kinds()
-        self.module.gates(kind)  # says which kinds there are
+        self.module.gates(kind)  # raises an error that names the kinds
         return [kind]
 
     def grid(self, kind: str, value: Callable[[SiteEdit], Tensor | None]) -> Tensor:
-        """A number for every head of a kind, [layers, heads]: rows and columns as in ``HeadEdits.gates``.
+        """A value for every head of a kind, [layers, heads]: rows and columns as in ``HeadEdits.gates``.
 
         Args:
             kind: the kind of site.
-            value: gives a number for every head of a site, [heads], or None for a site that has none.
+            value: returns a value for every head of a site, [heads], or None for a site that has none.
         """
         placed = list(self.module.columns(kind))
         result = torch.full((len(self.layer_kinds), max(first + site.heads for site, _, first in placed)), torch.nan)
@@ -90,7 +90,7 @@ class HeadMap:
         return result
 
     def has_head(self, kind: str) -> Tensor:
-        """Where there is an edited head, [layers, heads], bool."""
+        """Whether there is an edited head, [layers, heads], bool."""
         return ~self.grid(kind, lambda edit: torch.ones(edit.heads)).isnan()
 
     def open_heads(self, kind: str, vector: str | None = None) -> Tensor:
@@ -106,7 +106,7 @@ class HeadMap:
         return self.grid(kind, opened).nan_to_num() > 0
 
     def group_size(self, kind: str) -> int | None:
-        """How many neighbouring heads share a key-value head, where that is known and the same in every layer."""
+        """How many neighbouring heads share a key-value head, if that is known and the same in every layer."""
         if kind != "attention":
             return None
         heads = self.has_head(kind).sum(1).tolist()
@@ -116,7 +116,7 @@ class HeadMap:
 
 
 def _groups(module: Adapter, config: Any) -> dict[int, int]:
-    """Key-value heads by layer, where the config has a number that divides the heads of the layer's only site."""
+    """Key-value heads by layer, if the config has a number that divides the heads of the layer's only site."""
     found = {}
     attention = [site for site in module.sites if site.kind == "attention"]
     layers = [site.layer for site in attention]
@@ -124,7 +124,7 @@ def _groups(module: Adapter, config: Any) -> dict[int, int]:
         values = (read_config(config, key, site.layer) for key in _KEY_VALUE)
         number = next((value for value in values if isinstance(value, int) and value > 0), None)
         if read_config(config, "multi_query", 0) and not read_config(config, "new_decoder_architecture", 0):
-            number = 1  # of Falcon and GPT-BigCode, whatever the number of key-value heads says
+            number = 1  # in Falcon and GPT-BigCode, whatever the number of key-value heads
         if number is not None and site.heads % number == 0 and layers.count(site.layer) == 1:
             found[site.layer] = number
     return found

@@ -1,4 +1,4 @@
-"""Memory of a piece of work: the peak of its tensors and of the process, and what is freed kept for the next pass."""
+"""Memory of a workload: peak of its tensors, peak of the process, and keeping freed memory for the next pass."""
 
 import ctypes
 import gc
@@ -13,13 +13,13 @@ from torch.profiler import ProfilerActivity, profile
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _LARGEST = 2**30
-_DYNAMIC_LARGEST = 32 * 2**20  # what glibc raises the threshold of mmap to by itself; that of trimming is twice it
+_DYNAMIC_LARGEST = 32 * 2**20  # up to which glibc adjusts the threshold of mmap; that of trimming is twice it
 
 _STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_of_tensors(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes of tensors at the peak, beyond those that are there before: exact, whatever else the process does."""
+    """Bytes of tensors at the peak beyond those before the run; exact, whatever else the process does."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -29,7 +29,7 @@ def peak_of_tensors(run: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         run()
-    results = profiler.profiler.kineto_results  # the events of allocations stand nowhere else
+    results = profiler.profiler.kineto_results  # the events of allocations are nowhere else
     held = peak = 0
     for event in sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         held += event.nbytes()
@@ -40,7 +40,7 @@ def peak_of_tensors(run: Callable[[], object], device: torch.device) -> int:
 def peak_of_process(run: Callable[[], object]) -> int | None:
     """Bytes of the resident set at the peak, weights and libraries included; None where it cannot be measured.
 
-    That is everywhere but on Linux. It holds what the allocator keeps for later, too, so that it depends on what ran
+    It can be measured only on Linux. It includes memory that the allocator keeps for later, so it depends on what ran
     before.
     """
     if not sys.platform.startswith("linux"):
@@ -59,17 +59,17 @@ def peak_of_process(run: Callable[[], object]) -> int | None:
 
 
 def keeps_memory(device: torch.device) -> bool:
-    """Whether freed memory of a device can be kept: where glibc allocates, and where PyTorch itself does."""
+    """Whether freed memory of a device can be kept: where glibc allocates it, or PyTorch itself."""
     return device.type != "cpu" or _glibc("mallopt") is not None
 
 
 @contextmanager
 def memory_kept(device: torch.device) -> Iterator[None]:
-    """Keeps freed memory of a CPU in the process, so that a pass that runs again does not pay page faults for it anew.
+    """Keeps freed memory of a CPU in the process, so that later passes do not pay page faults for it again.
 
-    glibc gives large blocks back to the operating system as soon as they are freed. Afterwards it gives back what is
-    free, and its thresholds are at the values that its own adjustment goes up to (mallopt(3)): they hold for the whole
-    process and cannot be read. Does nothing without glibc and on other devices, whose memory PyTorch keeps itself.
+    glibc returns large blocks to the operating system as soon as they are freed. On leaving, free memory is returned,
+    and the thresholds, which hold for the whole process and cannot be read, are set to the largest values of glibc's
+    own adjustment (mallopt(3)). Does nothing without glibc and on other devices, whose memory PyTorch keeps itself.
     """
     if device.type != "cpu" or _glibc("mallopt") is None:
         yield

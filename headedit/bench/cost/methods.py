@@ -1,4 +1,4 @@
-"""Who is compared: a frozen model as it is, with the least that can be trained, and with edits in several states."""
+"""Our methods whose cost is measured: the bare model, the upper bound, and edits in several states."""
 
 import copy
 import itertools
@@ -14,7 +14,7 @@ from headedit.edits.gate_set import GateIndex, freeze_gates
 from headedit.specs import HeadSite, find_sites, find_spec
 
 OPEN_SHARE = 0.05
-"""The share of heads that a hardened contender has open."""
+"""The share of heads that are open after hardening."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Prepared:
 
     Fields:
         model: shares its weights with the model it was made of.
-        trained: the parameters that a step trains.
-        penalty: what a step adds to the loss, if anything.
+        trained: the parameters that a training step updates.
+        penalty: a term that a training step adds to the loss; None for none.
     """
 
     model: nn.Module
@@ -37,7 +37,7 @@ def share(model: nn.Module, own: tuple[str, ...] = ()) -> nn.Module:
 
     Args:
         model: the model.
-        own: parts of the names of parameters that are copied all the same.
+        own: parts of the names of parameters that are copied nevertheless.
     """
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())
     memo = {id(t): t for name, t in tensors if not any(part in name for part in own)}
@@ -54,8 +54,8 @@ def bare(model: nn.Module) -> Prepared:
     return Prepared(share(model))
 
 
-def limit(model: nn.Module) -> Prepared:
-    """One trainable vector in front of the first site: what every method that edits the first layer has to pay."""
+def upper_bound(model: nn.Module) -> Prepared:
+    """One trainable vector in front of the first site, which bounds the speed of every method that edits that layer."""
     model = share(model)
     first = sites_of(model)[0]
     vector = nn.Parameter(torch.zeros(first.width, device=_device(model)))

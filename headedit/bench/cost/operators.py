@@ -1,4 +1,4 @@
-"""Operators that a piece of work calls: a count that no other work on the machine disturbs."""
+"""Counts of the operators that a workload calls, which other load on the machine does not affect."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -18,10 +18,10 @@ class OperatorCount:
     """Calls of aten operators.
 
     Fields:
-        kernels: those that compute, by name.
-        views: those that only look at a tensor in another way, by name.
+        kernels: calls that compute, by name.
+        views: calls that only return a view, by name.
         large: how many kernels read or write a tensor of at least a given size.
-        synchronising: how many make the host wait for the device.
+        synchronising: how many calls make the host wait for the device.
     """
 
     kernels: Counter[str] = field(default_factory=Counter)
@@ -30,7 +30,7 @@ class OperatorCount:
     synchronising: int = 0
 
     def __sub__(self, other: "OperatorCount") -> "OperatorCount":
-        """What this one has more; names that it has less of count negatively."""
+        """The difference; names that this count has fewer of are negative."""
         kernels, views = Counter(self.kernels), Counter(self.views)
         kernels.subtract(other.kernels)
         views.subtract(other.views)
@@ -43,7 +43,7 @@ class OperatorCount:
 
 
 def count_operators(run: Callable[[], object], *, large: int = 0) -> OperatorCount:
-    """Counts what a function calls, backward passes included.
+    """Counts the operators that a function calls, backward passes included.
 
     Args:
         run: the function.

@@ -1,8 +1,8 @@
-"""Peers of edits: LoRA and IA3 by PEFT, the same edits by pyvene, by nnsight and by a loop; and all contenders by name.
+"""Other methods: LoRA and IA3 by PEFT, the same edits by pyvene, by nnsight and by a loop; and all methods by name.
 
 pyvene (Wu et al., "pyvene: A library for understanding and improving PyTorch models via interventions", NAACL 2024,
-arXiv 2403.07809) and nnsight (Fiotto-Kaufman et al., ICLR 2025, arXiv 2407.14561) do the work of edits of every head
-without gates: z' = (1 + m) ⊙ z + a on what the projection of each site is given.
+arXiv 2403.07809) and nnsight (Fiotto-Kaufman et al., ICLR 2025, arXiv 2407.14561) make the same edits of every head
+without gates: z' = (1 + m) ⊙ z + a on the input of the projection of each site.
 """
 
 import warnings
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headedit.bench.cost.methods import Prepared, bare, edited, hardened, limit, merged, share, sites_of
+from headedit.bench.cost.methods import Prepared, bare, edited, hardened, merged, share, sites_of, upper_bound
 from headedit.edits.gates import HardConcrete
 from headedit.errors import HeadEditError
 from headedit.io.optional import import_optional
@@ -38,7 +38,7 @@ def save_lora(prepared: Prepared, folder: Path) -> None:
 
 
 def load_lora(model: nn.Module, folder: Path) -> Prepared:
-    """A saved adapter of PEFT on the model itself."""
+    """Loads a saved adapter of PEFT on the model itself."""
     with _quiet():
         return Prepared(_library("peft").PeftModel.from_pretrained(model, folder))
 
@@ -51,9 +51,9 @@ def ia3(model: nn.Module) -> Prepared:
 def pyvene(model: nn.Module) -> Prepared:
     """An intervention of pyvene at every site, at all positions, in an ``IntervenableModel``.
 
-    pyvene puts its hooks on and takes them off in every call. It writes into the very tensor that the projection is
-    given, which the backward pass of PyTorch's attention needs unchanged; where there are gradients the projection is
-    therefore given a copy, without which this contender could not be trained.
+    pyvene adds and removes its hooks in every call. It writes into the input tensor of the projection, which the
+    backward pass of PyTorch's attention needs unchanged; where gradients are computed the projection therefore gets a
+    copy, without which this method could not be trained.
     """
     return put_pyvene(share(model))
 
@@ -82,7 +82,7 @@ def put_pyvene(model: nn.Module) -> Prepared:
 
 
 def nnsight(model: nn.Module) -> Prepared:
-    """A stored edit of nnsight, which a call of the edited model without a trace replays (``trace=False``)."""
+    """A stored edit of nnsight, which replays when the edited model is called without a trace (``trace=False``)."""
     return put_nnsight(share(model))
 
 
@@ -100,7 +100,7 @@ def put_nnsight(model: nn.Module) -> Prepared:
 
 
 def loop(model: nn.Module) -> Prepared:
-    """The same edits computed head by head in Python, with a copy of each head, as the published codes have them."""
+    """The same edits computed head by head in Python, with a copy of each head, as in published implementations."""
     model = share(model)
     loops = nn.ModuleList(_Loop(site) for site in sites_of(model))
     for site, edit in zip(sites_of(model), loops, strict=True):
@@ -115,9 +115,11 @@ def loop(model: nn.Module) -> Prepared:
     return Prepared(model, list(loops.parameters()), penalty)
 
 
-CONTENDERS: dict[str, Callable[[nn.Module], Prepared]] = {
+UPPER_BOUND = "upper bound"
+
+METHODS: dict[str, Callable[[nn.Module], Prepared]] = {
     "bare": bare,
-    "limit": limit,
+    UPPER_BOUND: upper_bound,
     "edited": edited,
     "hardened": hardened,
     "merged": merged,
@@ -127,20 +129,20 @@ CONTENDERS: dict[str, Callable[[nn.Module], Prepared]] = {
     "nnsight": nnsight,
     "loop": loop,
 }
-"""Contenders by name: each makes a model ready, and leaves the one that it is given as it is."""
+"""Methods by name: each prepares a model for a run and does not change the model it is given."""
 
-TRAINED = ("limit", "edited", "lora", "ia3", "pyvene", "nnsight", "loop")
-"""Those that a training step is measured of; the first is what the others are compared with."""
+TRAINED = (UPPER_BOUND, "edited", "lora", "ia3", "pyvene", "nnsight", "loop")
+"""Methods whose training step is measured; the others are compared with the first."""
 
 INFERRED = ("bare", "edited", "hardened", "merged", "lora", "ia3", "pyvene", "nnsight", "loop")
-"""Those that a forward pass is measured of; the first is what the others are compared with."""
+"""Methods whose forward pass is measured; the others are compared with the first."""
 
 ATTACHED: dict[str, Callable[[nn.Module], Prepared]] = {
     "lora": put_lora,
     "pyvene": put_pyvene,
     "nnsight": put_nnsight,
 }
-"""Peers whose attaching is measured beside that of edits; each works on the model that it is given."""
+"""Other methods whose attaching is measured next to that of edits; each changes the model that it is given."""
 
 
 class _Affine(nn.Module):
@@ -156,7 +158,7 @@ class _Affine(nn.Module):
 
 
 class _Copied(nn.Module):
-    """A module that is given a copy where there are gradients, so that whoever writes into it spoils no other's."""
+    """Calls a module with a copy of its input where gradients are computed, so that writes change no other tensor."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -166,7 +168,7 @@ class _Copied(nn.Module):
         return self.module(z.clone() if torch.is_grad_enabled() else z)
 
 
-class _Called(nn.Module):
+class _Wrapped(nn.Module):
     """A wrapped model that is called like the model itself."""
 
     def __init__(self, model: nn.Module, affines: list[_Affine], call: Callable[[dict[str, Any]], Any]) -> None:
@@ -201,7 +203,7 @@ class _Loop(nn.Module):
 
 
 def _called(model: nn.Module, affines: list[_Affine], call: Callable[[dict[str, Any]], Any]) -> Prepared:
-    prepared = _Called(model, affines, call).eval()
+    prepared = _Wrapped(model, affines, call).eval()
     return Prepared(prepared, list(prepared.affines.parameters()))
 
 
@@ -222,4 +224,4 @@ def _quiet() -> Iterator[None]:
 
 
 def _library(name: str) -> Any:
-    return import_optional(name, "A peer")
+    return library(name, "Comparing with it")

@@ -1,4 +1,4 @@
-"""What a routed batch costs: another adapter in each row, against one adapter and against the bare model."""
+"""What a routed batch costs: a different adapter in each row, against one adapter and against the bare model."""
 
 import time
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from headedit.bench.cost.measure import Row
 from headedit.bench.cost.shapes import Shape, build, random_ids
 from headedit.bench.cost.timing import alternate, as_is
+from headedit.bench.results import Row
 from headedit.edits import EditConfig, attach
 
 NUMBERS = (1, 8, 64, 256, 1000)
@@ -23,20 +23,20 @@ ROUTED = Shape(layers=8, hidden=512, heads=8, batch=64, tokens=16)
 def route_cost(
     shape: Shape = ROUTED, *, numbers: Sequence[int] = NUMBERS, repeats: int = 20, progress: bool = True
 ) -> list[Row]:
-    """A forward pass over a routed batch, by the number of adapters that the model carries.
+    """Measures a forward pass over a routed batch, by the number of adapters on the model.
 
-    The rows of the batch have as many of the adapters as there are, at most one each.
+    The rows of the batch use as many different adapters as there are, one per row.
 
     Args:
         shape: of the model and the batch.
-        numbers: how many adapters, rising.
+        numbers: numbers of adapters, in ascending order.
         repeats: timed runs of each.
         progress: show bars.
 
     Returns:
-        A row a number: ``adapters``; ``forward_ms`` routed, with ``against_one``, the ratio to one adapter for all
-        rows, and ``against_bare``; ``enter_first_ms`` and ``enter_ms``, the time to enter ``route`` when its adapters
-        have not been used yet, and after; ``add_ms``, the time to add one adapter.
+        A row per number: ``adapters``; ``forward_ms`` routed, with ``against_one``, the ratio to one adapter for all
+        rows, and ``against_bare``; ``enter_first_ms`` and ``enter_ms``, the time to enter ``route`` with adapters that
+        were not used before, and again; ``add_ms``, the time to add one adapter.
     """
     model = build(shape)
     device = next(model.parameters()).device
@@ -81,7 +81,7 @@ def route_cost(
 
 
 def _within(model: Any, ids: torch.Tensor, context: Any) -> Any:
-    """A forward pass in a context, which is entered and left outside of it."""
+    """A forward pass in a context; entering the context is not timed."""
     stack = ExitStack()
     stack.enter_context(context())
 

@@ -1,4 +1,4 @@
-"""How cost grows: with layers, heads and sequence length, and what edits take on disk."""
+"""How cost scales with layers, heads and sequence length, and the size of edits on disk."""
 
 import tempfile
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from headedit.bench.cost import workloads
-from headedit.bench.cost.measure import Row
-from headedit.bench.cost.methods import OPEN_SHARE, bare, edited, limit, share
+from headedit.bench.cost.methods import OPEN_SHARE, bare, edited, share, upper_bound
 from headedit.bench.cost.operators import count_operators
 from headedit.bench.cost.shapes import Shape, build, check_names, random_ids
 from headedit.bench.cost.timing import alternate, as_is
+from headedit.bench.cost.workloads import forward, loss_and_gradients, training_step
+from headedit.bench.results import Row
 from headedit.edits import EditConfig, HeadEdits, attach
 from headedit.edits.gate_set import GateIndex, freeze_gates
 
@@ -23,10 +23,10 @@ SWEEPS: dict[str, tuple[Shape, Sequence[int]]] = {
     "heads": (Shape(layers=4, hidden=1024, batch=2, tokens=64), (8, 16, 32, 64, 128)),
     "tokens": (Shape(layers=4, hidden=256, heads=8, batch=2), (32, 64, 128, 256, 512)),
 }
-"""What is varied, the shape that it is varied of, and its values."""
+"""By what is varied: the shape of everything else, and its values."""
 
 
-def scaling(
+def scaling_cost(
     sweeps: Sequence[str] | None = None,
     *,
     repeats: int = 20,
@@ -34,7 +34,7 @@ def scaling(
     device: str = "cpu",
     progress: bool = True,
 ) -> list[Row]:
-    """Cost along each sweep.
+    """Measures cost along each sweep.
 
     Args:
         sweeps: names from ``SWEEPS``; by default all.
@@ -43,8 +43,9 @@ def scaling(
         progress: show bars.
 
     Returns:
-        A row a shape: ``sweep`` and its ``value``; ``step_ms`` and ``step_ratio`` against the limit, ``forward_ms`` and
-        ``forward_ratio`` against the bare model; ``step_operators`` and ``forward_operators``, how many more there are;
+        A row per shape: ``sweep`` and its ``value``; ``step_ms`` and ``step_ratio`` against the upper bound,
+        ``forward_ms`` and ``forward_ratio`` against the bare model; ``step_operators`` and ``forward_operators``, the
+        number of operators added;
         ``attach_ms``; ``parameters``; ``bytes`` on disk, and ``hardened_bytes`` with a twentieth of the heads open.
 
     Raises:
@@ -65,13 +66,13 @@ def _of_shape(shape: Shape, repeats: int, progress: bool, what: str) -> Row:
     base = build(shape)
     ids = random_ids(shape.vocab, shape.batch, shape.tokens, shape.device)
     row: Row = {}
-    for name, reference, make in (("step", limit, workloads.training_step), ("forward", bare, workloads.forward)):
+    for name, reference, make in (("step", upper_bound, training_step), ("forward", bare, forward)):
         runs = {"reference": make(reference(base), ids), "edited": make(edited(base), ids)}
         variants = {of: as_is(run) for of, run in runs.items()}
         timing = alternate(variants, repeats, ids.device, what=f"{what}, {name}", progress=progress)["edited"]
         row |= {f"{name}_ms": timing.median, f"{name}_ratio": timing.ratio}
-    for name, reference, count in (("step", limit, workloads.loss_and_gradients), ("forward", bare, workloads.forward)):
-        fewer, more = (count(contender(base), ids) for contender in (reference, edited))
+    for name, reference, count in (("step", upper_bound, loss_and_gradients), ("forward", bare, forward)):
+        fewer, more = (count(method(base), ids) for method in (reference, edited))
         fewer(), more()
         row[f"{name}_operators"] = (count_operators(more) - count_operators(fewer)).kernels.total()
     attaching = {"attach": lambda: partial(attach, share(base))}
@@ -80,7 +81,7 @@ def _of_shape(shape: Shape, repeats: int, progress: bool, what: str) -> Row:
 
 
 def on_disk(model: nn.Module) -> Row:
-    """Parameters of edits of every head of a model, and bytes of their files, whole and hardened.
+    """Number of parameters of edits of every head of a model, and bytes of their files, whole and hardened.
 
     The model may be on the meta device.
     """

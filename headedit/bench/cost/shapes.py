@@ -1,4 +1,4 @@
-"""The models and batches that cost is measured on: Llamas with random weights, of named shapes."""
+"""The models and batches that cost is measured on: Llamas with random weights in named shapes."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Shape:
         batch, tokens: sequences, and tokens in each of them.
         dtype: of the weights: float32, bfloat16 or float16.
         device: such as cpu or cuda:0.
-        attention: as transformers names it, such as sdpa, which is FlashAttention where PyTorch can have it, or
+        attention: as transformers names it, such as sdpa, which is FlashAttention where PyTorch has it, or
             flash_attention_2.
     """
 
@@ -62,10 +62,10 @@ SHAPES = {
 
 
 def build(shape: Shape) -> nn.Module:
-    """A frozen model of a shape, in eval mode, made on its device; the same weights at every call.
+    """Builds a frozen model of a shape on its device, in eval mode, with the same weights at every call.
 
     Raises:
-        HeadEditError: the device or the attention cannot be had.
+        HeadEditError: the device or the attention is unavailable.
     """
     config = LlamaConfig(
         vocab_size=shape.vocab,
@@ -87,7 +87,7 @@ def build(shape: Shape) -> nn.Module:
             model: nn.Module = LlamaForCausalLM(config)
         except (ImportError, ValueError) as error:
             raise HeadEditError(
-                f"attention: '{shape.attention}' cannot be had ({str(error).splitlines()[0]})."
+                f"attention: '{shape.attention}' is unavailable ({str(error).splitlines()[0]})."
             ) from None
         finally:
             torch.set_default_dtype(before)
@@ -100,7 +100,7 @@ def random_ids(vocab: int, batch: int, tokens: int, device: str | torch.device) 
 
 
 def check_names(given: Collection[str] | None, known: Collection[str], option: str) -> None:
-    """Raises a HeadEditError where a name is not known."""
+    """Raises a HeadEditError if a name is not known."""
     for name in given or ():
         if name not in known:
             raise HeadEditError(f"{option}: found '{name}'.{suggest(name, known)}")

@@ -1,4 +1,4 @@
-"""Times of several variants that run in turn, so that what else the machine does falls on all of them alike."""
+"""Times of several variants that run in turn, so that other load on the machine affects all of them alike."""
 
 import statistics
 import time
@@ -14,17 +14,17 @@ from headedit.bench.cost.memory import memory_kept
 WARM_UP = 3
 """Rounds that are not counted."""
 
-SELDOM = 5
-"""Variants that need less exact times run in one of so many rounds."""
+NTH = 5
+"""Variants that need less exact times run in every fifth round."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one variant, and those of the variant it is compared with, measured in the same rounds.
+    """Times of one variant, and of the variant it is compared with in the same rounds.
 
     Fields:
-        milliseconds: one a round that it ran in.
-        reference: those of the variant that is compared with, in the same rounds.
+        milliseconds: one per round that it ran in.
+        reference: those of the other variant in the same rounds.
     """
 
     milliseconds: list[float]
@@ -32,7 +32,7 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """In milliseconds."""
+        """The median, in milliseconds."""
         return statistics.median(self.milliseconds)
 
     @property
@@ -55,28 +55,28 @@ def alternate(
     repeats: int,
     device: torch.device,
     *,
-    seldom: Collection[str] = (),
+    every_nth: Collection[str] = (),
     what: str = "",
     progress: bool = False,
 ) -> dict[str, Timing]:
-    """Runs all variants once a round, each round beginning with the next of them.
+    """Runs all variants once per round; each round starts with the next variant.
 
-    On a CPU, memory that is freed meanwhile is kept for the next pass (see ``memory_kept``).
+    On a CPU, freed memory is kept for the next pass (see ``memory_kept``).
 
     Args:
-        variants: by name; each makes ready, untimed, and returns what is timed. The first is the reference.
+        variants: by name; each prepares a run, which is not timed, and returns it. The first is the reference.
         repeats: timed rounds, after three that are not counted.
         device: where they run; a GPU is timed by its own events.
-        seldom: names of those that run in every fifth round alone, after one round that is not counted.
-        what: said at the progress bar.
+        every_nth: names of those that run only in every fifth round, after one round that is not counted.
+        what: the text of the progress bar.
         progress: show a bar.
     """
     times: dict[str, dict[int, float]] = {name: {} for name in variants}
     begun: Counter[int] = Counter()
     with memory_kept(device):
         for i in tqdm(range(-WARM_UP, repeats), desc=what, disable=not progress, leave=False):
-            all_run = i == -1 or (i >= 0 and i % SELDOM == 0)
-            names = [name for name in variants if all_run or name not in seldom]
+            all_run = i == -1 or (i >= 0 and i % NTH == 0)
+            names = [name for name in variants if all_run or name not in every_nth]
             first = begun[len(names)] % max(1, len(names))
             begun[len(names)] += 1
             for name in names[first:] + names[:first]:
@@ -88,7 +88,7 @@ def alternate(
 
 
 def as_is(run: Callable[[], object]) -> Callable[[], Callable[[], object]]:
-    """The variant of something that needs not be made ready."""
+    """A variant that needs no preparation."""
     return lambda: run
 
 

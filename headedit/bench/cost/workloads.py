@@ -1,4 +1,4 @@
-"""The pieces of work that are measured: a training step, a forward pass, prefill and decoding."""
+"""The workloads that are measured: a training step, a forward pass, prefill and decoding."""
 
 import copy
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from transformers import DynamicCache
 from headedit.bench.cost.methods import Prepared
 
 DECODED = 16
-"""How many tokens a measured decoding makes."""
+"""The number of tokens that a measured run decodes."""
 
 Run = Callable[[], object]
 
 
 def training_step(prepared: Prepared, ids: Tensor) -> Run:
-    """Forward, backward and a fused AdamW over what the contender trains."""
+    """A training step: forward, backward, and fused AdamW over the trained parameters."""
     optimizer = torch.optim.AdamW(prepared.trained, lr=1e-4, fused=True)
 
     def step() -> None:
@@ -28,7 +28,7 @@ def training_step(prepared: Prepared, ids: Tensor) -> Run:
 
 
 def loss_and_gradients(prepared: Prepared, ids: Tensor) -> Run:
-    """A training step without the optimiser; the gradients are dropped."""
+    """A training step without the optimiser; the gradients are discarded."""
 
     def run() -> None:
         _backward(prepared, ids)
@@ -56,7 +56,7 @@ def forward(prepared: Prepared, ids: Tensor) -> Run:
 
 
 def prefill(prepared: Prepared, ids: Tensor) -> Callable[[], DynamicCache]:
-    """A forward pass that fills a cache, with the logits of the last token alone."""
+    """A forward pass that fills a cache, with the logits of only the last token."""
 
     def run() -> DynamicCache:
         _set_mode(prepared, training=False)
@@ -69,7 +69,7 @@ def prefill(prepared: Prepared, ids: Tensor) -> Callable[[], DynamicCache]:
 
 
 def decode(prepared: Prepared, ids: Tensor) -> Callable[[], Run]:
-    """Tokens one by one after a prefill, which is done here, once; each run goes on from a copy of its cache."""
+    """Decoding token by token; the prefill runs once, here, and each run continues from a copy of its cache."""
     filled = prefill(prepared, ids)()
     token = ids[:, -1:]
 

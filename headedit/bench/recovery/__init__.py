@@ -1,1 +1,1 @@
-"""Whether a recipe finds heads that were planted, and what it reaches beside other methods."""
+"""Recovery of planted heads: whether a recipe finds the heads that labels were made with."""

@@ -1,13 +1,12 @@
-"""Which recipe finds planted heads, how far it gets, with how many examples, and what it does where nothing is."""
+"""Which recipe finds planted heads, how accurate it is, how many examples it takes, and what it does without any."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from headedit.bench.parallel import Row
-from headedit.bench.recovery.methods import LORA, NO_GATE, ORACLE, UNEDITED, contenders
+from headedit.bench.compare.methods import LORA, NO_GATE, ORACLE, UNEDITED, Changes, methods
 from headedit.bench.recovery.planted_model import SHAPES
-from headedit.bench.recovery.planted_runs import Changes, run_planted
-from headedit.bench.results import BenchResult, counted, grouped, least, mean, table_of, whole_mean
+from headedit.bench.recovery.planted_runs import run_planted
+from headedit.bench.results import BenchResult, Row, counted, grouped, least, mean, table_of, whole_mean
 from headedit.errors import HeadEditError
 
 SIZES = (50, 100, 200, 500, 1000)
@@ -25,20 +24,20 @@ def bench_localise(
     progress: bool = True,
     **problem: Any,
 ) -> BenchResult:
-    """Every recipe, and the oracle, on planted problems.
+    """Runs every recipe, and the oracle, on planted problems.
 
     Args:
         shapes: of the models.
-        seeds: a problem each.
-        recipes: contenders; by default all.
-        changes: of the contenders' settings.
+        seeds: one problem each.
+        recipes: names of methods; by default all.
+        changes: of the methods' settings.
         jobs: number of processes.
         progress: show a bar.
         problem: arguments of ``plant``, such as ``examples=100``.
 
     Returns:
-        A row a run, with the oracle's accuracy; in the summary a row a recipe for all shapes together and each by
-        itself: mean and least F1, mean accuracy, mean of accuracy over the oracle's, the longest time.
+        A row per run, with the oracle's accuracy; in the summary a row per recipe for all shapes together and for each
+        alone: mean and worst F1, mean accuracy, mean of accuracy over the oracle's, the longest time.
 
     Raises:
         HeadEditError: there is no such shape or recipe, or a number is impossible.
@@ -55,16 +54,16 @@ def bench_localise(
         for (recipe,), found in grouped((r for r in rows if group in ("all", r["shape"])), "recipe").items()
     ]
     columns = [
-        ("recipe", "recipe"),
-        ("F1 offset", "f1_offset"),
-        ("least", "f1_offset_min"),
-        ("F1 scale", "f1_scale"),
-        ("least", "f1_scale_min"),
-        ("accuracy", "accuracy"),
-        ("of oracle", "ratio"),
-        ("gates", "gates"),
-        ("parameters", "parameters"),
-        ("longest, s", "seconds_max"),
+        "recipe",
+        "f1_offset",
+        "f1_offset_min",
+        "f1_scale",
+        "f1_scale_min",
+        "accuracy",
+        "ratio",
+        "gates",
+        "parameters",
+        "seconds_max",
     ]
     return BenchResult(
         title="Planted heads: which recipe finds them",
@@ -82,8 +81,8 @@ def bench_localise(
 
 
 def names_of(recipes: Sequence[str] | None) -> list[str]:
-    """The contenders of ``bench_localise``: those that are named, or all, and at the end the oracle."""
-    names = [name for name in contenders() if name != UNEDITED] if recipes is None else recipes
+    """The methods of ``bench_localise``: those that are named, or all, and at the end the oracle."""
+    names = [name for name in methods() if name != UNEDITED] if recipes is None else recipes
     return [*(name for name in names if name != ORACLE), ORACLE]
 
 
@@ -98,7 +97,7 @@ def bench_curve(
     progress: bool = True,
     **problem: Any,
 ) -> BenchResult:
-    """Accuracy and F1 by the number of training examples, those of a smaller number being among the larger.
+    """Measures accuracy and F1 by the number of training examples; smaller sets are part of the larger ones.
 
     Args:
         sizes: numbers of examples.
@@ -124,16 +123,7 @@ def bench_curve(
         }
         for (examples, recipe), found in grouped(rows, "examples", "recipe").items()
     ]
-    columns = [
-        ("recipe", "recipe"),
-        ("accuracy", "accuracy"),
-        ("least", "accuracy_min"),
-        ("F1 offset", "f1_offset"),
-        ("F1 scale", "f1_scale"),
-        ("unedited", "unedited"),
-        ("parameters", "parameters"),
-        ("longest, s", "seconds_max"),
-    ]
+    columns = ["recipe", "accuracy", "accuracy_min", "f1_offset", "f1_scale", "unedited", "parameters", "seconds_max"]
     return BenchResult(
         title="Planted heads: how many examples it takes",
         settings={**_settings(shapes, seeds, recipes, problem, changes), "sizes": list(sizes)},
@@ -155,7 +145,7 @@ def bench_nothing(
     progress: bool = True,
     **problem: Any,
 ) -> BenchResult:
-    """Test loss where nothing is planted: labels are the unedited model's own, so nothing but harm is to be had.
+    """Measures the test loss where nothing is planted: labels are the unedited model's own, so edits can only harm.
 
     Args:
         shapes, seeds, recipes, changes, jobs, progress, problem: as for ``bench_localise``.
@@ -164,7 +154,7 @@ def bench_nothing(
         HeadEditError: as for ``bench_localise``; the oracle is among the recipes.
     """
     if ORACLE in recipes:
-        raise HeadEditError("The oracle is told which heads are planted, and here none are.")
+        raise HeadEditError("The oracle needs planted heads, and here none are planted.")
     rows = run_planted(shapes, seeds, list(recipes), [{**problem, "edits": 0}], changes, jobs, progress)
     summary = [
         {
@@ -178,10 +168,9 @@ def bench_nothing(
         }
         for (shape, recipe), found in grouped(rows, "shape", "recipe").items()
     ]
-    columns = [("recipe", "recipe"), ("seed", "seed"), ("loss, nats a token", "loss"), ("accuracy", "accuracy")]
-    columns += [("gates", "gates"), ("parameters", "parameters")]
+    columns = ["recipe", "seed", "loss", "accuracy", "gates", "parameters"]
     return BenchResult(
-        title="Nothing planted: what is lost by editing all the same",
+        title="Nothing planted: what editing costs in loss",
         settings=_settings(shapes, seeds, recipes, problem, changes),
         rows=rows,
         summary=summary,

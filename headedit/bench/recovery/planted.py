@@ -5,13 +5,16 @@ same model then learns from those examples, and its open gates are compared with
 """
 
 import random
-from collections.abc import Iterable, Set
+from collections.abc import Set
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
+from headedit.bench.compare.methods import heads_by_vector
 from headedit.bench.recovery.planted_model import CONTEXT, HEADS, LAYERS, VOCABULARY, WIDTH, build, number_of
 from headedit.bench.recovery.token_accuracy import predictions, token_accuracy
 from headedit.data.batches import IGNORED, Encoded
@@ -19,7 +22,7 @@ from headedit.edits import HeadEdits, attach
 from headedit.edits.gate_set import GateIndex, freeze_gates
 from headedit.errors import HeadEditError
 
-__all__ = ["Planted", "build", "by_vector", "f1", "plant", "token_accuracy", "write"]
+__all__ = ["Planted", "build", "f1", "plant", "token_accuracy", "write"]
 
 _FIRST_TOKEN = 3  # after padding, beginning and end of text
 _PROBE = 200
@@ -34,13 +37,13 @@ class Planted:
         shape: ``llama``, ``qwen3`` or ``gpt2``.
         seed: of everything that was drawn.
         model: the unedited model, in eval mode.
-        values: the planted vectors, each [head_dim], by the gate they stand on.
+        values: the planted vectors, each [head_dim], by their gate.
         truth: for ``offset`` and ``scale`` the heads, as (site, head), that carry one.
         train: examples to learn from, ``input_ids`` and ``labels``; the labels are the planted model's predictions.
         test: unseen examples of the same kind, the same for any number of training examples.
         base_agreement: token accuracy of the unedited model on ``test``.
-        effects: for each planted vector the share of the predictions that change where it alone is taken away.
-        min_effect: the least of them; 1 where nothing is planted.
+        effects: for each planted vector the share of the predictions that change when it alone is removed.
+        min_effect: the smallest of them; 1 if nothing is planted.
     """
 
     shape: str
@@ -79,9 +82,9 @@ def plant(
         seed: of the weights, the heads, the vectors and the prompts.
         examples: number of training examples.
         test_examples: number of test examples.
-        tokens: tokens of an example, drawn uniformly; 2 to 64.
-        strength: standard deviation of the vectors: of an offset in units of the root mean square of what its head puts
-            out, of a scale as it is.
+        tokens: tokens per example, drawn uniformly; 2 to 64.
+        strength: standard deviation of the vectors: of an offset in units of the root mean square of its head's
+            output, of a scale as it is.
         edits: number of planted vectors, half of them offsets, in one head fewer: one head has both. 0 plants nothing.
         min_effect: heads and vectors are drawn again until the removal of any one vector changes at least this share
             of the predictions.
@@ -108,7 +111,7 @@ def plant(
         seed=seed,
         model=model,
         values=values,
-        truth=by_vector(values),
+        truth=heads_by_vector(values),
         train=train,
         test=test,
         base_agreement=token_accuracy(model, test),
@@ -133,15 +136,10 @@ def f1(found: Set[tuple[int, int]], truth: Set[tuple[int, int]]) -> float:
     return 2 * len(found & truth) / total if total else 1.0
 
 
-def by_vector(gates: Iterable[GateIndex]) -> dict[str, set[tuple[int, int]]]:
-    """The heads, as (site, head), of the gates on offsets and of those on scales."""
-    return {vector: {(g.site, g.head) for g in gates if g.vector == vector} for vector in ("offset", "scale")}
-
-
 def _draw(
     edits: HeadEdits, name: str, probe: Tensor, strength: float, count: int, min_effect: float
-) -> tuple[dict[GateIndex, Tensor], dict[GateIndex, float]]:
-    """Vectors of which each has the effect, and the effects."""
+) -> tuple[dict[Gate, Tensor], dict[Gate, float]]:
+    """Draws vectors until each has at least the effect; returns them and their effects."""
     rng, generator = random.Random(number_of(name, "heads")), _generator(name, "vectors")
     heads = [(site, head) for site in range(LAYERS) for head in range(HEADS)]
     offsets = (count + 1) // 2
@@ -177,19 +175,18 @@ def _effects(edits: HeadEdits, values: dict[GateIndex, Tensor], probe: Tensor) -
 
 @torch.no_grad()
 def _head_units(edits: HeadEdits, probe: Tensor) -> list[Tensor]:
-    """Root mean square of what each head of the unedited model puts out, [heads] a site."""
+    """Root mean square of each head's output in the unedited model, [heads] per site."""
     found: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-        found.append(args[0].reshape(-1, HEADS, WIDTH).square().mean((0, 2)).sqrt())
+        heads = rearrange(args[0], "... (heads width) -> (...) heads width", heads=HEADS)
+        found.append(heads.square().mean((0, 2)).sqrt())
 
-    hooks = [site.module.register_forward_pre_hook(keep, prepend=True) for site in edits.sites]
-    try:
-        with edits.disable_adapter():
-            predictions(edits.model, probe)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as stack:
+        for site in edits.sites:
+            stack.callback(site.module.register_forward_pre_hook(keep, prepend=True).remove)
+        stack.enter_context(edits.disable_adapter())
+        predictions(edits.model, probe)
     return found
 
 

@@ -61,5 +61,5 @@ def build(shape: str, seed: int) -> nn.Module:
 
 
 def number_of(name: str, what: str) -> int:
-    """A seed for each thing that is drawn for a problem, so that none depends on how much was drawn of another."""
+    """A seed for each thing that is drawn for a problem, so that none depends on how much was drawn for another."""
     return int.from_bytes(hashlib.sha256(f"{name} {what}".encode()).digest()[:7], "big")

@@ -1,37 +1,35 @@
-"""Contenders on planted problems: one run as plain arguments and a plain row, and many of them."""
+"""Methods on planted problems: one run as plain arguments and a plain row, and many of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headedit.bench.parallel import Row, run_units
-from headedit.bench.recovery.methods import Problem, check, contender
+from headedit.bench.compare.methods import Changes, Problem, check_changes, method
+from headedit.bench.parallel import run_units
 from headedit.bench.recovery.planted import f1, plant, token_accuracy
 from headedit.bench.recovery.planted_model import SHAPES
+from headedit.bench.results import Row
 from headedit.data.batches import PadRight
 from headedit.data.losses import example_losses
 from headedit.errors import HeadEditError, suggest
 
-Changes = Mapping[str, Mapping[str, Any]]
-"""By contender: fields of its recipe, or of ``LoraSettings``, that differ from their defaults."""
-
 
 def planted_unit(shape: str, seed: int, recipe: str, problem: Mapping[str, Any], changes: Mapping[str, Any]) -> Row:
-    """One contender on one planted problem.
+    """Trains and tests one method on one planted problem.
 
     Args:
         shape: of the model.
         seed: of the problem and of the training.
-        recipe: a contender's name.
+        recipe: the method's name.
         problem: arguments of ``plant``.
-        changes: of the contender's settings.
+        changes: of the method's settings.
 
     Returns:
         Shape, seed, examples, recipe; F1 of offsets and of scales, None where nothing chooses; token accuracy and loss
-        in nats a token on the test examples, and the unedited model's accuracy; open gates and heads; parameters that
-        act; seconds of the training; the learning rate of LoRA.
+        in nats per token on the test examples, and the unedited model's accuracy; open gates and heads; parameters in
+        effect; seconds of the training; the learning rate of LoRA.
     """
     planted = plant(shape, seed, **problem)
-    outcome = contender(recipe, planted=True)(
+    outcome = method(recipe, planted=True)(
         Problem(
             fresh=planted.fresh,
             train=planted.train,
@@ -72,7 +70,7 @@ def run_planted(
     """``planted_unit`` for every problem, shape, seed and recipe, in this order.
 
     Raises:
-        HeadEditError: there is no such shape or contender, or nothing to run.
+        HeadEditError: there is no such shape or method, or nothing to run.
     """
     for shape in shapes:
         if shape not in SHAPES:
@@ -95,12 +93,6 @@ def run_planted(
         raise HeadEditError("There is nothing to run: give at least one shape, seed and recipe.")
     names = [_name(unit) for unit in units]
     return run_units(planted_unit, units, names=names, jobs=jobs, progress=progress)
-
-
-def check_changes(names: Sequence[str], changes: Changes | None, *, planted: bool) -> None:
-    """Raises a HeadEditError for a contender that is not there or cannot run, before any work is done."""
-    for name in dict.fromkeys([*names, *(changes or {})]):
-        check(name, (changes or {}).get(name, {}), planted=planted)
 
 
 def _name(unit: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a model thinks the next token is, and how often it is the label."""
+"""A model's most likely next tokens, and how often they are the labels."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ _BATCH = 100
 
 
 def token_accuracy(model: nn.Module, rows: Sequence[Encoded], *, batch_size: int = _BATCH) -> float:
-    """Share of the labelled tokens that the model, in eval mode, thinks most likely.
+    """Share of the labelled tokens that are the most likely ones to the model, in eval mode.
 
     Args:
-        model: a causal LM; every module of it is put back into the mode it was in.
+        model: a causal LM; every module of it is returned to the mode that it was in.
         rows: examples as token ids and labels, the label of a token at its own place.
-        batch_size: examples a batch.
+        batch_size: examples per batch.
 
     Raises:
         HeadEditError: there is no labelled token.
@@ -38,7 +38,7 @@ def token_accuracy(model: nn.Module, rows: Sequence[Encoded], *, batch_size: int
 
 
 def predictions(model: nn.Module, ids: Tensor) -> Tensor:
-    """The most likely next token at every place, in the mode that the model is in, [examples, tokens].
+    """The most likely next token at every position, [examples, tokens], in the model's current mode.
 
     Args:
         model: a causal LM.

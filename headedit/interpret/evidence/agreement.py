@@ -1,4 +1,4 @@
-"""Whether the signs of an important head agree: rank correlations, and how well one tells chosen heads from others."""
+"""Agreement of the signs of an important head: rank correlations, and how well a sign separates chosen heads."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,22 +9,22 @@ if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped,unused-ignore]
 
 SIGNS = ("gate", "contribution", "attribution", "integrated", "effect")
-"""Columns of the evidence that should rank heads alike, if gates mean what they seem to."""
+"""Columns of the evidence that should rank heads alike if open gates mark important heads."""
 
 
 def agreement(
     evidence: "pandas.DataFrame", columns: Sequence[str] = SIGNS, *, heads: str = "open"
 ) -> "pandas.DataFrame":
-    """Spearman's rank correlation of every two columns.
+    """Computes Spearman's rank correlation of every two columns.
 
     Args:
-        evidence: the frame of ``headedit.interpret.evidence.table``.
+        evidence: the frame that ``headedit.evidence`` returns.
         columns: which columns.
-        heads: ``open``: heads whose edit acts; the others have an effect of exactly 0, which would agree with a closed
-            gate by construction. ``all`` takes them in.
+        heads: ``open``: only heads with an open gate; the others have an effect of exactly 0, which agrees with a
+            closed gate by construction. ``all``: those too.
 
     Returns:
-        A square frame, from −1 to 1; NaN where a column does not vary, or of fewer than 3 heads.
+        A square frame of numbers from −1 to 1; NaN where a column does not vary, or there are fewer than 3 heads.
 
     Raises:
         HeadEditError: there is no such column, or ``heads`` is neither of the two.
@@ -38,20 +38,20 @@ def agreement(
 
 
 def separation(evidence: "pandas.DataFrame", column: str = "effect", chosen: Sequence[bool] | None = None) -> float:
-    """How well a column tells chosen heads from others: the area under the ROC curve.
+    """Measures how well a column tells chosen heads from others: the area under the ROC curve.
 
     It is the share of pairs of a chosen head and another in which the chosen one has the higher value; ties count half.
 
     Args:
-        evidence: the frame of ``headedit.interpret.evidence.table``.
+        evidence: the frame that ``headedit.evidence`` returns.
         column: the column.
-        chosen: for each row whether the head is one of them; by default the open ones.
+        chosen: for each row whether the head is chosen; by default the open ones.
 
     Returns:
-        From 0 to 1, 0.5 by chance; NaN where all heads are chosen, or none.
+        A number from 0 to 1, 0.5 by chance; NaN if all heads are chosen, or none.
 
     Raises:
-        HeadEditError: there is no such column, or not one value a row.
+        HeadEditError: there is no such column, or ``chosen`` does not have one value per row.
     """
     check_column(evidence, column)
     flags = evidence["open"].tolist() if chosen is None else [bool(flag) for flag in chosen]
@@ -67,6 +67,6 @@ def separation(evidence: "pandas.DataFrame", column: str = "effect", chosen: Seq
 
 
 def check_column(evidence: "pandas.DataFrame", column: str) -> None:
-    """Raises a HeadEditError where the evidence has no such column."""
+    """Raises a HeadEditError if the evidence has no such column."""
     if column not in evidence.columns:
         raise HeadEditError(f"The evidence has no column '{column}'.{suggest(column, map(str, evidence.columns))}")

@@ -1,9 +1,9 @@
-"""Whether heads matter, by intervention: one head's edit switched off, or one head's output moved between two runs.
+"""Effects of heads by intervention: switch off one head's edit, or copy one head's output from one run to another.
 
 Leave one out: the loss of the edited model without the edit of one head. Patching (Vig et al., NeurIPS 2020, arXiv
-2004.12265; Zhang and Nanda, ICLR 2024, arXiv 2309.16042): what the head puts out in the edited run is put into the base
-run, which tells what it suffices for, or what it puts out in the base run into the edited one, which tells what it is
-needed for. All passes run through nnsight.
+2004.12265; Zhang and Nanda, ICLR 2024, arXiv 2309.16042): the head's output in the edited run is put into the base
+run, which shows what it is sufficient for, or its output in the base run into the edited run, which shows what it is
+necessary for. All passes run through nnsight.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,12 +24,12 @@ from headedit.interpret.evidence.tracing import traces
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeadEffects:
-    """What an intervention on one head at a time does to the loss, in nats a token.
+    """The change of the loss by an intervention on one head at a time, in nats per token.
 
     Fields:
         heads: the heads.
         before: loss of each example without the intervention, [examples].
-        after: loss of each example with that on each head, [heads, examples].
+        after: loss of each example with the intervention on each head, [heads, examples].
     """
 
     heads: list[Head] = field(repr=False)
@@ -38,7 +38,7 @@ class HeadEffects:
 
     @property
     def effects(self) -> Tensor:
-        """By how much the loss rises, [heads]; below 0 where it falls."""
+        """The rise of the loss, [heads]; negative where it falls."""
         found: Tensor = (self.after - self.before).mean(1)
         return found
 
@@ -59,7 +59,7 @@ def leave_one_out(
     batch_size: int = 16,
     progress: bool = True,
 ) -> HeadEffects:
-    """The loss of the edited model with the edit of one head switched off at a time, in eval mode.
+    """Measures the loss of the edited model with the edit of one head at a time switched off, in eval mode.
 
     It costs a forward pass for each head. A head whose gates are closed has an effect of 0.
 
@@ -67,8 +67,8 @@ def leave_one_out(
         edits: the handle of the edited model; not changed.
         data: examples of any form that ``headedit.fit`` takes.
         tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
-        heads: ``open``, ``all``, or (layer, head) of those wanted.
-        batch_size: examples a batch.
+        heads: ``open``, ``all``, or a list of (layer, head).
+        batch_size: examples per batch.
         progress: show a bar.
 
     Raises:
@@ -98,20 +98,20 @@ def patch(
     batch_size: int = 16,
     progress: bool = True,
 ) -> HeadEffects:
-    """The loss of one run with the output of one head at a time taken from the other, in eval mode.
+    """Measures the loss of one run with the output of one head at a time copied from the other, in eval mode.
 
-    A head that has no edit of its own puts out something else in the edited run, too, where an edit lies below it.
+    The output of a head without an edit differs in the edited run, too, if there is an edit below it.
 
     Args:
         edits: the handle of the edited model; not changed.
         data: as for ``leave_one_out``.
-        into: ``base``: the edited head's output goes into the base run, and an effect below 0 is a gain.
-            ``edited``: the base head's output goes into the edited run, and an effect above 0 is a loss.
+        into: ``base``: the edited head's output is put into the base run, and a negative effect means that the head
+            helps. ``edited``: the base head's output is put into the edited run, and a positive effect means that.
         tokenizer, heads, batch_size, progress: as for ``leave_one_out``.
 
     Raises:
-        HeadEditError: as for ``leave_one_out``; or a head's module runs several times in a forward pass, or is not
-            given every token once.
+        HeadEditError: as for ``leave_one_out``; or a head's module runs several times in a forward pass, or does not
+            get every token exactly once.
     """
     if into not in ("base", "edited"):
         raise HeadEditError(f"into: found {into!r}, expected 'base' or 'edited'.")
@@ -146,16 +146,16 @@ def patch(
 
 
 def replaced(head: Head, source: Tensor, tokens: int) -> Callable[[Tensor], Tensor]:
-    """A function that puts one head of ``source`` into what a site's module is given.
+    """A function that replaces one head in the input of a site's module by that of ``source``.
 
     Raises:
-        HeadEditError: the module is not given every token once, as where experts share the tokens.
+        HeadEditError: the module does not get every token exactly once, as where experts share the tokens.
     """
     site = head.site
     if source.numel() != tokens * site.width:
         raise HeadEditError(
-            f"{site.path} is given {tuple(source.shape)} for {tokens} tokens, so heads of two runs cannot be told to "
-            "be of the same token. Use leave_one_out."
+            f"{site.path} gets an input of shape {tuple(source.shape)} for {tokens} tokens, so the tokens of two runs "
+            "cannot be matched. Use leave_one_out."
         )
 
     def change(z: Tensor) -> Tensor:

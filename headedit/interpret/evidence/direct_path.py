@@ -1,14 +1,15 @@
-"""The direct path from a head to the logits: the modules that what a head adds passes, apart from those that read it.
+"""The direct path from a head to the logits: the modules that a change of its output passes without a later layer.
 
-The path of an offset is: its head's part of the site's module; norms behind that, before the residual stream (Gemma 2,
+The path of an offset is: its head's part of the site's module; norms after that, before the residual stream (Gemma 2,
 OLMo 2); the residual stream; the norm before the unembedding; the unembedding. It is found by one forward pass: a
-module is next on the path if it is given just what the last one put out, perhaps times a number. A norm is linearised
+module is next on the path if its input is the output of the last one, perhaps times a number. A norm is linearised
 with its statistics held fixed at 1, so a change d becomes w ⊙ d, or w ⊙ (d − mean d) where it removes the mean: it is
-N(d / σ) − N(0), times σ, where σ is the root mean square of d. What is left open is a positive factor for each head,
-which does not change the order of tokens.
+N(d / σ) − N(0), times σ, where σ is the root mean square of d. The result is known up to a positive factor for each
+head, which does not change the order of tokens.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -24,26 +25,26 @@ from headedit.hf.modes import evaluating
 from headedit.specs import HeadSite
 from headedit.specs.probe import random_ids
 
-_TOLERANCE = 0.05  # of what a quantized or half-precision module may differ from linear
+_TOLERANCE = 0.05  # relative; a quantized or half-precision module may differ from linear by this much
 
 _ROUNDING = 0.01  # of a number, in half precision
 
 Kind = Literal["linear", "centred", "scaled"]
-"""Of a module: linear, or a norm that removes the mean, or one that does not."""
+"""The kind of a module: linear, a norm that removes the mean, or a norm that does not."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A module on the path, and what it is as a function."""
+    """A module on the path, and its kind as a function."""
 
     module: nn.Module
     kind: Kind
 
     def image(self, d: Tensor) -> Tensor:
-        """What the module makes of changes, [1, changes, ..., width]: linear in them."""
+        """The change of the module's output by changes of its input, [1, changes, ..., width]; linear in them."""
         if self.kind == "centred":
             d = d - d.mean(-1, keepdim=True)
-        size = d.float().square().flatten(2).mean(-1).sqrt().view(1, -1, *[1] * (d.dim() - 2))
+        size = d.float().square().mean(tuple(range(2, d.dim())), keepdim=True).sqrt()
         unit = d / torch.where(size > 0, size, 1).to(d)
         made: Tensor = _first(self.module(unit)) - _first(self.module(torch.zeros_like(unit)))
         return made * size.to(d)
@@ -51,12 +52,13 @@ class Step:
 
 @dataclass(frozen=True)
 class DirectPath:
-    """How changes of the sites' inputs reach the logits, apart from what later modules make of them.
+    """How changes of the sites' inputs reach the logits directly, not through later layers.
 
     Fields:
         branches: by the site's path, the steps from its module to the residual stream.
-        tail: those from the residual stream through the unembedding.
+        tail: the steps from the residual stream through the unembedding.
         obstacles: by the site's path, why its path cannot be followed.
+        given: by the site's path, an input of its module, for its shape and dtype.
     """
 
     branches: dict[str, list[Step]] = field(repr=False)
@@ -66,7 +68,7 @@ class DirectPath:
 
     @torch.no_grad()
     def logits(self, site: HeadSite, changes: Tensor) -> Tensor:
-        """What changes of the input of a site without an obstacle, [changes, heads * head_dim], add to the logits.
+        """The change of the logits by changes of a site's input, [changes, heads * head_dim]; not for obstacles.
 
         Returns:
             [changes, vocabulary], float32, each up to a positive factor.
@@ -80,7 +82,7 @@ class DirectPath:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a module: what it was first given, what it first returned, and whether it was given that alone."""
+    """One call of a module: its first input, its first output, and whether that input was the only one."""
 
     path: str
     module: nn.Module
@@ -90,7 +92,7 @@ class _Call:
 
 
 def unembedding_of(model: nn.Module) -> nn.Module:
-    """The module that makes logits.
+    """The module that computes the logits.
 
     Raises:
         HeadEditError: there is none.
@@ -99,15 +101,15 @@ def unembedding_of(model: nn.Module) -> nn.Module:
     found = get() if callable(get) else None
     if not isinstance(found, nn.Module) or isinstance(found, nn.ModuleList):
         raise HeadEditError(
-            f"{type(model).__name__} has no single unembedding (by get_output_embeddings), so nothing tells which "
-            "tokens an edit promotes. Load the model with its language-model head, as AutoModelForCausalLM does."
+            f"{type(model).__name__} has no single unembedding (by get_output_embeddings), so the tokens that an "
+            "edit promotes cannot be read. Load the model with its language-model head, as AutoModelForCausalLM does."
         )
     return found
 
 
 @torch.no_grad()
 def direct_path(edits: HeadEdits, sites: Sequence[HeadSite]) -> DirectPath:
-    """Follows the direct path of some sites in the base model, by one forward pass over a few random tokens.
+    """Finds the direct path of some sites in the base model by one forward pass over a few random tokens.
 
     Raises:
         HeadEditError: the model has no unembedding.
@@ -143,37 +145,31 @@ def _trace(model: nn.Module) -> list[_Call]:
         if tensors and isinstance(returned, Tensor):
             calls.append(_Call(path, module, tensors[0], returned, len(args) == 1 and not kwargs))
 
-    hooks = [
-        module.register_forward_hook(partial(keep, path), with_kwargs=True)
-        for path, module in model.named_modules()
-        if path
-    ]
-    try:
-        device = token_embeddings(model).device
-        with torch.random.fork_rng(devices=[]):
-            model(input_ids=random_ids(model).to(device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            if path:
+                stack.callback(module.register_forward_hook(partial(keep, path), with_kwargs=True).remove)
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        model(input_ids=random_ids(model).to(embeddings_of(model).device), use_cache=False)
     return calls
 
 
 def _branch(calls: Sequence[_Call], start: int, layer: str) -> list[Step] | str:
     """The steps from a site's module to the residual stream, which its layer returns, or why there are none."""
     if not calls[start].alone:
-        return "its module takes more than the heads"
+        return "its module has inputs other than the heads"
     kind = _kind(calls[start])
     if kind != "linear":
-        return "it stands in front of a norm or another function that is not linear"
+        return "it is followed directly by a norm or another function that is not linear"
     steps, value = [Step(calls[start].module, kind)], calls[start].returned
     for call in calls[start + 1 :]:
         if call.path == layer:
             fits = call.returned.shape[-1] == value.shape[-1]
             return steps if fits else f"its output is not as wide as what {layer} returns"
-        if _same(call.given, value) and not any(call.module.children()):
+        if _proportional(call.given, value) and not any(call.module.children()):
             kind = _kind(call) if call.alone else None
             if kind is None:
-                return f"{call.path}, behind it, is neither linear nor a norm"
+                return f"{call.path}, after it, is neither linear nor a norm"
             steps.append(Step(call.module, kind))
             value = call.returned
     return f"it runs outside {layer}"
@@ -186,7 +182,7 @@ def _tail(calls: Sequence[_Call], unembedding: nn.Module, stacks: set[str]) -> l
         return "the unembedding does not run in a forward pass over text"
     steps, value = [Step(unembedding, "linear")], calls[last].given
     for call in reversed(calls[:last]):
-        if not _same(call.returned, value):
+        if not _proportional(call.returned, value):
             continue
         above, _, number = call.path.rpartition(".")
         if above in stacks and number.isdigit():
@@ -197,11 +193,11 @@ def _tail(calls: Sequence[_Call], unembedding: nn.Module, stacks: set[str]) -> l
                 return f"{call.path}, before the unembedding, is neither linear nor a norm"
             steps.insert(0, Step(call.module, kind))
             value = call.given
-    return "the unembedding is not given the last layer's output through a norm alone"
+    return "the unembedding does not get the last layer's output only through a norm"
 
 
 def _kind(call: _Call) -> Kind | None:
-    """What a module is as a function, by what it makes of a few random inputs."""
+    """The kind of a module, by its outputs for a few random inputs; None for any other function."""
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(call.given[:1, :1].shape, generator=generator).to(call.given)
     zero, one, two, shifted = (_first(call.module(v)).float() for v in (torch.zeros_like(u), u, 2 * u, u + 1))
@@ -220,8 +216,8 @@ def _layer_of(path: str) -> str:
     return ".".join(parts[: number + 1])
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same numbers, or the one those of the other times a positive factor."""
+def _proportional(a: Tensor, b: Tensor) -> bool:
+    """Whether one tensor is the other times a positive factor, up to rounding."""
     if a.shape[-1] != b.shape[-1] or a.numel() != b.numel():
         return False
     a, b = a.flatten().float(), b.flatten().to(a.device).float()

@@ -1,4 +1,4 @@
-"""The edited heads of a model, one by one, and a way to switch the edits of some of them off for a while."""
+"""The edited heads of a model, and a context that switches the edits of some of them off."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from headedit.errors import HeadEditError
 from headedit.specs import HeadSite
 
 Choice = str | Sequence[tuple[int, int]]
-"""Which heads: those whose edit has an open gate, all edited ones, or (layer, head) of those wanted."""
+"""Which heads: ``open``, those with an open gate; ``all``, every edited one; or a list of (layer, head)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,9 +47,9 @@ class Head:
         return any(bool(self.edit.is_open(vector)[self.index]) for vector in self.edit.vectors)
 
     @torch.no_grad()
-    def acting(self, vector: str) -> Tensor | None:
-        """Gate times vector, [head_dim]: what is added to the head, or to the factor of 1 on it; None without one."""
-        return self.edit.effective()[vector][self.index] if vector in self.edit.vectors else None
+    def effective(self, vector: str) -> Tensor | None:
+        """Gate times vector, [head_dim]: is added to the head, or to the factor of 1 on it; None without a vector."""
+        return self.edit.acting()[vector][self.index] if vector in self.edit.vectors else None
 
 
 def edited_heads(edits: HeadEdits, choice: Choice = "all") -> list[Head]:
@@ -60,7 +60,7 @@ def edited_heads(edits: HeadEdits, choice: Choice = "all") -> list[Head]:
         choice: ``open``, ``all``, or (layer, head) pairs, which are of the first kind of site.
 
     Raises:
-        HeadEditError: ``edits`` is no handle, is detached or merged, or has no such head, or none is open.
+        HeadEditError: ``edits`` is not a handle, is detached or merged, or has no such head, or none is open.
     """
     check_acting(edits)
     module = edits.module
@@ -89,24 +89,24 @@ def edited_heads(edits: HeadEdits, choice: Choice = "all") -> list[Head]:
 
 
 def check_acting(edits: HeadEdits) -> None:
-    """Raises a HeadEditError where there are no edits that act by hooks: no handle, detached, or merged."""
+    """Raises a HeadEditError unless the edits are attached to the model and not merged."""
     if not isinstance(edits, HeadEdits):
         raise HeadEditError(
             f"Found a {type(edits).__name__}, expected the handle of edits, which headedit.attach(model) and "
             "headedit.load(model, folder) return."
         )
     if not edits.attached:
-        raise HeadEditError("These edits are detached, so they do nothing; attach or load them on the model first.")
-    if edits.merged is not None:
+        raise HeadEditError("These edits are detached, so they have no effect; attach or load them on the model first.")
+    if is_merged(edits):
         raise HeadEditError(
-            "These edits are merged into the weights, where no head can be switched off by itself. Call "
+            "These edits are merged into the weights, where no single head can be switched off. Call "
             "unmerge_adapter() first."
         )
 
 
 @contextmanager
 def switched_off(heads: Iterable[Head]) -> Iterator[None]:
-    """A context in which some heads are what the model makes them; their edits come back to the bit."""
+    """Switches the edits of some heads off while the context lasts; afterwards they are the same to the bit."""
     kept: list[tuple[Tensor, int, Tensor]] = []
     try:
         with torch.no_grad():

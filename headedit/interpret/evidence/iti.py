@@ -1,7 +1,7 @@
-"""Evidence for heads by inference-time intervention: how well a linear probe on one head tells two classes apart.
+"""Probes on heads, by inference-time intervention: how well a linear probe on one head tells two classes apart.
 
 ITI (Li, Patel, Viégas, Pfister, Wattenberg, "Inference-time intervention: eliciting truthful answers from a language
-model", NeurIPS 2023, arXiv 2306.03341), section 3: a logistic probe a head on its output z at the last token, heads
+model", NeurIPS 2023, arXiv 2306.03341), section 3: a logistic probe per head on its output z at the last token, heads
 ranked by held-out accuracy, and z' = z + α·σ·θ on the best, where θ is the direction between the class means
 (section 4, "mass mean shift") and σ the standard deviation of z along θ.
 """
@@ -12,6 +12,7 @@ from math import nan
 from typing import Any
 
 import torch
+from einops import einsum, rearrange
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -25,8 +26,8 @@ _FEWEST = 4  # of a class: some to fit on and some to measure on
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class HeadEvidence:
-    """What the probes found; rows and columns as in ``HeadEdits.gates``, NaN where there is no edited head.
+class HeadProbes:
+    """Results of probing every head; rows and columns as in ``HeadEdits.gates``, NaN where there is no edited head.
 
     Fields:
         kind: the kind of site.
@@ -35,7 +36,7 @@ class HeadEvidence:
             equal), [layers, heads, head_dim]; NaN beyond the width of a narrower head.
         sigma: standard deviation of the training examples along the direction, [layers, heads].
         baseline: accuracy on the held-out examples of always naming their more frequent class.
-        train, valid: number of examples to fit on and held out.
+        train, valid: numbers of examples to fit on and held out.
     """
 
     kind: str
@@ -47,7 +48,7 @@ class HeadEvidence:
     valid: int
 
     def top(self, k: int) -> list[tuple[int, int]]:
-        """(layer, head) of the k best heads, best first; of equals the one of the lower layer, then head.
+        """(layer, head) of the k best heads, best first; equal ones by layer, then head.
 
         Raises:
             HeadEditError: ``k`` is below 1 or above the number of heads.
@@ -59,17 +60,17 @@ class HeadEvidence:
         return [divmod(int(i), self.accuracy.shape[1]) for i in order[:k]]
 
     def apply(self, edits: HeadEdits, heads: int = 48, strength: float = 15.0) -> None:
-        """Writes z' = z + strength · sigma · direction on the best heads, in place of the edits that they had.
+        """Sets the best heads to z' = z + strength · sigma · direction, which replaces the edits that they had.
 
-        Only these heads are set: the edits of all others stay as they are, open ones too.
+        The edits of all other heads stay as they are, open ones too.
 
         Args:
-            edits: the handle that the evidence was found with, or one with the same heads.
+            edits: the handle that was probed, or one with the same heads.
             heads: how many of the best heads to set; K in the paper.
-            strength: α in the paper; below 0 it steers towards class 0.
+            strength: α in the paper; negative values steer towards class 0.
 
         Raises:
-            HeadEditError: ``heads`` is below 1 or above their number, or ``edits`` has not these heads or no offsets.
+            HeadEditError: ``heads`` is below 1 or above their number, or ``edits`` lacks these heads or offsets.
         """
         chosen = self.top(heads)
         widths = {
@@ -79,8 +80,8 @@ class HeadEvidence:
         for (layer, head), offset in offsets.items():
             if widths.get((layer, head)) != len(offset):
                 raise HeadEditError(
-                    f"These edits have no {self.kind} head {head} of width {len(offset)} in layer {layer}, which the "
-                    "evidence ranks; give the edits that it was found with."
+                    f"These edits have no {self.kind} head {head} of width {len(offset)} in layer {layer}, which was "
+                    "probed; give the edits that were probed."
                 )
         for (layer, head), offset in offsets.items():
             edits.set_head(layer, head, offset=strength * self.sigma[layer, head] * offset, kind=self.kind)
@@ -98,20 +99,20 @@ def iti(
     l2: float = 1.0,
     kind: str | None = None,
     progress: bool = True,
-) -> HeadEvidence:
+) -> HeadProbes:
     """Ranks heads by a logistic probe on their output at the last token, in the base model, in eval mode.
 
     Args:
-        edits: says which heads there are; switched off for the time of the call, and not changed.
-        examples: examples of any form that ``headedit.fit`` takes, read at the last token of the last response without
-            what ends it, or rows with ``input_ids``, read at the last of these.
-        labels: 0 or 1 for each example, such as false and true.
+        edits: the handle, which says which heads there are; switched off during the call, and not changed.
+        examples: (prompt, response) pairs or records with such fields, read at the response's last token without an
+            end-of-text behind it, or rows with ``input_ids``, read at the last of these.
+        labels: 0 or 1 for each example, such as for false and true.
         tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
-        valid_share: share of each class that is held out; at least one example of it, and at most all but two.
-        batch_size: examples a batch.
+        valid_share: share of each class that is held out; at least one example, and at most all but two.
+        batch_size: examples per batch.
         seed: of the split; no other random numbers are drawn.
-        l2: weight of ½‖w‖² beside the summed log loss, on standardised features; the intercept is free.
-        kind: the kind of site; by default attention, or what there is.
+        l2: weight of ½‖w‖², which is added to the summed log loss, on standardised features; the intercept is free.
+        kind: the kind of site; by default attention, or else the first.
         progress: show a bar.
 
     Raises:
@@ -132,14 +133,14 @@ def iti(
     accuracy, sigma = torch.full_like(grid, nan), torch.full_like(grid, nan)
     direction = torch.full((*grid.shape, max(site.head_dim for site, _ in places)), nan)
     for (site, first), output in zip(places, outputs, strict=True):
-        z = output.double().transpose(0, 1)  # [heads, examples, head_dim]
+        z = rearrange(output.double(), "examples heads width -> heads examples width")
         columns = slice(first, first + site.heads)
         unit, spread = _mass_mean_shift(z[:, train], truth[train])
         accuracy[site.layer, columns] = held_out_accuracy(z, truth, train, valid, l2).float()
         direction[site.layer, columns, : site.head_dim] = unit.float()
         sigma[site.layer, columns] = spread.float()
     share = truth[valid].double().mean().item()
-    return HeadEvidence(
+    return HeadProbes(
         kind=kind,
         accuracy=accuracy,
         direction=direction,
@@ -172,7 +173,7 @@ def _classes(labels: Sequence[int] | Tensor, examples: int) -> Tensor:
 
 
 def _split(truth: Tensor, valid_share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to fit on and held out, in ascending order, by the same share of each class."""
+    """Indices to fit on and held out, in ascending order, with the same share of each class."""
     generator = torch.Generator().manual_seed(seed)
     held = torch.zeros(len(truth), dtype=torch.bool)
     for label in (0, 1):
@@ -186,4 +187,4 @@ def _mass_mean_shift(z: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """θ, [heads, width], and σ, [heads], of outputs [heads, examples, width]."""
     shift = z[:, truth == 1].mean(1) - z[:, truth == 0].mean(1)
     unit = normalize(shift, dim=-1, eps=torch.finfo(shift.dtype).tiny)  # 0 stays 0
-    return unit, (z @ unit[..., None]).squeeze(-1).std(1, correction=0)
+    return unit, einsum(z, unit, "heads examples width, heads width -> heads examples").std(1, correction=0)

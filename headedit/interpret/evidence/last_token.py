@@ -1,6 +1,7 @@
-"""What every head puts out at the last token of an example, before any edit."""
+"""The output of every head at the last token of an example, before any edit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from inspect import signature
 from typing import Any
 
@@ -18,19 +19,39 @@ from headedit.hf.modes import evaluating
 from headedit.specs import HeadSite
 
 
+def token_ids(example: Any, tokenizer: Any, where: str) -> list[int]:
+    """Token ids of a prompt with its response, without the end-of-text token; ``input_ids`` are returned as they are.
+
+    Raises:
+        HeadEditError: the example is of another form, empty, or text without a tokenizer; ``where`` names it.
+    """
+    if isinstance(example, Mapping) and "input_ids" in example:
+        ids = [int(i) for i in example["input_ids"]]
+    elif tokenizer is None:
+        raise HeadEditError(f"{where}: is text, and there is no tokenizer; give tokenizer=...")
+    else:
+        texts = isinstance(example, tuple | list) and [type(part) for part in example] == [str, str]
+        prompt, response = example if texts else to_pair(example, where)
+        ids = prompt_ids(tokenizer, prompt) + response_ids(tokenizer, prompt, response)
+        ids = ids if tokenizer.eos_token_id is None else ids[:-1]
+    if not ids:
+        raise HeadEditError(f"{where}: is empty, so there is no token to read the heads at.")
+    return ids
+
+
 @torch.no_grad()
 def last_outputs(
     edits: HeadEdits, sites: Sequence[HeadSite], rows: Sequence[list[int]], *, batch_size: int, progress: bool
 ) -> list[Tensor]:
-    """Outputs of the heads of the base model, in eval mode, at the last token of each row of token ids.
+    """Reads the outputs of the base model's heads, in eval mode, at the last token of each row of token ids.
 
     Returns:
-        For each site [rows, heads, head_dim], float32 on the CPU. Of a module that runs several times in a forward
-        pass, the last time counts.
+        For each site [rows, heads, head_dim], float32 on the CPU. If a module runs several times in a forward pass, the
+        last time counts.
 
     Raises:
-        HeadEditError: a row is longer than the model's context, or a site's module does not run, is given another
-            shape than the spec says, or values that are not finite.
+        HeadEditError: a row is longer than the model's context, or a site's module does not run, or gets an input of
+            another shape than the spec says, or with values that are not finite.
     """
     model = edits.model
     _check_room(rows, context_length(model))
@@ -39,41 +60,42 @@ def last_outputs(
     device = token_embeddings(model).device
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found = [torch.empty(len(rows), site.heads, site.head_dim) for site in sites]
-    reader = _Reader(sites)
-    try:
-        with edits.disable_adapter(), evaluating(model):
-            starts = range(0, len(order), batch_size)
-            for start in tqdm(starts, desc="reading heads", unit="batch", disable=not progress, leave=False):
-                chosen = order[start : start + batch_size]
-                ids = pad_sequence([torch.tensor(rows[i]) for i in chosen], batch_first=True)
-                ends = torch.tensor([len(rows[i]) - 1 for i in chosen])
-                mask = torch.arange(ids.shape[1]) <= ends[:, None]
-                reader.expect(ends, ids.shape)
-                model(input_ids=ids.to(device), attention_mask=mask.long().to(device), **options)
-                for site, outputs in zip(sites, found, strict=True):
-                    outputs[chosen] = reader.of(site)
-    finally:
-        reader.remove()
+    reader = _Reader()
+    with reader.hooked(sites), edits.disable_adapter(), evaluating(model):
+        starts = range(0, len(order), batch_size)
+        for start in tqdm(starts, desc="reading heads", unit="batch", disable=not progress, leave=False):
+            chosen = order[start : start + batch_size]
+            ids = pad_sequence([torch.tensor(rows[i]) for i in chosen], batch_first=True)
+            ends = torch.tensor([len(rows[i]) - 1 for i in chosen])
+            mask = torch.arange(ids.shape[1]) <= ends[:, None]
+            reader.expect(ends, ids.shape)
+            model(input_ids=ids.to(device), attention_mask=mask.long().to(device), **options)
+            for site, outputs in zip(sites, found, strict=True):
+                outputs[chosen] = reader.of(site)
     return found
 
 
 class _Reader:
-    """Pre-hooks that keep the heads of each site at the tokens ``ends``, [batch], ahead of everyone's hooks."""
+    """Records the heads of each site at the tokens ``ends``, [batch], by pre-hooks that run before all others."""
 
-    def __init__(self, sites: Sequence[HeadSite]) -> None:
+    def __init__(self) -> None:
         self.ends, self.shape = torch.empty(0), torch.Size((0, 0))
         self.outputs: dict[str, Tensor] = {}
-        self._hooks = [site.module.register_forward_pre_hook(self._hook(site), prepend=True) for site in sites]
+
+    @contextmanager
+    def hooked(self, sites: Sequence[HeadSite]) -> Iterator[None]:
+        """Keeps the hooks on the sites' modules while the context lasts."""
+        with ExitStack() as stack:
+            for site in sites:
+                stack.callback(site.module.register_forward_pre_hook(self._hook(site), prepend=True).remove)
+            yield
 
     def expect(self, ends: Tensor, shape: torch.Size) -> None:
-        """A batch of this shape, [batch, tokens], whose rows end at these tokens."""
+        """Announces a batch of a shape, [batch, tokens], whose rows end at these tokens."""
         self.ends, self.shape, self.outputs = ends, shape, {}
 
-    def remove(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
     def of(self, site: HeadSite) -> Tensor:
+        """The recorded heads of a site, [batch, heads, head_dim]."""
         if site.path not in self.outputs:
             raise HeadEditError(f"{site.path} did not run in a forward pass over text; its heads cannot be read.")
         outputs = self.outputs[site.path]
@@ -88,8 +110,8 @@ class _Reader:
             z, (batch, tokens) = args[0], self.shape
             if z.numel() != batch * tokens * site.width or z.shape[-1] > site.width:
                 raise HeadEditError(
-                    f"{site.path} was given {tuple(z.shape)}, but its spec says {site.heads} heads of width "
-                    f"{site.head_dim} ({site.width} in the last dimension). Correct the spec."
+                    f"{site.path} gets an input of shape {tuple(z.shape)}, but its spec says {site.heads} heads of "
+                    f"width {site.head_dim} ({site.width} in the last dimension). Correct the spec."
                 )
             heads = z.reshape(batch, tokens, site.heads, site.head_dim)  # also from [..., groups, width / groups]
             rows = torch.arange(batch, device=z.device)

@@ -1,4 +1,4 @@
-"""Logistic probes, one a head, fitted together by Newton's method (ITI, Li et al. 2023, arXiv 2306.03341)."""
+"""Logistic probes, one per head, fitted together by Newton's method (ITI, Li et al. 2023, arXiv 2306.03341)."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,15 @@ _STEPS, _HALVINGS, _CONVERGED = 100, 30, 1e-16
 def fit_probes(x: Tensor, labels: Tensor, l2: float) -> Tensor:
     """Minimises Σ log(1 + exp(−y·(w·x + b))) + l2/2·‖w‖² over the examples, for every head at once, y = ±1.
 
-    Newton steps, each halved for the heads whose loss would not fall; nothing is random.
+    By Newton steps, each halved for the heads whose loss would not fall; nothing is random.
 
     Args:
         x: features, [heads, examples, width], double precision.
         labels: 0 or 1 for each example, [examples].
-        l2: above 0, so that there is one minimum even where the classes can be parted.
+        l2: above 0, so that there is one minimum even if the classes can be separated.
 
     Returns:
-        w with b behind it, [heads, width + 1].
+        w followed by b, [heads, width + 1].
     """
     x, truth = pad(x, (0, 1), value=1.0), labels.to(x)
     ridge = x.new_full((x.shape[-1],), l2)
@@ -33,7 +33,7 @@ def fit_probes(x: Tensor, labels: Tensor, l2: float) -> Tensor:
         gradient = ((p - truth)[:, None] @ x).squeeze(1) + ridge * w
         curvature = (x * (p * (1 - p))[..., None]).mT @ x + torch.diag(ridge + _CONVERGED)
         step = torch.linalg.solve(curvature, gradient)
-        gain = (gradient * step).sum(-1)  # twice what the step should take off the loss
+        gain = (gradient * step).sum(-1)  # twice the expected fall of the loss
         now, size = loss(w), torch.ones_like(gain)
         for _ in range(_HALVINGS):
             short = loss(w - size[:, None] * step) > now - 1e-4 * size * gain + 1e-14 * now
@@ -47,7 +47,7 @@ def fit_probes(x: Tensor, labels: Tensor, l2: float) -> Tensor:
 
 
 def held_out_accuracy(z: Tensor, labels: Tensor, train: Tensor, valid: Tensor, l2: float) -> Tensor:
-    """Share of the held-out examples that each head's probe names right, [heads].
+    """Share of the held-out examples that each head's probe classifies correctly, [heads].
 
     Args:
         z: outputs of the heads, [heads, examples, width], double precision.

@@ -1,4 +1,4 @@
-"""All that is known of every edited head in one table, which reports and pictures read from."""
+"""The evidence for every edited head in one table, from which reports and pictures are made."""
 
 from collections.abc import Iterable, Sequence
 from math import nan
@@ -12,8 +12,8 @@ from headedit.errors import HeadEditError
 from headedit.interpret.evidence.attribution import HeadEstimates, attribute, integrate
 from headedit.interpret.evidence.causal import HeadEffects, leave_one_out, patch
 from headedit.interpret.evidence.heads import Head, edited_heads
-from headedit.interpret.evidence.iti import HeadEvidence, iti
-from headedit.interpret.evidence.tokens import Said, by_weights, tokens
+from headedit.interpret.evidence.iti import HeadProbes, iti
+from headedit.interpret.evidence.tokens import TokenChanges, by_weights, tokens
 from headedit.interpret.examples import IGNORED, Row, labelled_rows
 from headedit.io.optional import import_optional
 
@@ -26,7 +26,7 @@ def evidence(
     data: Iterable[Any],
     *,
     tokenizer: Any = None,
-    probe: "HeadEvidence | bool" = True,
+    probe: "HeadProbes | bool" = True,
     read: Literal["weights", "measured"] = "weights",
     patches: bool = False,
     steps: int = 8,
@@ -35,11 +35,11 @@ def evidence(
     seed: int = 0,
     progress: bool = True,
 ) -> "pandas.DataFrame":
-    """What is known of every edited head, in eval mode, a row a head.
+    """Gathers the evidence for every edited head, in eval mode, one row per head.
 
-    Columns, those of losses in nats a token:
-        layer, kind, head: which one; head as ``HeadEdits.gates`` counts.
-        open: whether its edit acts, by a gate that is open.
+    Columns, those of losses in nats per token:
+        layer, kind, head: which head; head as ``HeadEdits.gates`` counts.
+        open: whether its edit has an open gate.
         gate, gate_offset, gate_scale: its gates, and the larger of them; NaN without the vector.
         offset_norm, scale_norm: ‖g·a‖₂ and ‖g·m‖₂, by the second of which LoFiT ranks heads; NaN without the vector.
         contribution, share: size of what the edit adds to the head's output, and that over the output's own; see
@@ -51,7 +51,8 @@ def evidence(
         patch_base, patch_edited: only with ``patches``: change of the loss with the head's output put into the other
             run; see ``patch``.
         probe_accuracy: held-out accuracy of a linear probe on the head in the base model; see ``iti``.
-        promotes, suppresses: the tokens that the edit is most about, a list each; None where they cannot be read.
+        promotes, suppresses: the tokens whose logits the edit raises and lowers most, a list each; None where they
+            cannot be read.
 
     Besides, ``attrs`` has ``loss``, ``base_loss``, ``examples``, ``probe_baseline`` (by kind) and ``read``.
 
@@ -59,13 +60,13 @@ def evidence(
         edits: the handle; not changed.
         data: examples of any form that ``headedit.fit`` takes.
         tokenizer: the model's tokenizer; without it there are no tokens, and all examples must hold ``input_ids``.
-        probe: what ``iti`` found; or True, to have probes tell an example's own response from that of another example;
-            or False.
+        probe: the result of ``iti``; or True, for probes that tell an example's own response from that of another
+            example; or False.
         read: tokens by the weights, or as measured on the data; see ``tokens``.
-        patches: also patch every head between the two runs, at two forward passes a head.
+        patches: also patch every head between the two runs, at two forward passes per head.
         steps: passes of ``integrate``.
-        top: number of tokens either way.
-        batch_size: examples a batch.
+        top: number of tokens promoted, and of tokens suppressed.
+        batch_size: examples per batch.
         seed: of the probes' split.
         progress: show bars.
 
@@ -91,9 +92,9 @@ def evidence(
     columns["probe_accuracy"] = [
         probes[head.kind].accuracy[head.layer, head.head].item() if head.kind in probes else nan for head in heads
     ]
-    said = _said(edits, opened, tokenizer, rows, read, top, options)
+    changes = _tokens_by_head(edits, opened, tokenizer, rows, read, top, options)
     for name in ("promotes", "suppresses"):
-        words = [getattr(said.get(_key(head)), name, None) for head in heads]
+        words = [getattr(changes.get(_key(head)), name, None) for head in heads]
         columns[name] = [None if pairs is None else [token for token, _ in pairs] for pairs in words]
     table = frame(columns)
     table.attrs = {
@@ -107,16 +108,16 @@ def evidence(
 
 
 def _edit_columns(heads: Sequence[Head]) -> dict[str, list[Any]]:
-    """What the edits are by themselves."""
-    gates = {id(head.edit): {v: g.tolist() for v, g in head.edit.gate_values().items()} for head in heads}
+    """Columns that describe the edits themselves."""
+    gates = {id(head.edit): {v: g.tolist() for v, g in head.edit.gates().items()} for head in heads}
 
     def gate(head: Head, vector: str) -> float:
         found = gates[id(head.edit)].get(vector)
         return nan if found is None else found[head.index]
 
     def norm(head: Head, vector: str) -> float:
-        acting = head.acting(vector)
-        return nan if acting is None else acting.float().norm().item()
+        effective = head.effective(vector)
+        return nan if effective is None else effective.float().norm().item()
 
     return {
         "layer": [head.layer for head in heads],
@@ -132,7 +133,7 @@ def _edit_columns(heads: Sequence[Head]) -> dict[str, list[Any]]:
 
 
 def _measured_columns(heads: Sequence[Head], found: HeadEstimates, effects: HeadEffects | None) -> dict[str, list[Any]]:
-    """What the edits do to outputs and loss."""
+    """Columns of the edits' measured effects on outputs and loss."""
     exact: dict[tuple[str, int], tuple[float, float]] = {}
     if effects is not None:
         values = zip(effects.effects.tolist(), effects.errors.tolist(), strict=True)
@@ -147,29 +148,29 @@ def _measured_columns(heads: Sequence[Head], found: HeadEstimates, effects: Head
     }
 
 
-def _said(
-    edits: HeadEdits, opened: Sequence[Head], tokenizer: Any, rows: Sequence[Encoded], read: str, top: int, options: Any
-) -> dict[tuple[str, int], Said]:
-    """What the edits of the open heads say, where it can be read."""
+def _tokens_by_head(
+    edits: HeadEdits, opened: Sequence[Head], tokenizer: Any, rows: Sequence[Row], read: str, top: int, options: Any
+) -> dict[tuple[str, int], TokenChanges]:
+    """The tokens that the edits of the open heads promote and suppress, where they can be read."""
     if tokenizer is None or not opened:
         return {}
     if read == "measured":
         words = tokens(edits, tokenizer, rows, top=top, **options)
         return {_key(word.head): word.measured for word in words if word.measured is not None}
-    said, _ = by_weights(edits, opened, tokenizer, top)
-    return {_key(head): found for head, found in zip(opened, said, strict=True) if found is not None}
+    by_head, _ = by_weights(edits, opened, tokenizer, top)
+    return {_key(head): found for head, found in zip(opened, by_head, strict=True) if found is not None}
 
 
 def _probes(
-    edits: HeadEdits, rows: Sequence[Encoded], probe: "HeadEvidence | bool", tokenizer: Any, seed: int, options: Any
-) -> dict[str, HeadEvidence]:
-    """Evidence of probes by kind of site."""
-    if isinstance(probe, HeadEvidence):
+    edits: HeadEdits, rows: Sequence[Row], probe: "HeadProbes | bool", tokenizer: Any, seed: int, options: Any
+) -> dict[str, HeadProbes]:
+    """Results of the probes by kind of site."""
+    if isinstance(probe, HeadProbes):
         expected = tuple(edits.gates(probe.kind).additive.shape)
         if tuple(probe.accuracy.shape) != expected:
             raise HeadEditError(
                 f"probe: is of {tuple(probe.accuracy.shape)} layers and heads, but these edits have {expected}. Give "
-                "what iti found with these edits."
+                "the result of iti on these edits."
             )
         return {probe.kind: probe}
     if not probe:
@@ -178,12 +179,12 @@ def _probes(
     return {kind: iti(edits, examples, labels, kind=kind, seed=seed, **options) for kind in edits.module.kinds()}
 
 
-def own_or_other(rows: Sequence[Encoded], tokenizer: Any) -> tuple[list[dict[str, list[int]]], list[int]]:
-    """Every prompt with its own last response, label 1, and with the next different one, label 0, to probe heads with.
+def own_or_other(rows: Sequence[Row], end: int | None) -> tuple[list[dict[str, list[int]]], list[int]]:
+    """Pairs every prompt with its own response, label 1, and with the next different one, label 0, to probe heads.
 
     Args:
-        rows: of ``encode_all``.
-        tokenizer: knows the tokens that end a response, which are left out; None to keep them.
+        rows: of ``labelled_rows``.
+        end: the end-of-text token, which is left out.
 
     Raises:
         HeadEditError: labels are not the tokens of a response at the end, or no two responses differ.
@@ -194,8 +195,8 @@ def own_or_other(rows: Sequence[Encoded], tokenizer: Any) -> tuple[list[dict[str
         start, _ = last_response(row, f"Example {i + 1}")
         if labels[start:] != ids[start:] or start == 0:
             raise HeadEditError(
-                f"probe: example {i + 1} does not end with a response after a prompt, which probes could tell from "
-                "another. Give what iti found on labelled examples, or probe=False."
+                f"probe: example {i + 1} is not a prompt followed by a response, so there is nothing to tell apart. "
+                "Give the result of iti on labelled examples, or probe=False."
             )
         body = ids[start:] if tokenizer is None else without_end(ids[start:], tokenizer)
         pairs.append((ids[:start], body or ids[start:]))
@@ -204,7 +205,7 @@ def own_or_other(rows: Sequence[Encoded], tokenizer: Any) -> tuple[list[dict[str
         rest = (response for _, response in [*pairs[i + 1 :], *pairs[:i]] if response != own)
         other = next(rest, None)
         if other is None:
-            raise HeadEditError("probe: all examples have the same response. Give what iti found, or probe=False.")
+            raise HeadEditError("probe: all examples have the same response. Give the result of iti, or probe=False.")
         examples += [{"input_ids": prompt + own}, {"input_ids": prompt + other}]
         labels += [1, 0]
     return examples, labels

@@ -1,9 +1,9 @@
-"""What edits say: the tokens that the offset of each head promotes and suppresses, and what a scale does to its head.
+"""The tokens that the edit of each head promotes and suppresses, and the size of its scale.
 
 ``weights`` reads an offset through the direct path to the unembedding, without data (the logit lens: nostalgebraist
-2020; for directions in a head's output: Dar et al., ACL 2023, arXiv 2209.02535). ``measured`` switches on the edit of
-one head alone and takes the mean change of the logits over the tokens that predict a response: offset and scale, direct
-and through later layers, with every norm as it is.
+2020; for directions in a head's output: Dar et al., ACL 2023, arXiv 2209.02535). ``measured`` switches on only the
+edit of one head and takes the mean change of the logits over the tokens that predict a response: offset and scale,
+directly and through later layers, with every norm as it is.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,8 +29,8 @@ Words = list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
-class Said:
-    """The tokens that a change of the logits is most about.
+class TokenChanges:
+    """The tokens whose logits change most.
 
     Fields:
         promotes: tokens whose logit rises most above the mean over the vocabulary, with that rise.
@@ -43,11 +43,11 @@ class Said:
 
 @dataclass(frozen=True)
 class ScaleChange:
-    """What a tuned scale does to the output of its own head, z → s ⊙ z.
+    """The effect of a tuned scale on the output of its own head, z → s ⊙ z.
 
     Fields:
         low, mean, high: of s over the coordinates of the head.
-        flipped: share of the coordinates whose sign it turns.
+        flipped: share of the coordinates whose sign it reverses.
         norm: ‖s − 1‖₂, by which LoFiT ranks heads.
         share: ‖(s − 1) ⊙ z‖ over ‖z‖, each a root mean square over tokens; None without data.
     """
@@ -62,20 +62,20 @@ class ScaleChange:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadWords:
-    """What the edit of one head says.
+    """The tokens that the edit of one head promotes and suppresses.
 
     Fields:
         head: the head.
-        weights: of its offset by the direct path, in logits up to a positive factor; None without an open offset, or
-            where there is an obstacle.
-        measured: of the whole edit on data, in logits; None without data.
-        scale: what its scale does; None without an open scale.
+        weights: by its offset through the direct path, in logits up to a positive factor; None without an open offset,
+            or where there is an obstacle.
+        measured: by the whole edit on data, in logits; None without data.
+        scale: the effect of its scale; None without an open scale.
         obstacle: why ``weights`` cannot be read.
     """
 
     head: Head
-    weights: Said | None = field(repr=False)
-    measured: Said | None = field(repr=False)
+    weights: TokenChanges | None = field(repr=False)
+    measured: TokenChanges | None = field(repr=False)
     scale: ScaleChange | None
     obstacle: str | None
 
@@ -90,15 +90,16 @@ def tokens(
     batch_size: int = 16,
     progress: bool = True,
 ) -> list[HeadWords]:
-    """What the edits of the selected heads say.
+    """Finds the tokens that the edits of the selected heads promote and suppress.
 
     Args:
         edits: the handle; not changed.
         tokenizer: the model's tokenizer.
-        data: examples of any form that ``headedit.fit`` takes, to measure on; it costs a forward pass for each head.
-        heads: ``open``, ``all``, or (layer, head) of those wanted.
-        top: number of tokens either way.
-        batch_size: examples a batch.
+        data: (prompt, response) pairs, records with such fields, or rows with ``input_ids`` and ``labels``, to measure
+            on; it costs a forward pass for each head.
+        heads: ``open``, ``all``, or a list of (layer, head).
+        top: number of tokens promoted, and of tokens suppressed.
+        batch_size: examples per batch.
         progress: show a bar.
 
     Raises:
@@ -109,25 +110,25 @@ def tokens(
     if top < 1:
         raise HeadEditError(f"top: found {top}, expected 1 or more.")
     chosen = edited_heads(edits, heads)
-    said, obstacles = by_weights(edits, chosen, tokenizer, top)
+    by_head, obstacles = by_weights(edits, chosen, tokenizer, top)
     known = _known(edits, tokenizer)
-    measured: Sequence[Said | None] = [None] * len(chosen)
+    measured: Sequence[TokenChanges | None] = [None] * len(chosen)
     shares: dict[tuple[str, int], Tensor] = {}
     if data is not None:
         rows = encode_all(data, tokenizer, edits.model)
         changes = _measure(edits, chosen, rows, batch_size, progress)
-        measured = [_said(change[:known], tokenizer, top) for change in changes]
+        measured = [_strongest(change[:known], tokenizer, top) for change in changes]
         found = attribute(edits, rows, batch_size=batch_size, progress=progress)
         shares = {(head.site.path, head.index): rms for head, rms in zip(found.heads, found.rms, strict=True)}
     elif all(obstacle is not None for obstacle in obstacles):
         raise HeadEditError(
-            f"What these edits say cannot be read from the weights: {chosen[0].site.path}: {obstacles[0]}. Give "
-            "data=..., to have it measured."
+            f"These tokens cannot be read from the weights: {chosen[0].site.path}: {obstacles[0]}. Give data=... to "
+            "measure them."
         )
     return [
         HeadWords(
             head=head,
-            weights=said[i],
+            weights=by_head[i],
             measured=measured[i],
             scale=scale_change(head, shares.get((head.site.path, head.index))),
             obstacle=obstacles[i],
@@ -137,13 +138,13 @@ def tokens(
 
 
 def scale_change(head: Head, rms: Tensor | None = None) -> ScaleChange | None:
-    """What the scale of a head does to its output; None without an open scale.
+    """The effect of a head's scale on its output; None without an open scale.
 
     Args:
         head: the head.
         rms: root mean square of each coordinate of its output, [head_dim]; None where it is not known.
     """
-    change = head.acting("scale")
+    change = head.effective("scale")
     if change is None or not bool(head.edit.is_open("scale")[head.index]):
         return None
     change = change.float().cpu()
@@ -160,33 +161,31 @@ def scale_change(head: Head, rms: Tensor | None = None) -> ScaleChange | None:
 
 def by_weights(
     edits: HeadEdits, chosen: Sequence[Head], tokenizer: Any, top: int
-) -> tuple[list[Said | None], list[str | None]]:
-    """By head, what its offset says by the direct path, and what is in the way of reading it; see ``HeadWords``.
+) -> tuple[list[TokenChanges | None], list[str | None]]:
+    """For each head the tokens of its offset by the direct path, or the obstacle; see ``HeadWords``.
 
     Raises:
         HeadEditError: the model has no unembedding, or the tokenizer is not the model's.
     """
     known = _known(edits, tokenizer)
     path = direct_path(edits, list({head.site.path: head.site for head in chosen}.values()))
-    said: list[Said | None] = []
+    found: list[TokenChanges | None] = []
     with edits.disable_adapter(), evaluating(edits.model):
         for head in chosen:
-            offset = head.acting("offset")
-            there = offset is not None and bool(head.edit.is_open("offset")[head.index])
-            if offset is None or not there or head.site.path in path.obstacles:
-                said.append(None)
+            offset = head.effective("offset")
+            is_open = offset is not None and bool(head.edit.is_open("offset")[head.index])
+            if offset is None or not is_open or head.site.path in path.obstacles:
+                found.append(None)
                 continue
             change = offset.new_zeros(head.site.heads, head.site.head_dim)
             change[head.index] = offset
-            said.append(_said(path.logits(head.site, change.view(1, -1))[0, :known].cpu(), tokenizer, top))
-    return said, [path.obstacles.get(head.site.path) for head in chosen]
+            found.append(_strongest(path.logits(head.site, change.view(1, -1))[0, :known].cpu(), tokenizer, top))
+    return found, [path.obstacles.get(head.site.path) for head in chosen]
 
 
 @torch.no_grad()
-def _measure(
-    edits: HeadEdits, chosen: Sequence[Head], rows: Sequence[Encoded], batch_size: int, progress: bool
-) -> Tensor:
-    """Mean change of the logits with one head's edit alone, over tokens that predict a label, [heads, vocabulary]."""
+def _measure(edits: HeadEdits, chosen: Sequence[Head], rows: Sequence[Row], batch_size: int, progress: bool) -> Tensor:
+    """Mean change of the logits by one head's edit alone, over tokens that predict a label, [heads, vocabulary]."""
     model, everything = edits.model, edited_heads(edits)
     changes: Tensor | None = None
     counted = 0
@@ -213,18 +212,18 @@ def _summed(logits: Tensor, where: Tensor) -> Tensor:
     return logits[:, :-1][where.to(logits.device)].double().sum(0).cpu()
 
 
-def _said(change: Tensor, tokenizer: Any, top: int) -> Said:
+def _strongest(change: Tensor, tokenizer: Any, top: int) -> TokenChanges:
     change = change - change.mean()
     top = min(top, len(change))
     best, worst = change.topk(top), (-change).topk(top)
-    return Said(
+    return TokenChanges(
         [(token_text(tokenizer, int(i)), float(v)) for v, i in zip(*best, strict=True)],
         [(token_text(tokenizer, int(i)), -float(v)) for v, i in zip(*worst, strict=True)],
     )
 
 
 def token_text(tokenizer: Any, token: int) -> str:
-    """A token as text, with the space that it may begin with; as the vocabulary has it where it is no whole text."""
+    """A token as text, with its leading space if it has one; as in the vocabulary where it is not a whole character."""
     raw = str(tokenizer.convert_ids_to_tokens(token))
     text: str = tokenizer.decode([token])
     if not text or "\ufffd" in text:

@@ -1,7 +1,7 @@
-"""Forward passes of a model through nnsight, which read what enters modules and put something else in its place.
+"""Forward passes of a model through nnsight, which read the inputs of modules and replace them.
 
 nnsight (Fiotto-Kaufman et al., "NNsight and NDIF: Democratizing access to foundation model internals", ICLR 2025,
-arXiv 2407.14561). It stands inside a module's hooks: what it reads at a site is the heads as they were edited.
+arXiv 2407.14561). It runs inside a module's hooks: at a site it reads the heads after the edits.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +16,11 @@ from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
 from headedit.specs import HeadSite
 
-_LEFT = ("forward", "__nnsight__")  # what nnsight leaves in the modules that it has wrapped
+_LEFT = ("forward", "__nnsight__")  # attributes that nnsight leaves in wrapped modules
 
 
 class Traces:
-    """Traced forward passes of a model, without gradient.
+    """Traced forward passes of a model, without gradients.
 
     Args:
         wrapped: the model, wrapped by nnsight.
@@ -33,7 +33,7 @@ class Traces:
     def logits(
         self, inputs: Mapping[str, Any], site: HeadSite | None = None, change: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Logits, [batch, tokens, vocabulary], with the input of one site's module changed, where one is named."""
+        """Logits, [batch, tokens, vocabulary], with the input of one site's module changed if ``site`` is given."""
         model = self._wrapped
         with model.trace(**inputs):
             if site is not None and change is not None:
@@ -45,10 +45,10 @@ class Traces:
 
     @torch.no_grad()
     def heads(self, inputs: Mapping[str, Any], sites: Sequence[HeadSite]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and by the site's path what its module is given, edited where edits act.
+        """Logits, and by the site's path the input of its module, after the edits.
 
         Raises:
-            HeadEditError: a module does not run just once in a forward pass.
+            HeadEditError: a module does not run exactly once in a forward pass.
         """
         model = self._wrapped
         modules = [model.get(path) for path in dict.fromkeys(site.path for site in sites)]
@@ -62,8 +62,8 @@ class Traces:
             count = len(cache[module.path]) if module.path in ran else 0
             if count != 1:
                 raise HeadEditError(
-                    f"{path} runs {count} times in a forward pass, so a head's output has no one counterpart in the "
-                    "other run. Use leave_one_out."
+                    f"{path} runs {count} times in a forward pass, so a head's output has no single counterpart in "
+                    "the other run. Use leave_one_out."
                 )
             given[path] = cache[module.path].input
         return found, given
@@ -71,7 +71,7 @@ class Traces:
 
 @contextmanager
 def traces(model: nn.Module) -> Iterator[Traces]:
-    """The model in eval mode under nnsight; its modules are as they were afterwards.
+    """Wraps the model with nnsight in eval mode while the context lasts; afterwards its modules are as before.
 
     Raises:
         HeadEditError: nnsight is not installed.

@@ -1,13 +1,13 @@
-"""Pictures of edits and runs; every function returns a matplotlib figure and shows nothing by itself."""
+"""Pictures of edits and runs; every function returns a matplotlib figure and does not show it."""
 
 from headedit.interpret.plots.agreement import agreement
 from headedit.interpret.plots.compare import compare
 from headedit.interpret.plots.effects import effects
-from headedit.interpret.plots.evidence import evidence
 from headedit.interpret.plots.gates import gates
 from headedit.interpret.plots.groups import groups
 from headedit.interpret.plots.history import history
 from headedit.interpret.plots.path import path
+from headedit.interpret.plots.probes import probes
 from headedit.interpret.plots.stability import stability
 from headedit.interpret.plots.tokens import tokens
 from headedit.interpret.plots.types import types
@@ -16,11 +16,11 @@ __all__ = [
     "agreement",
     "compare",
     "effects",
-    "evidence",
     "gates",
     "groups",
     "history",
     "path",
+    "probes",
     "stability",
     "tokens",
     "types",

@@ -1,4 +1,4 @@
-"""The agreement scatter: each sign of an important head against what the loss does without its edit."""
+"""The agreement scatter: cheap signs of an important head against the measured effect of its edit."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,30 +11,16 @@ from matplotlib.figure import Figure
 from headedit.errors import HeadEditError
 from headedit.interpret.evidence.agreement import agreement as correlations
 from headedit.interpret.evidence.agreement import check_column
+from headedit.interpret.labels import LABELS, axis_label
+from headedit.interpret.palette import COLOURS, FAINT, GRID, INK
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped,unused-ignore]
 
-_LABELS = {
-    "gate": "gate (the larger of the two)",
-    "gate_offset": "offset gate",
-    "gate_scale": "scale gate",
-    "offset_norm": "length of the offset",
-    "scale_norm": "length of the scale",
-    "contribution": "contribution: size of the change\nof the head's output",
-    "share": "change over the head's own output",
-    "attribution": "attribution: estimate by one gradient\n(nats a token)",
-    "integrated": "attribution: integrated gradients\n(nats a token)",
-    "patch_attribution": "patch, estimated by one gradient\n(nats a token)",
-    "patch_base": "loss with the edited head in the base run,\nless without (nats a token)",
-    "patch_edited": "rise with the base head in the edited run\n(nats a token)",
-    "effect": "rise of the loss without the edit\n(nats a token)",
-    "probe_accuracy": "accuracy of the head's probe",
-}
-_TYPES = (  # whether a head has an offset and a scale, and how it is drawn
-    ((True, True), "offset and scale", "#000000", "D"),
-    ((True, False), "offset", "#0072b2", "o"),
-    ((False, True), "scale", "#d55e00", "^"),
+_TYPES = (  # whether a head has an offset and a scale, what that is called, and its marker
+    ((True, True), "both", "offset and scale", "D"),
+    ((True, False), "offset", "offset", "o"),
+    ((False, True), "scale", "scale", "^"),
 )
 _NAMED = 3
 
@@ -45,21 +31,21 @@ def agreement(
     effect: str = "effect",
     title: str | None = None,
 ) -> Figure:
-    """A scatter of every sign against the causal effect, over the heads whose edit acts.
+    """Draws every sign against the causal effect, for the heads with an open gate.
 
     Args:
-        evidence: the frame of ``headedit.interpret.evidence.table``.
-        signs: the columns across, a panel each.
-        effect: the column up, such as ``effect`` or ``patch_edited``.
-        title: by default what is drawn.
+        evidence: the frame that ``headedit.evidence`` returns.
+        signs: the columns on the horizontal axes, one panel each.
+        effect: the column on the vertical axis, such as ``effect`` or ``patch_edited``.
+        title: by default the question, and the number of heads.
 
     Returns:
-        A figure with a panel for each sign: a point a head, by what its edit holds; where the effect has a standard
-        error, bars of one either way. Spearman's rank correlation ρ stands above, and the heads with the largest effect
-        are named, layer.head.
+        A figure with a panel for each sign: a point per head, marked by what its edit holds; where the effect has a
+        standard error, bars of one in either direction. Above each panel is Spearman's rank correlation ρ, and the
+        heads with the largest effect are named, layer.head.
 
     Raises:
-        HeadEditError: there is no such column, none is asked for, or no head is open.
+        HeadEditError: there is no such column, no sign is given, or no head is open.
     """
     for column in (*signs, effect):
         check_column(evidence, column)
@@ -73,8 +59,8 @@ def agreement(
         _points(axis, rows, sign, effect)
         rho = ranks[sign]
         axis.set_title(f"ρ = {rho:+.2f}" if numpy.isfinite(rho) else "ρ undefined: no variation", fontsize=11)
-        axis.set_xlabel(_LABELS.get(sign, sign))
-    axes[0, 0].set_ylabel(_LABELS.get(effect, effect))
+        axis.set_xlabel(_axis_label(sign))
+    axes[0, 0].set_ylabel(_axis_label(effect))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(handles)), frameon=False, fontsize=9)
     figure.suptitle(title or f"Do the signs agree with the effect? {len(rows)} of {len(evidence)} heads", fontsize=12)
@@ -85,28 +71,33 @@ def _points(axis: Axes, rows: "pandas.DataFrame", sign: str, effect: str) -> Non
     x, y = rows[sign].to_numpy(float), rows[effect].to_numpy(float)
     if effect == "effect":
         errors = rows["effect_error"].to_numpy(float)
-        axis.errorbar(x, y, yerr=errors, fmt="none", ecolor="#999999", elinewidth=0.9, zorder=1)
+        axis.errorbar(x, y, yerr=errors, fmt="none", ecolor=FAINT, elinewidth=0.9, zorder=1)
     has = [(offset > 0, scale > 0) for offset, scale in zip(rows["offset_norm"], rows["scale_norm"], strict=True)]
-    for kinds, label, colour, marker in _TYPES:
+    for kinds, quantity, label, marker in _TYPES:
         there = [i for i, kind in enumerate(has) if kind == kinds]
         if there:
             axis.scatter(
                 x[there],
                 y[there],
                 s=34,
-                c=colour,
+                c=COLOURS[quantity],
                 marker=marker,
                 edgecolors="white",
                 linewidths=0.5,
                 zorder=2,
                 label=f"{label} ({len(there)})",
             )
-    axis.axhline(0, color="#444444", linewidth=0.8, zorder=0)
+    axis.axhline(0, color=INK, linewidth=0.8, zorder=0)
     axis.margins(x=0.14, y=0.1)
     for i in numpy.argsort(-y)[:_NAMED]:
         if numpy.isfinite(x[i]) and numpy.isfinite(y[i]):
             name = f"{rows['layer'].iloc[i]}.{rows['head'].iloc[i]}"
             axis.annotate(name, (x[i], y[i]), xytext=(5, 4), textcoords="offset points", fontsize=8)
-    axis.grid(color="#e5e5e5", linewidth=0.6)
+    axis.grid(color=GRID, linewidth=0.6)
     axis.set_axisbelow(True)
     axis.locator_params(axis="x", nbins=5)
+
+
+def _axis_label(column: str) -> str:
+    """The label of a column; of one that somebody added, its name."""
+    return axis_label(column) if column in LABELS else column

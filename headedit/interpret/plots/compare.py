@@ -1,4 +1,4 @@
-"""Several edits side by side: which heads each has, how much they share, and where they differ."""
+"""The comparison of several edits: which heads each has, how much they share, and where they differ."""
 
 import math
 from collections.abc import Mapping
@@ -16,31 +16,32 @@ from numpy.typing import NDArray
 
 from headedit.errors import HeadEditError
 from headedit.interpret.head_map import Edits, HeadMap
-from headedit.interpret.plots.heatmap import COLOURS, Grid, draw, mark_missing
+from headedit.interpret.palette import COLOURS, EDGE, FAINT, GRID, SEQUENTIAL
+from headedit.interpret.plots.heatmap import Grid, draw, mark_missing
 from headedit.interpret.plots.types import draw_types, type_grid, type_handles
 from headedit.runs.stability import expected_jaccard, jaccard
 
 _WIDTH = 8.0  # inches
 _NAME = 16  # letters of a name at most
 _LEAST_ROWS = 1.1  # inches of a small map's height
-_ONLY = ("#f0f0f0", "#0072b2", "#e69f00", "#000000")
+_SETS = ("neither_set", "first_set", "second_set", "both_sets")
 
 
 def compare(edits: Mapping[str, Edits], *, kind: str | None = None, title: str | None = None) -> Figure:
-    """Compares which heads several edits of the same model have; a head counts where a gate on it is open.
+    """Draws which heads several edits of the same model have; a head counts if a gate on it is open.
 
     Args:
         edits: a name for each; handles, parameters or folders of saved edits, two or more.
-        kind: the kind of site; by default attention, or what the first has.
+        kind: the kind of site; by default attention, or else the first kind of the first edits.
         title: by default which kind is shown.
 
     Returns:
         A figure: a small type map for each; a matrix with the Jaccard index |A ∩ B| / |A ∪ B| of each pair above the
-        diagonal, what random sets of the same sizes would score below it, and numbers of heads on it; and a map of
+        diagonal, the index of random sets of the same sizes below it, and numbers of heads on it; and a map of
         the differences: for two edits the heads of either and of both, for more the number of edits that have a head.
 
     Raises:
-        HeadEditError: there are fewer than two, they have other heads or no site of the kind, or a folder holds none.
+        HeadEditError: there are fewer than two, their heads differ in number or kind, or a folder holds no edits.
     """
     if not isinstance(edits, Mapping) or len(edits) < 2:
         raise HeadEditError("compare: give two edits or more by name, such as {'arc': edits, 'boolq': 'out/boolq'}.")
@@ -99,8 +100,8 @@ def _matrix(axis: Axes, grids: Mapping[str, Grid]) -> None:
     for i, j in combinations(range(count), 2):
         values[i, j] = jaccard(sets[i], sets[j])
         values[j, i] = expected_jaccard(len(sets[i]), len(sets[j]), total)
-    axis.set_facecolor("#e5e5e5")
-    axis.imshow(values, cmap=COLOURS, norm=Normalize(0, 1))
+    axis.set_facecolor(GRID)
+    axis.imshow(values, cmap=SEQUENTIAL, norm=Normalize(0, 1))
     for i, j in numpy.ndindex(count, count):
         text = f"{len(sets[i]):,}" if i == j else f"{values[i, j]:.2f}"
         light = i != j and values[i, j] < 0.6
@@ -109,7 +110,7 @@ def _matrix(axis: Axes, grids: Mapping[str, Grid]) -> None:
     names = [_short(name) for name in grids]
     axis.set_xticks(range(count), names, rotation=35, ha="right", rotation_mode="anchor", fontsize=8)
     axis.set_yticks(range(count), names, fontsize=8)
-    axis.set_title("Jaccard index above the diagonal,\nchance below, heads on it", fontsize=10)
+    axis.set_title("Jaccard index above the diagonal,\nby chance below, heads on it", fontsize=10)
 
 
 def _differences(axis: Axes, grids: Mapping[str, Grid]) -> None:
@@ -117,22 +118,22 @@ def _differences(axis: Axes, grids: Mapping[str, Grid]) -> None:
     missing = numpy.all([numpy.isnan(grid) for grid in grids.values()], axis=0)
     names = [_short(name) for name in grids]
     if len(names) == 2:
-        values, colours = chosen[0] + 2.0 * chosen[1], list(_ONLY)
+        values, colours = chosen[0] + 2.0 * chosen[1], [COLOURS[name] for name in _SETS]
         labels = ["neither", f"only {names[0]}", f"only {names[1]}", "both"]
         axis.set_title("Where they differ", fontsize=10)
     else:
         values = chosen.sum(0).astype(float)
-        colours = [to_hex(colormaps[COLOURS](i / len(names))) for i in range(len(names) + 1)]
+        colours = [to_hex(colormaps[SEQUENTIAL](i / len(names))) for i in range(len(names) + 1)]
         labels = [f"{i} of {len(names)}" for i in range(len(names) + 1)]
-        axis.set_title("How many have a head", fontsize=10)
+        axis.set_title("How many edits have each head", fontsize=10)
     norm = BoundaryNorm([i - 0.5 for i in range(len(labels) + 1)], len(labels))
     draw(axis, numpy.where(missing, numpy.nan, values), colours=ListedColormap(colours), norm=norm)
     if len(axis.get_xticks(minor=True)):
-        axis.grid(which="minor", color="#bbbbbb", linewidth=0.6)
+        axis.grid(which="minor", color=FAINT, linewidth=0.6)
     axis.set_xlabel("head")
     axis.set_ylabel("layer")
     handles = [
-        Patch(facecolor=colour, edgecolor="#777777", label=f"{label}: {int((values[~missing] == i).sum()):,}")
+        Patch(facecolor=colour, edgecolor=EDGE, label=f"{label}: {int((values[~missing] == i).sum()):,}")
         for i, (colour, label) in enumerate(zip(colours, labels, strict=True))
     ]
     axis.legend(

@@ -1,4 +1,4 @@
-"""Effect sizes: how far the edit of every head moves its output."""
+"""Effect sizes: how much the edit of every head changes its output."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -20,19 +20,19 @@ from headedit.interpret.plots.heatmap import Grid, add_bar, draw, finish, frame,
 
 
 def effects(edits: Edits, *, norms: Tensor | None = None, kind: str | None = None, title: str | None = None) -> Figure:
-    """Heatmaps of the size of every head's offset and scale, as they act in eval mode.
+    """Draws heatmaps of the size of every head's offset and scale in eval mode.
 
     Args:
         edits: the handle, attached or detached, its parameters, or a folder of saved edits.
-        norms: of the heads' outputs before the edit, [layers, heads], as ``headedit.interpret.head_norms`` measures
-            them; offsets are then shares of them.
-        kind: the kind of site; by default all that are edited, a row of panels each, or with ``norms`` the first.
+        norms: of the heads' outputs before the edit, [layers, heads], as ``headedit.head_norms`` measures them;
+            offsets are then shares of them.
+        kind: the kind of site; by default all that are edited, one row of panels each, or with ``norms`` the first.
         title: by default which kinds are shown.
 
     Returns:
-        A figure with two panels a kind, each layers × heads, with a colour bar of its own from 0 to the largest:
-        ‖g·a‖ of the offset, plain or as a share of the norm of what the head puts out, and the root mean square of g·m
-        over the head's width, which is the share by which a scale changes a number of the output.
+        A figure with two panels per kind, each layers × heads, with a colour bar of its own from 0 to the largest:
+        ‖g·a‖ of the offset, plain or as a share of the norm of the head's output, and the root mean square of g·m
+        over the head's width, which is the relative change that a scale makes to a number of the output.
 
     Raises:
         HeadEditError: ``norms`` are of another shape, the edits have no site of the kind, or the folder holds none.
@@ -43,9 +43,9 @@ def effects(edits: Edits, *, norms: Tensor | None = None, kind: str | None = Non
     layers, heads = (max(pair[0].shape[i] for pair in sizes.values()) for i in (0, 1))
     figure, axes = frame(len(kinds), 2, layers, heads)
     handles = []
-    unit = "norm" if norms is None else "share of the output"
+    unit = "norm" if norms is None else "share of the head's output"
     for row, (name, pair) in zip(axes, sizes.items(), strict=True):
-        panels = ((r"Offset  $\|g_a a\|$", unit), (r"Scale  rms($g_m m$)", "rms"))
+        panels = ((r"Offset  $\|g_a a\|$", unit), (r"Scale  rms($g_m m$)", "root mean square"))
         for axis, grid, (label, measure) in zip(row, pair, panels, strict=True):
             _panel(axis, grid, label, measure)
             mark_groups(axis, source.group_size(name), grid.shape[1])
@@ -57,7 +57,7 @@ def effects(edits: Edits, *, norms: Tensor | None = None, kind: str | None = Non
 
 
 def effect_sizes(source: HeadMap, kind: str, norms: Tensor | None = None) -> tuple[Grid, Grid]:
-    """Norms of what acts, ‖g·a‖ and the root mean square of g·m, each [layers, heads], NaN where there is none.
+    """Sizes of the effective vectors: ‖g·a‖ and the root mean square of g·m, [layers, heads], NaN where there is none.
 
     Args:
         source: the edits.
@@ -81,7 +81,7 @@ def effect_sizes(source: HeadMap, kind: str, norms: Tensor | None = None) -> tup
         if norms.shape != offset.shape:
             raise HeadEditError(
                 f"norms: found shape {tuple(norms.shape)}, expected {tuple(offset.shape)}, layers by {kind} heads; "
-                "measure them with headedit.interpret.head_norms on the same model."
+                "measure them with headedit.head_norms on the same model."
             )
         offset = torch.where(offset == 0, offset, offset / norms.float())
     return offset.numpy(), scale.numpy()
@@ -96,14 +96,14 @@ def head_norms(
     kind: str | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """The mean norm of every head's output at the last token of examples, in the base model, in eval mode.
+    """Measures the mean norm of every head's output at the last token of examples, in the base model, in eval mode.
 
     Args:
-        edits: says which heads there are; switched off for the time of the call.
+        edits: the handle, which says which heads there are; switched off during the call.
         examples: as for ``headedit.iti``.
         tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
-        batch_size: examples a batch.
-        kind: the kind of site; by default attention, or what there is.
+        batch_size: examples per batch.
+        kind: the kind of site; by default attention, or else the first.
         progress: show a bar.
 
     Returns:
@@ -130,7 +130,7 @@ def _panel(axis: Axes, grid: Grid, label: str, measure: str) -> None:
     image = draw(axis, grid, norm=Normalize(0, largest or 1.0))
     if largest:
         layer, head = numpy.unravel_index(numpy.nanargmax(grid), grid.shape)
-        label += f":  most at layer {layer}, head {head}"
+        label += f":  largest at layer {layer}, head {head}"
     elif there.any():
         label += ":  all 0"
     else:

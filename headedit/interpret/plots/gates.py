@@ -1,46 +1,49 @@
-"""The gate heatmap: layers down, heads across, a panel for offsets and one for scales."""
+"""The gate heatmap: layers down, heads across, one panel for offsets and one for scales."""
 
 import numpy
 from matplotlib.figure import Figure
 
 from headedit.interpret.head_map import Edits, HeadMap
+from headedit.interpret.labels import short
 from headedit.interpret.plots.heatmap import Grid, add_bar, draw, finish, frame, mark_groups, mark_layers, mark_missing
 
-_PANELS = (("Offset gates  $g_a$", "additive"), ("Scale gates  $g_m$", "multiplicative"))
+_PANELS = (("offset_gates", "$g_a$", "additive"), ("scale_gates", "$g_m$", "multiplicative"))
 
 
 def gates(edits: Edits, *, kind: str | None = None, title: str | None = None) -> Figure:
-    """A heatmap of the gates in eval mode.
+    """Draws a heatmap of the gates in eval mode.
 
     Args:
         edits: the handle, attached or detached, its parameters, or a folder of saved edits.
-        kind: the kind of site; by default all that are edited, a row of panels each.
+        kind: the kind of site; by default all that are edited, one row of panels each.
         title: by default which kinds are shown.
 
     Returns:
-        A figure with two panels a kind, additive and multiplicative, each layers × heads. Colour is the gate's value
-        from 0, closed, to 1, open. Grey hatched cells: no such head, or a layer without edited heads. Lines part heads
-        that do not share a key-value head; where layers differ in kind, a strip beside them says so.
+        A figure with two panels per kind, additive and multiplicative, each layers × heads. Colour is the gate's value
+        from 0, closed, to 1, open. Grey hatched cells: no such head, or a layer without edited heads. Lines separate
+        heads that do not share a key-value head; where layers differ in kind, a strip next to them shows it.
 
     Raises:
         HeadEditError: the edits have no site of the kind, or the folder holds none.
     """
     source = HeadMap.of(edits)
     kinds = source.shown_kinds(kind)
-    grids = {name: [numpy.asarray(getattr(source.module.gates(name), field)) for _, field in _PANELS] for name in kinds}
+    grids = {
+        name: [numpy.asarray(getattr(source.module.gates(name), field)) for *_, field in _PANELS] for name in kinds
+    }
     layers, heads = (max(pair[0].shape[i] for pair in grids.values()) for i in (0, 1))
     figure, axes = frame(len(kinds), len(_PANELS), layers, heads)
     handles = []
     for row, (name, pair) in zip(axes, grids.items(), strict=True):
-        for axis, grid, (label, _) in zip(row, pair, _PANELS, strict=True):
+        for axis, grid, (quantity, symbol, _) in zip(row, pair, _PANELS, strict=True):
             image = draw(axis, grid)
             mark_groups(axis, source.group_size(name), grid.shape[1])
-            axis.set_title(f"{label}:  {_count(grid)}", fontsize=11)
+            axis.set_title(f"{short(quantity).capitalize()}  {symbol}:  {_count(grid)}", fontsize=11)
         row[0].set_ylabel("layer" if len(kinds) == 1 else f"{name} heads\nlayer")
         handles = mark_layers(row[0], source.layer_kinds)
     add_bar(image, axes.ravel().tolist(), "gate in eval mode\n(0 closed, 1 open)")
     handles += mark_missing([grid for pair in grids.values() for grid in pair])
-    finish(figure, handles, f"Edits of {' and '.join(kinds)} heads" if title is None else title)
+    finish(figure, handles, f"Gates of {' and '.join(kinds)} heads" if title is None else title)
     return figure
 
 

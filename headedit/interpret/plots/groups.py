@@ -1,7 +1,8 @@
-"""Heads by key-value head: how many of the query heads that share a key and a value are edited."""
+"""The map of key-value heads: how many of the query heads that share one are edited."""
 
 import numpy
 import torch
+from einops import rearrange
 from matplotlib.figure import Figure
 
 from headedit.errors import HeadEditError
@@ -12,16 +13,16 @@ _ROOM = 0.15  # inches that a cell needs for its number
 
 
 def groups(edits: Edits, *, key_value_heads: int | None = None, title: str | None = None) -> Figure:
-    """A map of the groups of attention heads that share a key-value head.
+    """Draws a map of the groups of attention heads that share a key-value head.
 
     Args:
         edits: the handle, attached or detached, its parameters, or a folder of saved edits.
-        key_value_heads: their number in a layer; by default as the model's config says.
+        key_value_heads: their number per layer; by default that of the model's config.
         title: by default how many groups have an edited head.
 
     Returns:
         A figure with one panel, layers × key-value heads. Colour is the share of the group's heads with an open gate,
-        and the number in a cell, where there is room, their number. Grey hatched cells: no such group, or a layer
+        and the number in a cell, where there is room, is their count. Grey hatched cells: no such group, or a layer
         without edited attention heads.
 
     Raises:
@@ -43,7 +44,7 @@ def groups(edits: Edits, *, key_value_heads: int | None = None, title: str | Non
     each = sorted({int(size) for size in sizes[~numpy.isnan(sizes)]})
     axis.set_xlabel(f"key-value head  (shared by {' or '.join(map(str, each))} head{'s' if each != [1] else ''})")
     axis.set_ylabel("layer")
-    add_bar(image, [axis], "share of its heads\nwith an open gate")
+    add_bar(image, [axis], "share of heads\nwith an open gate")
     found = f"{int((counts > 0).sum())} of {int((~numpy.isnan(counts)).sum())} key-value heads have an edited head"
     handles = mark_layers(axis, source.layer_kinds) + mark_missing([counts])
     finish(figure, handles, found if title is None else title)
@@ -60,7 +61,7 @@ def _count(source: HeadMap, key_value_heads: int | None) -> tuple[Grid, Grid]:
             continue
         if number is None:
             raise HeadEditError(
-                f"How many key-value heads layer {layer} has is not known; give their number, key_value_heads=..."
+                f"The number of key-value heads of layer {layer} is not known; give it: key_value_heads=..."
             )
         if number < 1 or heads % number:
             raise HeadEditError(f"key_value_heads: found {number}, which does not divide the {heads} heads of a layer.")
@@ -68,6 +69,6 @@ def _count(source: HeadMap, key_value_heads: int | None) -> tuple[Grid, Grid]:
     counts = torch.full((len(there), max(numbers.values())), torch.nan)
     sizes = counts.clone()
     for layer, number in numbers.items():
-        row = opened[layer][there[layer]].view(number, -1)
+        row = rearrange(opened[layer][there[layer]], "(groups heads) -> groups heads", groups=number)
         counts[layer, :number], sizes[layer, :number] = row.sum(1).float(), row.shape[1]
     return counts.numpy(), sizes.numpy()

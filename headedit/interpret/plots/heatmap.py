@@ -1,4 +1,4 @@
-"""The frame of every heatmap: layers down, heads across, with marks for heads and layers that are of another sort."""
+"""The frame of every heatmap: layers down, heads across, with marks for missing heads and for kinds of layers."""
 
 import math
 from collections.abc import Sequence
@@ -16,19 +16,8 @@ from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 from numpy.typing import NDArray
 
 from headedit.interpret.head_map import NOT_EDITED
+from headedit.interpret.palette import INK, LAYERS, NO_HEAD, OTHER_LAYERS, SEQUENTIAL
 
-COLOURS = "cividis"  # ordered in lightness, and the same to colour-blind eyes
-NO_HEAD = "#d9d9d9"
-LAYER_COLOURS = {  # Okabe and Ito's, none of those that the type map uses
-    "full": "#555555",
-    "attention": "#555555",
-    "sliding": "#56b4e9",
-    "linear": "#cc79a7",
-    "attention + linear": "#d55e00",
-    "none": "#ffffff",
-    NOT_EDITED: "#ffffff",
-}
-_OTHER_COLOURS = ("#009e73", "#f0e442")
 _MOST_TICKS = 16
 _TICK = 0.3  # inches that a tick with its number needs
 HEAD_STEPS, LAYER_STEPS = (1, 2, 4, 8, 16, 32), (1, 2, 5, 10, 20, 50)
@@ -54,7 +43,7 @@ def frame(rows: int, columns: int, layers: int, heads: int) -> tuple[Figure, NDA
     )
 
 
-def draw(axis: Axes, grid: Grid, *, colours: str | Colormap = COLOURS, norm: Normalize | None = None) -> AxesImage:
+def draw(axis: Axes, grid: Grid, *, colours: str | Colormap = SEQUENTIAL, norm: Normalize | None = None) -> AxesImage:
     """A heatmap of values [layers, heads]; NaN is grey and hatched: there is no such head, or it is not edited.
 
     Args:
@@ -110,7 +99,7 @@ def size_of(axis: Axes) -> tuple[float, float]:
 
 
 def add_bar(image: AxesImage, axes: Sequence[Axes], label: str, **options: Any) -> Colorbar:
-    """A colour bar as high as the axes that it stands beside."""
+    """A colour bar next to the axes, as high as they are."""
     figure = axes[0].get_figure(root=True)
     assert figure is not None
     height = size_of(axes[0])[1] * len(axes) / len({axis.get_subplotspec().colspan.start for axis in axes})  # type: ignore[union-attr]
@@ -128,9 +117,9 @@ def mark_layers(axis: Axes, kinds: Sequence[str]) -> list[Patch]:
     names = list(dict.fromkeys(kinds))
     if len(set(names) - {NOT_EDITED}) < 2:
         return []
-    others = iter(_OTHER_COLOURS * len(names))
-    colours = {name: LAYER_COLOURS.get(name) or next(others) for name in names}
-    style: dict[str, Any] = {"edgecolor": "#444444", "linewidth": 0.4}
+    others = iter(OTHER_LAYERS * len(names))
+    colours = {name: LAYERS.get(name) or next(others) for name in names}
+    style: dict[str, Any] = {"edgecolor": INK, "linewidth": 0.4}
     figure = axis.get_figure(root=True)
     assert figure is not None
     inches = figure.dpi_scale_trans + ScaledTranslation(0, 0, axis.transAxes)  # type: ignore[arg-type]  # from the left
@@ -144,7 +133,7 @@ def mark_layers(axis: Axes, kinds: Sequence[str]) -> list[Patch]:
 
 
 def mark_groups(axis: Axes, size: int | None, heads: int, *, colour: str = "white") -> None:
-    """Lines between heads of different key-value heads, ``size`` heads each, and what they are at the axis."""
+    """Draws lines between groups of ``size`` heads that share a key-value head, and labels the axis."""
     if size is None:
         axis.set_xlabel("head")
         return
@@ -162,7 +151,7 @@ def mark_missing(grids: Sequence[Grid]) -> list[Patch]:
 
 
 def finish(figure: Figure, handles: Sequence[Patch], title: str, *, columns: int = 4) -> None:
-    """The title above, and below a legend if there is anything to explain."""
+    """Puts the title above, and a legend below if there is anything to explain."""
     if handles:
         across = min(columns, len(handles))
         figure.legend(handles=list(handles), loc="outside lower center", frameon=False, fontsize=9, ncols=across)

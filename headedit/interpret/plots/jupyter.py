@@ -1,4 +1,4 @@
-"""How a handle shows itself in a notebook: a summary in HTML, whole in itself, without scripts or style sheets."""
+"""The summary of a handle in a notebook: self-contained HTML, without scripts or style sheets."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,17 +10,20 @@ import numpy
 
 from headedit.edits import HeadEdits
 from headedit.interpret.head_map import HeadMap
+from headedit.interpret.labels import axis_label, short
 from headedit.interpret.plots.effects import effect_sizes
 from headedit.interpret.plots.heatmap import Grid
 from headedit.interpret.plots.svg import gate_maps
 
 _MOST_HEADS = 8
+_COLUMNS = ("layer", "head", "gate_offset", "offset_norm", "gate_scale", "scale_rms")
+_COUNTED = ("any", "offset", "scale")
 _TABLE = "border-collapse:collapse;border:none;margin:2px 0;font-size:inherit;color:inherit"
 _CELL = "padding:1px 10px 1px 0;text-align:{align};border:none"
 
 
 def html(edits: HeadEdits) -> str:
-    """The model, spec and counts of open gates, the gates as a picture, and the heads with the largest effect.
+    """Model, spec, counts of open gates, the gates as a picture, and the heads with the largest edits.
 
     The colours of text and lines are those of the page, so that it reads in a light and in a dark notebook alike. Where
     a viewer drops the picture, an SVG, the tables remain.
@@ -38,10 +41,10 @@ def html(edits: HeadEdits) -> str:
     top = {kind: rows for kind in kinds if (rows := _top_heads(source, kind))}
     for kind, rows in top.items():
         heads = "Heads" if len(kinds) == 1 else f"{kind} heads"
-        parts.append(f"<div style='margin-top:6px'>{escape(heads)} with the largest effect</div>")
-        parts.append(_table(["layer", "head", "offset gate", "‖g·a‖", "scale gate", "rms(g·m)"], rows))
+        parts.append(f"<div style='margin-top:6px'>{escape(heads)} with the largest edits</div>")
+        parts.append(_table([short(name) for name in _COLUMNS], rows))
     if not top:
-        parts.append("<div style='margin-top:6px'>No head is changed: every vector that acts is 0.</div>")
+        parts.append("<div style='margin-top:6px'>No head is changed: all effective vectors are 0.</div>")
     return f"<div style='font-size:13px;line-height:1.4;max-width:760px'>{''.join(parts)}</div>"
 
 
@@ -57,7 +60,6 @@ def _facts(edits: HeadEdits) -> list[tuple[str, ...]]:
     sites = edits.sites
     shapes = sorted({(site.kind, site.heads, site.head_dim) for site in sites})
     heads = "; ".join(f"{count} {kind} heads of width {width}" for kind, count, width in shapes[:4])
-    names = {"any": "edited heads", "offset": "open offset gates", "scale": "open scale gates"}
     edited = len({site.layer for site in sites})
     adapter = f"{edits.active_adapter}, active of {', '.join(edits.adapters)}"
     return [
@@ -65,8 +67,8 @@ def _facts(edits: HeadEdits) -> list[tuple[str, ...]]:
         *([("adapter", adapter)] if len(edits.adapters) > 1 else []),
         *([("strength", f"{edits.strength:g}")] if edits.strength != 1 else []),
         ("layers", f"{edited} of {max(site.layers for site in sites)}, {heads}{'; …' if len(shapes) > 4 else ''}"),
-        *((label, f"{counts[key][0]:,} of {counts[key][1]:,}") for key, label in names.items() if counts[key][1]),
-        ("numbers that act", f"{edits.count_effective_parameters():,}"),
+        *((short(key), f"{counts[key][0]:,} of {counts[key][1]:,}") for key in _COUNTED if counts[key][1]),
+        (axis_label("parameters"), f"{edits.count_acting_parameters():,}"),
     ]
 
 

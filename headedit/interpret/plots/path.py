@@ -1,4 +1,4 @@
-"""The pruning path as a picture: how the validation loss falls with the number of gates, and what was chosen."""
+"""The pruning path: validation loss against the number of open gates, and the number that was kept."""
 
 from os import PathLike
 from typing import Protocol
@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from headedit.errors import HeadEditError
-from headedit.interpret.plots.history import OFFSET, SCALE
+from headedit.interpret.labels import axis_label, label, short
+from headedit.interpret.palette import COLOURS
 from headedit.runs.pruning_path import PruningPath
 
 
@@ -21,13 +22,13 @@ class HasPath(Protocol):
 
 
 def path(run: "HasPath | PruningPath | str | PathLike[str]") -> Figure:
-    """Validation loss against the number of open gates, along the pruning path.
+    """Draws the validation loss against the number of open gates, along the pruning path.
 
     Args:
         run: what ``fit`` returned, a path, or the folder of a run with the recipe ``localise``.
 
     Returns:
-        A figure: the loss in nats a token on a logarithmic axis, with the standard error of its difference from the
+        A figure: the loss in nats per token on a logarithmic axis, with the standard error of its difference from the
         best level; a line at the number of gates that was kept. The upper axis counts heads.
 
     Raises:
@@ -47,15 +48,20 @@ def path(run: "HasPath | PruningPath | str | PathLike[str]") -> Figure:
         gates,
         losses,
         yerr=[level.standard_error or 0.0 for level in levels],
-        color=OFFSET,
+        color=COLOURS["validation_loss"],
         marker="o",
         markersize=4,
         linewidth=1.2,
         capsize=2,
-        label="validation loss ± standard error of the difference from the best",
+        label=f"{short('validation_loss')} ± standard error of the difference from the best",
     )
     kept = found.level_of(found.chosen)
-    axis.axvline(found.chosen, color=SCALE, linestyle="--", label=f"kept: {found.chosen} gates on {kept.heads} heads")
+    axis.axvline(
+        found.chosen,
+        color=COLOURS["kept"],
+        linestyle=":",
+        label=f"kept: {found.chosen} gates on {kept.heads} heads",
+    )
     axis.set_xscale("log")
     axis.set_yscale("log")
     plain = FuncFormatter(lambda value, _: f"{value:g}")
@@ -64,19 +70,19 @@ def path(run: "HasPath | PruningPath | str | PathLike[str]") -> Figure:
     axis.set_xticks([], minor=True)
     axis.yaxis.set_major_formatter(plain)
     axis.yaxis.set_minor_formatter(plain if max(losses) < 10 * min(losses) else FuncFormatter(lambda value, _: ""))
-    axis.set_xlabel("open gates")
-    axis.set_ylabel("nats a token")
+    axis.set_xlabel(axis_label("gates"))
+    axis.set_ylabel(label("validation_loss"))
     upper = axis.secondary_xaxis("top")
     upper.set_xticks(ticks, [str(levels[gates.index(tick)].heads) for tick in ticks])
     upper.set_xticks([], minor=True)
-    upper.set_xlabel("edited heads")
+    upper.set_xlabel(axis_label("heads"))
     axis.legend(frameon=False, fontsize=9)
     figure.suptitle("Pruning path", fontsize=12)
     return figure
 
 
 def _spaced(gates: list[int]) -> list[int]:
-    """Indices of ticks, each at least a sixth below the one before, so that they do not run into one another."""
+    """Indices of ticks, each at least a sixth below the one before, so that they do not overlap."""
     kept = [0]
     for i, number in enumerate(gates):
         if number <= gates[kept[-1]] / 1.2:

@@ -1,4 +1,4 @@
-"""Stability over seeds: which heads runs with other seeds chose, how far they agree, and how their figures spread."""
+"""Stability over seeds: which heads each seed chose, how far the seeds agree, and how their scores vary."""
 
 import json
 from collections.abc import Mapping
@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 
 from headedit.errors import HeadEditError
 from headedit.interpret.head_map import HeadMap
-from headedit.interpret.plots.heatmap import COLOURS, add_bar, draw, mark_missing
-from headedit.interpret.plots.history import OFFSET, SCALE
-from headedit.runs.files import RUN_FILE
+from headedit.interpret.labels import axis_label, short
+from headedit.interpret.palette import COLOURS, SEQUENTIAL
+from headedit.interpret.plots.heatmap import add_bar, draw, mark_missing
+
+_RUN_FILE = "run.json"
 
 
 class HasRecord(Protocol):
@@ -29,24 +31,24 @@ class HasRecord(Protocol):
 
     @property
     def output_dir(self) -> Path:
-        """Where it lies, with the other seeds' runs in ``seed-1``, ``seed-2`` ..."""
+        """Its folder, with the other seeds' runs in ``seed-1``, ``seed-2`` ..."""
 
 
 def stability(run: "HasRecord | str | PathLike[str]", *, kind: str | None = None, title: str | None = None) -> Figure:
-    """How far the runs of ``fit(..., seeds=3)`` agree.
+    """Draws how far the runs of ``fit(..., seeds=3)`` agree.
 
     Args:
         run: what ``fit`` returned, or its folder, which holds the edits of every seed.
-        kind: the kind of site in the map; by default attention, or what there is.
+        kind: the kind of site in the map; by default attention, or else the first.
         title: by default the number of seeds.
 
     Returns:
         A figure: a map, layers × heads, of how many seeds chose a head; the Jaccard index of the chosen heads, the mean
-        over pairs of seeds, beside that of random sets of the same sizes; the number of heads a seed chose; and, where
+        over pairs of seeds, next to that of random sets of the same sizes; the number of heads per seed; and, where
         it was measured, the validation loss and the metric of every seed with their mean.
 
     Raises:
-        HeadEditError: there is no such run, it has a single seed, or the edits of a seed are not there.
+        HeadEditError: there is no such run, it has a single seed, or the edits of a seed are missing.
     """
     folder, found = _read(run)
     seeds = found["seeds"]
@@ -54,11 +56,7 @@ def stability(run: "HasRecord | str | PathLike[str]", *, kind: str | None = None
     kind = sources[0].shown_kinds(kind)[0]
     chosen = numpy.stack([source.open_heads(kind).numpy() for source in sources]).sum(0)
     grid = numpy.where(sources[0].has_head(kind).numpy(), chosen.astype(float), numpy.nan)
-    spreads = [
-        (name, found[key])
-        for key, name in (("validation_loss", "validation loss\nnats a token"), ("metric", "metric"))
-        if found.get(key)
-    ]
+    spreads = [(key, found[key]) for key in ("validation_loss", "metric") if found.get(key)]
     height = max(1.6, min(6.5, 0.32 * grid.shape[0]))
     figure = plt.figure(figsize=(8.0, height + 3.6), layout="constrained")
     rows = figure.add_gridspec(2, 2 + len(spreads), height_ratios=(height + 0.8, 2.2))
@@ -69,13 +67,13 @@ def stability(run: "HasRecord | str | PathLike[str]", *, kind: str | None = None
         seeds,
         found["heads"],
         f"mean {sum(found['heads']) / len(seeds):.4g}",
-        "heads chosen",
+        "heads",
         from_zero=True,
     )
-    for column, (name, spread) in enumerate(spreads, start=2):
+    for column, (key, spread) in enumerate(spreads, start=2):
         axis = figure.add_subplot(rows[1, column])
         _by_seed(
-            axis, seeds, spread["values"], f"mean {spread['mean']:.4g} ± {spread['std']:.1g}", name, from_zero=False
+            axis, seeds, spread["values"], f"mean {spread['mean']:.4g} ± {spread['std']:.1g}", key, from_zero=False
         )
     figure.suptitle(f"{len(seeds)} seeds: do they choose the same heads?" if title is None else title, fontsize=12)
     return figure
@@ -97,7 +95,7 @@ def _read(run: "HasRecord | str | PathLike[str]") -> tuple[Path, dict[str, Any]]
 
 
 def _map(figure: Figure, axis: Axes, grid: Any, seeds: int) -> None:
-    colours = ListedColormap([to_hex(colormaps[COLOURS](i / seeds)) for i in range(seeds + 1)])
+    colours = ListedColormap([to_hex(colormaps[SEQUENTIAL](i / seeds)) for i in range(seeds + 1)])
     norm = BoundaryNorm([i - 0.5 for i in range(seeds + 2)], seeds + 1)
     image = draw(axis, grid, colours=colours, norm=norm)
     axis.set_xlabel("head")
@@ -112,22 +110,22 @@ def _map(figure: Figure, axis: Axes, grid: Any, seeds: int) -> None:
 
 def _agreement(axis: Axes, found: Mapping[str, Any]) -> None:
     values = [found["jaccard"], found["chance"]]
-    bars = axis.bar(["seeds", "chance"], values, color=[OFFSET, "#aaaaaa"], width=0.6)
+    bars = axis.bar(["seeds", short("chance")], values, color=[COLOURS["jaccard"], COLOURS["chance"]], width=0.6)
     axis.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=9)
     axis.set_ylim(0, 1.12)
     axis.set_yticks([0, 0.5, 1])
-    axis.set_ylabel("Jaccard index")
+    axis.set_ylabel(short("jaccard"))
     axis.set_title("agreement", fontsize=9)
 
 
-def _by_seed(axis: Axes, seeds: list[int], values: list[float], title: str, label: str, *, from_zero: bool) -> None:
-    axis.plot(range(len(seeds)), values, color=OFFSET, marker="o", linestyle="")
-    axis.axhline(sum(values) / len(values), color=SCALE, linestyle="--", linewidth=1.2)
+def _by_seed(axis: Axes, seeds: list[int], values: list[float], title: str, quantity: str, *, from_zero: bool) -> None:
+    axis.plot(range(len(seeds)), values, color=COLOURS[quantity], marker="o", linestyle="")
+    axis.axhline(sum(values) / len(values), color=COLOURS["mean"], linestyle="--", linewidth=1.2)
     axis.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
     axis.set_xlim(-0.5, len(seeds) - 0.5)
     axis.margins(y=0.25)
     if from_zero:
         axis.set_ylim(0, 1.15 * max(1, *values))
     axis.set_xlabel("seed")
-    axis.set_ylabel(label)
+    axis.set_ylabel(axis_label(quantity, 18))
     axis.set_title(title, fontsize=9)

@@ -1,4 +1,4 @@
-"""The gates as a static SVG of some kilobytes, with the text in the colour of the page it stands on."""
+"""The gates as a static SVG of some kilobytes, with text in the colour of the page around it."""
 
 from collections.abc import Iterator
 from html import escape
@@ -9,7 +9,9 @@ from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
 from headedit.interpret.head_map import HeadMap
-from headedit.interpret.plots.heatmap import COLOURS, HEAD_STEPS, LAYER_STEPS, Grid, places
+from headedit.interpret.labels import short
+from headedit.interpret.palette import SEQUENTIAL
+from headedit.interpret.plots.heatmap import HEAD_STEPS, LAYER_STEPS, Grid, places
 
 _LEVELS = 10
 _PANEL, _HEIGHT = 320.0, 300.0  # pixels that the cells of a panel take at most
@@ -20,13 +22,16 @@ _LEAST_WIDTH = 170.0  # for the title above a panel
 
 
 def gate_maps(source: HeadMap) -> str:
-    """An SVG a kind of site: gates of offsets and of scales side by side, layers down, heads across, and a legend."""
+    """An SVG per kind of site: gates of offsets and of scales side by side, layers down, heads across, and a legend."""
     return "".join(_kind(source, kind) for kind in source.module.kinds())
 
 
 def _kind(source: HeadMap, kind: str) -> str:
     gates = source.module.gates(kind)
-    panels = [("offset gates", numpy.asarray(gates.additive)), ("scale gates", numpy.asarray(gates.multiplicative))]
+    panels = [
+        (short("offset_gates"), numpy.asarray(gates.additive)),
+        (short("scale_gates"), numpy.asarray(gates.multiplicative)),
+    ]
     panels = [(name, grid) for name, grid in panels if not numpy.isnan(grid).all()]
     layers, heads = panels[0][1].shape
     wide, high = min(_CELL, _PANEL / heads), min(_CELL, _HEIGHT / layers)
@@ -98,4 +103,4 @@ def _legend(missing: bool) -> str:
 
 
 def _colour(level: int) -> str:
-    return to_hex(colormaps[COLOURS](level / _LEVELS))
+    return to_hex(colormaps[SEQUENTIAL](level / _LEVELS))

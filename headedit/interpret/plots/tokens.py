@@ -1,4 +1,4 @@
-"""What edits say as a picture: a panel a head, with the tokens that it promotes and those that it suppresses."""
+"""The tokens that edits promote and suppress, one panel per head."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from headedit.errors import HeadEditError
-from headedit.interpret.evidence.tokens import HeadWords, Said, ScaleChange
+from headedit.interpret.evidence.tokens import HeadWords, ScaleChange, TokenChanges
+from headedit.interpret.labels import axis_label
+from headedit.interpret.palette import COLOURS, INK
 
-_UP, _DOWN = "#0072b2", "#d55e00"  # apart to colour-blind eyes
 _ACROSS = 4
 _LONGEST = 14
 
@@ -24,22 +25,23 @@ def tokens(
     most: int = 12,
     title: str | None = None,
 ) -> Figure:
-    """Bars of the change of the logits, a panel a head.
+    """Draws the largest changes of logits as bars, one panel per head.
 
     Args:
-        words: what ``headedit.interpret.evidence.tokens`` returned.
-        show: as read from the weights, or as measured on data; by default what was measured, if something was.
-        top: tokens either way.
-        most: heads, from the first.
-        title: by default what is drawn.
+        words: what ``headedit.tokens`` returned.
+        show: as read from the weights, or as measured on data; by default the latter if something was measured.
+        top: number of tokens promoted, and of tokens suppressed.
+        most: the largest number of heads, from the first.
+        title: by default the subject, and how many heads are left out.
 
     Returns:
-        A figure with a panel for each head, layer.head above it, and where it has a tuned scale the range of its
-        factors and how much of the output that changes. A panel without bars says why. Bars are in logits above their
-        mean over the vocabulary; those of the weights leave a positive factor open, so they compare within a panel.
+        A figure with a panel for each head: above it layer.head, and where it has a tuned scale the range of its
+        factors and how much of the output they change. A panel without bars says why. Bars are in logits above their
+        mean over the vocabulary; those read from the weights are known up to a positive factor, so they can be compared
+        only within a panel.
 
     Raises:
-        HeadEditError: there are no heads, or ``measured`` is asked for and nothing was measured.
+        HeadEditError: there are no heads, or ``measured`` is given and nothing was measured.
     """
     if not words:
         raise HeadEditError("There is nothing to draw: no head is given.")
@@ -54,29 +56,29 @@ def tokens(
     size = (max(4.6, 2.75 * across), 1.1 + (0.75 + 0.36 * top) * down)
     figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
     for axis, word in zip(axes.flat, shown, strict=False):
-        said: Said | None = getattr(word, show)
+        changes: TokenChanges | None = getattr(word, show)
         axis.set_title(_heading(word), fontsize=9)
-        if said is None:
+        if changes is None:
             _empty(axis, word)
         else:
-            _bars(axis, said, top)
+            _bars(axis, changes, top)
     for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
-    unit = (
-        "mean change on data" if show == "measured" else "direct effect of the offset, each head in a unit of its own"
-    )
     figure.supxlabel(
-        f"logit against the mean over the vocabulary: {unit} (right: promoted, left: suppressed)", fontsize=9
+        f"{axis_label(f'logit_{show}', 80)}, against the mean over the vocabulary\n(right: promoted, left: suppressed)",
+        fontsize=9,
     )
     more = f" (first {len(shown)} of {len(words)} heads)" if len(words) > len(shown) else ""
     figure.suptitle(title or f"What the edits promote and suppress{more}", fontsize=12)
     return figure
 
 
-def _bars(axis: Axes, said: Said, top: int) -> None:
-    pairs = said.promotes[:top] + said.suppresses[:top][::-1]
+def _bars(axis: Axes, changes: TokenChanges, top: int) -> None:
+    pairs = changes.promotes[:top] + changes.suppresses[:top][::-1]
     values = [value for _, value in pairs]
-    axis.barh(range(len(pairs)), values, color=[_UP if value > 0 else _DOWN for value in values], height=0.75)
+    axis.barh(
+        range(len(pairs)), values, color=[COLOURS["rise" if value > 0 else "fall"] for value in values], height=0.75
+    )
     for i, (token, value) in enumerate(pairs):
         side, end = ("right", -4) if value > 0 else ("left", 4)
         axis.annotate(
@@ -85,7 +87,7 @@ def _bars(axis: Axes, said: Said, top: int) -> None:
     reach = 1.1 * max(map(abs, values))
     axis.set_xlim(-reach, reach)
     axis.invert_yaxis()
-    axis.axvline(0, color="#444444", linewidth=0.8)
+    axis.axvline(0, color=INK, linewidth=0.8)
     axis.set_yticks([])
     axis.locator_params(axis="x", nbins=5)
     axis.tick_params(axis="x", labelsize=7)
@@ -93,10 +95,8 @@ def _bars(axis: Axes, said: Said, top: int) -> None:
 
 
 def _empty(axis: Axes, word: HeadWords) -> None:
-    reason = word.obstacle or "no offset: a scale speaks only\nwith data (tokens(..., data))"
-    axis.text(
-        0.5, 0.5, reason, ha="center", va="center", fontsize=8, color="#444444", wrap=True, transform=axis.transAxes
-    )
+    reason = word.obstacle or "no offset; a scale can only be\nmeasured: tokens(..., data)"
+    axis.text(0.5, 0.5, reason, ha="center", va="center", fontsize=8, color=INK, wrap=True, transform=axis.transAxes)
     axis.set_axis_off()
 
 
@@ -110,6 +110,6 @@ def _scale(scale: ScaleChange) -> str:
 
 
 def _visible(token: str) -> str:
-    """A token with its spaces and line ends to be seen, and shortened."""
+    """A token with visible spaces and line ends, shortened."""
     shown = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣").replace("$", r"\$")
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"

@@ -1,4 +1,4 @@
-"""The type map: what is done to every head: an offset, a scale, both, or nothing."""
+"""The type map: whether each head has an offset, a scale, both, or no edit."""
 
 import numpy
 from matplotlib.axes import Axes
@@ -7,22 +7,23 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from headedit.interpret.head_map import Edits, HeadMap
+from headedit.interpret.palette import COLOURS, EDGE, FAINT
 from headedit.interpret.plots.heatmap import Grid, draw, finish, frame, mark_groups, mark_layers, mark_missing
 
-TYPES = {"none": "#f0f0f0", "offset": "#0072b2", "scale": "#e69f00", "both": "#000000"}
-"""Types in the order of their number in ``type_grid``, with colours that differ in lightness too."""
+TYPES = {name: COLOURS[name] for name in ("none", "offset", "scale", "both")}
+"""Types, in the order of their number in ``type_grid``, and their colours."""
 
 
 def types(edits: Edits, *, kind: str | None = None, title: str | None = None) -> Figure:
-    """A map of which edit each head has.
+    """Draws a map of which edit each head has.
 
     Args:
         edits: the handle, attached or detached, its parameters, or a folder of saved edits.
-        kind: the kind of site; by default all that are edited, a panel each.
+        kind: the kind of site; by default all that are edited, one panel each.
         title: by default which kinds are shown.
 
     Returns:
-        A figure with a panel a kind, layers × heads: no open gate, an offset, a scale, or both, with their numbers in
+        A figure with a panel per kind, layers × heads: no open gate, an offset, a scale, or both, with their counts in
         the legend. Grey hatched cells and other marks are those of ``headedit.plot.gates``.
 
     Raises:
@@ -34,13 +35,13 @@ def types(edits: Edits, *, kind: str | None = None, title: str | None = None) ->
     figure, axes = frame(1, len(kinds), grids[0].shape[0], max(grid.shape[1] for grid in grids))
     for axis, name, grid in zip(axes[0], kinds, grids, strict=True):
         draw_types(axis, grid)
-        mark_groups(axis, source.group_size(name), grid.shape[1], colour="#777777")
+        mark_groups(axis, source.group_size(name), grid.shape[1], colour=EDGE)
         if len(kinds) > 1:
             axis.set_title(f"{name} heads", fontsize=11)
     axes[0, 0].set_ylabel("layer")
     handles = type_handles([int(sum((grid == i).sum() for grid in grids)) for i in range(len(TYPES))])
     handles += mark_missing(grids) + mark_layers(axes[0, 0], source.layer_kinds)
-    finish(figure, handles, f"What is done to {' and '.join(kinds)} heads" if title is None else title)
+    finish(figure, handles, f"Edits of {' and '.join(kinds)} heads by type" if title is None else title)
     return figure
 
 
@@ -51,15 +52,15 @@ def type_grid(source: HeadMap, kind: str) -> Grid:
 
 
 def draw_types(axis: Axes, grid: Grid) -> None:
-    """Draws what ``type_grid`` gave."""
+    """Draws the types that ``type_grid`` returns."""
     norm = BoundaryNorm([i - 0.5 for i in range(len(TYPES) + 1)], len(TYPES))
     draw(axis, grid, colours=ListedColormap(list(TYPES.values())), norm=norm)
     if len(axis.get_xticks(minor=True)):
-        axis.grid(which="minor", color="#bbbbbb", linewidth=0.6)  # white would be lost on heads without an edit
+        axis.grid(which="minor", color=FAINT, linewidth=0.6)  # white would not show on heads without an edit
 
 
 def type_handles(counts: list[int] | None = None) -> list[Patch]:
-    """Handles for a legend, perhaps with the number of heads of each type."""
+    """Handles for a legend; with ``counts``, the number of heads of each type too."""
     texts = list(TYPES) if counts is None else [f"{n}: {count:,}" for n, count in zip(TYPES, counts, strict=True)]
     colours = TYPES.values()
-    return [Patch(facecolor=c, edgecolor="#777777", label=t) for c, t in zip(colours, texts, strict=True)]
+    return [Patch(facecolor=c, edgecolor=EDGE, label=t) for c, t in zip(colours, texts, strict=True)]

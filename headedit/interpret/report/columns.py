@@ -1,4 +1,4 @@
-"""The heads of a report: a row each, of what the edits hold and, where it was measured, of the evidence."""
+"""The table of heads in a report: a row per head, with its edit and, where it was measured, the evidence."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,6 +10,7 @@ from torch import Tensor
 from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
 from headedit.interpret.head_map import HeadMap
+from headedit.interpret.labels import LABELS
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped,unused-ignore]
@@ -23,97 +24,56 @@ class Column:
     """A column of the table of heads.
 
     Fields:
-        key: as in the evidence.
-        label: its name on the page.
-        meaning: a sentence on it.
+        key: as in the evidence and in the table of labels.
         form: ``whole``, ``number``, ``signed``, ``text`` or ``tokens``.
         drawn: whether the map can show it.
     """
 
     key: str
-    label: str
-    meaning: str
     form: str = "number"
     drawn: bool = True
 
+    @property
+    def label(self) -> str:
+        """Its name on the page."""
+        return LABELS[self.key].short
+
+    @property
+    def meaning(self) -> str:
+        """A sentence on it."""
+        return LABELS[self.key].meaning
+
 
 COLUMNS = (
-    Column(key="layer", label="layer", meaning="Index of the layer.", form="whole", drawn=False),
-    Column(key="head", label="head", meaning="Which head of the layer, from 0.", form="whole", drawn=False),
-    Column(key="kind", label="kind", meaning="Kind of the head's site.", form="text", drawn=False),
-    Column(key="edit", label="edit", meaning="Which vectors have an open gate.", form="text"),
-    Column(
-        key="effect",
-        label="effect",
-        meaning="Rise of the loss, in nats a token, when this head's edit alone is switched off.",
-        form="signed",
-    ),
-    Column(
-        key="effect_error",
-        label="± effect",
-        meaning="Standard error of the effect over the examples.",
-        drawn=False,
-    ),
-    Column(
-        key="promotes", label="promotes", meaning="Tokens that the edit makes likelier.", form="tokens", drawn=False
-    ),
-    Column(
-        key="suppresses",
-        label="suppresses",
-        meaning="Tokens that the edit makes less likely.",
-        form="tokens",
-        drawn=False,
-    ),
-    Column(key="gate_offset", label="offset gate", meaning="From 0, closed, to 1, open, in eval mode."),
-    Column(key="gate_scale", label="scale gate", meaning="From 0, closed, to 1, open, in eval mode."),
-    Column(key="offset_norm", label="‖g·a‖", meaning="Length of what is added to the head's output."),
-    Column(key="scale_norm", label="‖g·m‖", meaning="Length of what is added to the factor of 1 on it."),
-    Column(key="contribution", label="contribution", meaning="Size of what the edit adds to the head's output."),
-    Column(key="share", label="share", meaning="That, over the size of the head's own output."),
-    Column(
-        key="attribution",
-        label="attribution",
-        meaning="The effect, estimated for all heads at once by one gradient.",
-        form="signed",
-    ),
-    Column(
-        key="integrated",
-        label="integrated",
-        meaning="The effect, estimated for all heads at once by integrated gradients.",
-        form="signed",
-    ),
-    Column(
-        key="patch_attribution",
-        label="patch estimate",
-        meaning="Rise of the loss with the base model's head put in, estimated by one gradient.",
-        form="signed",
-    ),
-    Column(
-        key="patch_base",
-        label="patch into base",
-        meaning="Change of the base model's loss with the edited head put in.",
-        form="signed",
-    ),
-    Column(
-        key="patch_edited",
-        label="patch into edited",
-        meaning="Change of the edited model's loss with the base model's head put in.",
-        form="signed",
-    ),
-    Column(
-        key="probe_accuracy",
-        label="probe accuracy",
-        meaning="Held-out accuracy of a linear probe on the head's output in the base model.",
-    ),
+    Column(key="layer", form="whole", drawn=False),
+    Column(key="head", form="whole", drawn=False),
+    Column(key="kind", form="text", drawn=False),
+    Column(key="edit", form="text"),
+    Column(key="effect", form="signed"),
+    Column(key="effect_error", drawn=False),
+    Column(key="promotes", form="tokens", drawn=False),
+    Column(key="suppresses", form="tokens", drawn=False),
+    Column(key="gate_offset"),
+    Column(key="gate_scale"),
+    Column(key="offset_norm"),
+    Column(key="scale_norm"),
+    Column(key="contribution"),
+    Column(key="share"),
+    Column(key="attribution", form="signed"),
+    Column(key="integrated", form="signed"),
+    Column(key="patch_attribution", form="signed"),
+    Column(key="patch_base", form="signed"),
+    Column(key="patch_edited", form="signed"),
+    Column(key="probe_accuracy"),
 )
 
 
 def head_rows(source: HeadMap, evidence: "pandas.DataFrame | None") -> dict[Key, dict[str, Any]]:
-    """For every edited head its values by the keys of ``COLUMNS``, as far as they are known.
+    """Collects the known values of every edited head, by the keys of ``COLUMNS``.
 
     Args:
         source: the edits.
-        evidence: the frame of ``headedit.interpret.evidence.table``.
+        evidence: the frame that ``headedit.evidence`` returns.
 
     Raises:
         HeadEditError: the evidence is of other edits.
@@ -125,14 +85,16 @@ def head_rows(source: HeadMap, evidence: "pandas.DataFrame | None") -> dict[Key,
         measured = {(row["kind"], row["layer"], row["head"]): row for row in evidence.to_dict("records")}
         same = measured.keys() == rows.keys() and all(row["open"] == rows[key]["open"] for key, row in measured.items())
     except (AttributeError, KeyError, TypeError):
-        raise HeadEditError("evidence: expected the frame that headedit.interpret.evidence.table returns.") from None
+        raise HeadEditError("evidence: expected the frame that headedit.evidence returns.") from None
     if not same:
-        raise HeadEditError("evidence: is of other edits than those of the run: their heads, or the open ones, differ.")
+        raise HeadEditError(
+            "evidence: it was measured on other edits than those of the run: the heads, or the open ones, differ."
+        )
     return {key: {**measured[key], **row} for key, row in rows.items()}
 
 
 def columns_of(rows: Mapping[Key, Mapping[str, Any]]) -> list[Column]:
-    """The columns that hold something; the kind only where there are several."""
+    """The columns that have a value in some row; the kind only where there are several."""
     several = len({kind for kind, _, _ in rows}) > 1
     held = [c for c in COLUMNS if any(not is_missing(row.get(c.key)) for row in rows.values())]
     return [column for column in held if several or column.key != "kind"]

@@ -1,4 +1,4 @@
-"""What lies in the folder of a run, as a report tells it."""
+"""The files in the folder of a run, and the facts and tables that a report shows of them."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +9,13 @@ from typing import Any
 from headedit.edits.files.format import CONFIG_FILE, read_config
 from headedit.errors import HeadEditError
 from headedit.interpret.head_map import HeadMap
-from headedit.runs.files import DATA_FILE, HISTORY_FILE, PATH_FILE, RUN_FILE, RUN_YAML
-from headedit.runs.pruning_path import PruningPath
+from headedit.interpret.labels import LABELS, axis_label, short
+from headedit.runs.history import HISTORY_FILE
+from headedit.runs.pruning_path import PATH_FILE, PruningPath
 
-_MOST = 12  # values of a list that are told
-_COUNTED = {"any": "edited heads", "offset": "open offset gates", "scale": "open scale gates"}
+RUN_YAML = "run.yaml"
+_RUN_FILE, _DATA_FILE = "run.json", "data.json"
+_MOST = 12  # values of a list that are shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Table:
         title: above it.
         header: names of the columns; empty for pairs of a name and a value.
         cells: the rows.
-        left: number of columns that hold words, which stand on the left.
+        left: number of columns of words, which are aligned to the left.
         notes: below it.
     """
 
@@ -66,14 +68,14 @@ class RunFolder:
         """
         if not (folder / CONFIG_FILE).is_file():
             raise HeadEditError(
-                f"{folder}: holds no {CONFIG_FILE}, so there are no edits to report on. Give the output folder of "
+                f"{folder}: contains no {CONFIG_FILE}, so there are no edits to report on. Give the output folder of "
                 "headedit train, or of fit(..., output_dir=...)."
             )
         for name in (HISTORY_FILE, RUN_FILE):
             if not (folder / name).is_file():
                 raise HeadEditError(
-                    f"{folder}: holds edits but no {name}, so no finished run left them. Give the output folder of a "
-                    f"run; for edits alone there is: headedit plot {folder}"
+                    f"{folder}: contains edits but no {name}, so this is not the folder of a finished run. Give the "
+                    f"output folder of a run; for edits alone use: headedit plot {folder}"
                 )
         source, text = HeadMap.of(folder), folder / RUN_YAML
         return RunFolder(
@@ -92,27 +94,27 @@ class RunFolder:
         return str(self.saved["base_model"].get("name_or_path") or "unknown")
 
     def facts(self) -> list[tuple[str, str]]:
-        """The run in short, as (what, value)."""
+        """The run in brief, as (what, value)."""
         record, base, module = self.record, self.saved["base_model"], self.source.module
         counts = module.count_open()
-        acting = sum(int(edit.is_open(vector).sum()) * edit.head_dim for edit in module for vector in edit.vectors)
-        told = [
+        parameters = sum(int(edit.is_open(vector).sum()) * edit.head_dim for edit in module for vector in edit.vectors)
+        facts = [
             ("base model", f"{Path(self.base_model).name} ({base.get('class', '')})"),
-            ("recipe", record.get("recipe")),
-            ("seed", record.get("seed")),
-            *((label, "{:,} of {:,}".format(*counts[key])) for key, label in _COUNTED.items()),
-            ("numbers that act", f"{acting:,}"),
+            (short("recipe"), record.get("recipe")),
+            (short("seed"), record.get("seed")),
+            *((short(key), "{:,} of {:,}".format(*counts[key])) for key in ("any", "offset", "scale")),
+            (axis_label("parameters"), f"{parameters:,}"),
             ("examples", _examples(record)),
             ("steps", record.get("steps")),
-            ("validation loss", _loss(record.get("best_eval_loss"))),
-            ("test loss", _loss(record.get("test_loss"))),
+            (short("validation_loss"), _loss(record.get("best_eval_loss"))),
+            (short("test_loss"), _loss(record.get("test_loss"))),
             ("test loss of the base model", _loss(record.get("test_loss_base"))),
-            ("time", _seconds(record.get("seconds"))),
+            (short("seconds"), _seconds(record.get("seconds"))),
         ]
-        return [(what, str(value)) for what, value in told if value is not None]
+        return [(what, str(value)) for what, value in facts if value is not None]
 
     def measured(self) -> Iterator[Table]:
-        """Tables of what the run measured beside its losses: controls, and the spread over seeds."""
+        """Tables of what the run measured in addition to its losses: controls, and the agreement of the seeds."""
         controls, stability = self.record.get("controls"), self.record.get("stability")
         if isinstance(controls, Mapping):
             names = list(dict.fromkeys(key for found in controls.values() for key in found))
@@ -147,7 +149,7 @@ def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def shown(value: Any) -> str:
-    """A value in a few characters."""
+    """A value as a short text."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, float):
@@ -160,11 +162,11 @@ def shown(value: Any) -> str:
 def _examples(record: Mapping[str, Any]) -> str | None:
     if "train_examples" not in record:
         return None
-    return f"{record['train_examples']:,} to learn from, {record.get('valid_examples') or 0:,} to choose by"
+    return f"{record['train_examples']:,} to train on, {record.get('valid_examples') or 0:,} to validate on"
 
 
 def _loss(value: object) -> str | None:
-    return f"{value:.4f} nats a token" if isinstance(value, float) else None
+    return f"{value:.4f} {LABELS['loss'].unit}" if isinstance(value, float) else None
 
 
 def _seconds(value: object) -> str | None:

@@ -1,4 +1,4 @@
-"""The map of heads on a page: for each cell the class of its colour in every measure, and the measures' legends."""
+"""The map of heads on a page: the colour class of every cell for every measure, and the legends of the measures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from headedit.interpret.head_map import HeadMap
-from headedit.interpret.plots.heatmap import COLOURS
+from headedit.interpret.palette import COLOURS, DARK, SEQUENTIAL
 from headedit.interpret.plots.types import TYPES
 from headedit.interpret.report.columns import Column, Key, is_missing
 
@@ -20,7 +20,7 @@ _GATES = ("gate_offset", "gate_scale")
 
 @dataclass(frozen=True, kw_only=True)
 class Swatch:
-    """A colour in a legend, by the class that has it, and what stands beside it."""
+    """A colour in a legend: the class that has it, and the text next to it."""
 
     style: str
     text: str = ""
@@ -28,7 +28,7 @@ class Swatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What a map can show.
+    """A quantity that a map can show.
 
     Fields:
         label: its name.
@@ -50,7 +50,7 @@ class Map:
     Fields:
         kind: of their sites.
         layers: a name for each layer, and its heads; None where there is no such head, or it is not edited.
-        group: number of neighbouring heads that share a key-value head; None where it is not told.
+        group: number of neighbouring heads that share a key-value head; None where it is not known.
     """
 
     kind: str
@@ -76,15 +76,26 @@ def maps(source: HeadMap) -> list[Map]:
 
 
 def measures(rows: Mapping[Key, Mapping[str, Any]], columns: Sequence[Column]) -> list[Measure]:
-    """What the maps can show of these rows, the kind of edit first."""
+    """The measures that the maps can show of these rows, the type of edit first."""
     return [
         _measure(column, {key: row.get(column.key) for key, row in rows.items()}) for column in columns if column.drawn
     ]
 
 
-def colours() -> dict[str, str]:
-    """The colour of every level of a measure that is not signed, by class."""
-    return {f"s{level}": to_hex(colormaps[COLOURS](level / LEVELS)) for level in range(LEVELS + 1)}
+def colour_rules() -> str:
+    """Style rules: the palette's colours as variables, on a light and on a dark page, and a class for every level."""
+    light = {name: COLOURS[name] for name in (*TYPES, "rise", "fall")}
+    levels = {f"s{level}": to_hex(colormaps[SEQUENTIAL](level / LEVELS)) for level in range(LEVELS + 1)}
+    rules = [
+        _root(light),
+        f"@media (prefers-color-scheme: dark){{{_root(light | DARK)}}}",
+        *(f".{name}{{background:{colour}}}" for name, colour in levels.items()),
+    ]
+    return "\n".join(rules)
+
+
+def _root(variables: Mapping[str, str]) -> str:
+    return f":root{{{''.join(f'--{name}:{colour};' for name, colour in variables.items())}}}"
 
 
 def _measure(column: Column, values: Mapping[Key, Any]) -> Measure:
@@ -111,7 +122,7 @@ def _measure(column: Column, values: Mapping[Key, Any]) -> Measure:
 
 
 def _level(value: float, low: float, high: float, signed: bool) -> int:
-    """Rounded away from 0, so that what is not 0 is not drawn as 0."""
+    """The level of a value, rounded away from 0, so that only 0 is drawn as 0."""
     if high <= low:
         return 0
     share = (abs(value) - low) / (high - low)

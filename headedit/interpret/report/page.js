@@ -4,7 +4,7 @@
   const headers = [...table.tHead.rows[0].cells];
   document.querySelectorAll(".script").forEach((element) => { element.hidden = false; });
 
-  // Sorting: a button in every header, empty cells always last, ties as they stood.
+  // Sorting: a button in every header, empty cells always last, ties in their previous order.
   const names = new Intl.Collator("en", { numeric: true });
   const sort = (column) => {
     const header = headers[column], words = ["text", "tokens"].includes(header.dataset.form);
@@ -39,7 +39,7 @@
   measure.addEventListener("change", paint);
   paint(); // a browser may keep the choice over a reload
 
-  // What is known of a head, as its row has it, beside its cell.
+  // The numbers of a head, from its row, next to its cell.
   let link = null, row = null;
   const hide = () => {
     tip.hidden = true;
@@ -49,7 +49,7 @@
   };
   const place = () => {
     if (link === null) return;
-    tip.style.left = tip.style.top = "0"; // where it is as wide as it would be
+    tip.style.left = tip.style.top = "0"; // there it has its natural width
     const cell = link.getBoundingClientRect(), size = tip.getBoundingClientRect(), gap = 8;
     const room = document.documentElement.clientWidth - size.width - gap;
     const beside = cell.right + gap <= room ? cell.right + gap : cell.left - gap - size.width;

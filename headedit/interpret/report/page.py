@@ -1,4 +1,4 @@
-"""``report``: puts a run's figures, pictures and heads into one HTML file."""
+"""``report``: puts a run's numbers, pictures and heads into one HTML file."""
 
 import base64
 import hashlib
@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from headedit.interpret.report.columns import Column, Key, columns_of, head_rows, is_missing
 from headedit.interpret.report.folder import RunFolder, Table, shown
-from headedit.interpret.report.heads import colours, maps, measures
+from headedit.interpret.report.heads import colour_rules, maps, measures
 from headedit.interpret.report.pictures import pictures
 from headedit.version import __version__
 
@@ -26,22 +26,22 @@ _CELLS = 40  # rem that the cells of a map take at most
 def report(
     run: "str | PathLike[str]", *, evidence: "pandas.DataFrame | None" = None, tables: Sequence[Table] = ()
 ) -> str:
-    """A run as one HTML page, whole in itself: it loads nothing, and its content policy forbids it to.
+    """Makes one self-contained HTML page of a run: it loads nothing, and its content policy forbids it to.
 
-    Its map and table of heads work by keyboard and are sorted by a small script; without scripts the table is there in
-    the order of the heads, and every cell of the map leads to its row. It follows the reader's light or dark scheme.
+    A small script sorts the table of heads and makes the map work by keyboard; without scripts the table is in the
+    order of the heads, and every cell of the map links to its row. The page follows the reader's light or dark scheme.
 
     Args:
         run: the folder that ``headedit.fit`` or ``headedit train`` wrote; the model is not needed.
-        evidence: the frame of ``headedit.interpret.evidence.table`` of the run's edits; it joins the table of heads.
-        tables: of further measurements, such as evaluations.
+        evidence: the frame that ``headedit.evidence`` returns for the run's edits; it is shown in the table of heads.
+        tables: further measurements, such as evaluations.
 
     Returns:
         The page's text.
 
     Raises:
-        HeadEditError: the folder holds no edits or no history, a file there is damaged, or the evidence is of other
-            edits.
+        HeadEditError: the folder holds no edits or no history, a file there is damaged, or the evidence was
+            measured on other edits.
     """
     found = RunFolder.read(Path(run))
     rows = head_rows(found.source, evidence)
@@ -66,17 +66,16 @@ def report(
         few=len(rows) <= _FEW,
         maps=maps(found.source),
         measures=measures(rows, columns),
-        colours=colours(),
         cell_size=lambda heads: f"{min(2.0, max(0.6, _CELLS / heads)):.2f}rem",
         pictures=pictures(found, evidence),
-        style=(_FOLDER / "page.css").read_text(encoding="utf-8").strip(),
+        style=f"{(_FOLDER / 'page.css').read_text(encoding='utf-8').strip()}\n{colour_rules()}",
         script=script,
         policy=_policy(script),
     )
 
 
 def _policy(script: str) -> str:
-    """The page's content policy: its own script, by its hash, its own styles and pictures, and nothing else."""
+    """The page's content policy: it allows its own script, by hash, its own styles and pictures, and nothing else."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
@@ -92,7 +91,7 @@ def _name(key: Key, several: bool) -> str:
 
 
 def _order(column: Column, row: Mapping[str, Any]) -> str:
-    """What a cell is sorted by; empty where there is no value."""
+    """The text that a cell is sorted by; empty where there is no value."""
     value = row.get(column.key)
     if is_missing(value):
         return ""

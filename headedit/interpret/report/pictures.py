@@ -24,7 +24,7 @@ class Picture:
 
     Fields:
         title: what it is.
-        text: what is to be seen in it.
+        text: what it shows.
         source: a data URL.
         width, height: in pixels of the page.
     """
@@ -37,7 +37,7 @@ class Picture:
 
 
 def pictures(run: RunFolder, evidence: "pandas.DataFrame | None") -> Iterator[Picture]:
-    """What can be drawn of a run, one after the other.
+    """Draws the pictures of a run, one after the other.
 
     Raises:
         HeadEditError: the history holds no logged step.
@@ -45,19 +45,21 @@ def pictures(run: RunFolder, evidence: "pandas.DataFrame | None") -> Iterator[Pi
     folder, stability = run.path, run.record.get("stability")
     drawn: list[tuple[str, str, Callable[[], Figure]]] = [
         ("Gates", "The gates of offsets and scales in eval mode, layers by heads.", lambda: plots.gates(folder)),
-        ("Effect sizes", "How long every head's offset is, and how large its scale.", lambda: plots.effects(folder)),
+        ("Effect sizes", "The size of every head's offset and of its scale.", lambda: plots.effects(folder)),
     ]
     if run.source.group_size("attention"):
         text = "How many of the heads that share a key-value head have an open gate."
         drawn.append(("Key-value heads", text, lambda: plots.groups(folder)))
     if evidence is not None and bool(evidence["open"].any()):
-        text = "What a head's edit is estimated to do, against the loss without it; ρ is Spearman's."
+        text = (
+            "Cheap estimates of what a head's edit does, against the measured effect; ρ is Spearman's rank correlation."
+        )
         drawn.append(("Agreement of the evidence", text, lambda: plots.agreement(evidence)))
     if run.levels is not None and any(level.loss is not None for level in run.levels.levels):
-        text = "Validation loss against the number of gates, and the number that was kept."
+        text = "Validation loss against the number of open gates, and the number that was kept."
         drawn.append(("Pruning path", text, lambda: plots.path(folder)))
     if stability and all((folder / f"seed-{seed}").is_dir() for seed in stability["seeds"][1:]):
-        text = "Which heads the runs with other seeds chose, and how far they agree."
+        text = "Which heads the runs with other seeds chose, and how well they agree."
         drawn.append(("Seeds", text, lambda: plots.stability(folder)))
     text = "Losses, open gates and learning rates, step by step."
     drawn.append(("History", text, lambda: plots.history(folder)))

@@ -1,15 +1,14 @@
-"""One interface for everything that is compared: recipes of ours, their ablation, the oracle, and LoRA."""
+"""One interface for all methods that are compared: our recipes, an ablation, the oracle, LoRA, and no edit at all."""
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from headedit.bench.recovery.lora import LoraSettings, best_lora
-from headedit.bench.recovery.planted import by_vector
+from headedit.bench.compare.lora import LoraSettings, best_lora
 from headedit.edits import HeadEdits, attach
 from headedit.edits.gate_set import GateIndex, freeze_gates, open_gates
 from headedit.errors import HeadEditError, suggest
@@ -22,15 +21,18 @@ UNEDITED, ORACLE, NO_GATE, LORA = "unedited", "oracle", "no gate", "LoRA r 8"
 
 _CHOOSING = ("localise", "jola", "lofit")
 _EVERY_HEAD = {"ist": "ist", "rst": "rst", NO_GATE: "ungated"}
-"""Contenders that edit every head for good, and their recipes."""
+"""Methods that edit every head for good, and their recipes."""
 
 Heads = dict[str, set[tuple[int, int]]]
 """For ``offset`` and ``scale`` the heads, as (site, head), that have an open gate on one."""
 
+Changes = Mapping[str, Mapping[str, Any]]
+"""By method: fields of its recipe, or of ``LoraSettings``, that differ from their defaults."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What a contender is given.
+    """What a method is given.
 
     Fields:
         fresh: makes the unedited model; called for each model that is trained.
@@ -51,16 +53,16 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a contender made of it.
+    """What a method made of it.
 
     Fields:
         model: trained, in eval mode, with its edits or adapter on it.
         score: on the test examples.
-        parameters: that act at the end: of ours head_dim × open vectors, of LoRA the trainable ones.
+        parameters: number in effect at the end: for edits head_dim × open vectors, for LoRA the trainable ones.
         heads: heads with an open gate; None for LoRA.
         gates: open gates; None for LoRA.
         found: the heads that were chosen; None where nothing chooses.
-        seconds: of the training, of LoRA in its best run.
+        seconds: of the training; for LoRA of its best run.
         details: learning rate and runs of LoRA.
     """
 
@@ -74,47 +76,54 @@ class Outcome:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-Contender = Callable[[Problem, Mapping[str, Any]], Outcome]
+Method = Callable[[Problem, Mapping[str, Any]], Outcome]
 """Takes the problem, and fields of the recipe, or of ``LoraSettings``, that differ from their defaults."""
 
 
-def contenders(*, planted: bool = False) -> dict[str, Contender]:
-    """Every contender by name: the registered recipes, ``no gate``, ``LoRA r 8``, ``unedited``.
+def methods(*, planted: bool = False) -> dict[str, Method]:
+    """Every method by name: the registered recipes, ``no gate``, ``LoRA r 8``, ``unedited``.
 
     Args:
         planted: also ``oracle``, which needs planted heads.
     """
-    found: dict[str, Contender] = {UNEDITED: _unedited}
+    found: dict[str, Method] = {UNEDITED: _unedited}
     found |= {name: _of_recipe(name) for name in _CHOOSING}
     found |= {name: _of_recipe(recipe, chooses=False) for name, recipe in _EVERY_HEAD.items() if recipe in RECIPES}
     found[LORA] = _lora
     return {**found, ORACLE: _oracle} if planted else found
 
 
-def contender(name: str, *, planted: bool = False) -> Contender:
-    """The contender of a name.
+def method(name: str, *, planted: bool = False) -> Method:
+    """The method of a name.
 
     Raises:
         HeadEditError: there is none.
     """
-    known = contenders(planted=planted)
+    known = methods(planted=planted)
     if name not in known:
-        raise HeadEditError(f"There is no contender '{name}'.{suggest(name, known)} Contenders: {', '.join(known)}.")
+        raise HeadEditError(f"There is no method '{name}'.{suggest(name, known)} Methods: {', '.join(known)}.")
     return known[name]
 
 
-def check(name: str, changes: Mapping[str, Any], *, planted: bool) -> None:
-    """Says what would stop a contender, before any work is done.
+def check_changes(names: Sequence[str], changes: Changes | None, *, planted: bool) -> None:
+    """Checks that every method can run with its settings, before any work is done.
 
     Raises:
-        HeadEditError: there is no such contender, its settings are impossible, or peft is not installed for LoRA.
+        HeadEditError: there is no such method, its settings are impossible, or peft is not installed for LoRA.
     """
-    contender(name, planted=planted)
-    if name == LORA:
-        import_optional("peft", "The peer LoRA")
-        strict.build(LoraSettings, dict(changes), LORA)
-    elif name != UNEDITED:
-        make_recipe({**_EVERY_HEAD, ORACLE: "refit"}.get(name, name), dict(changes))
+    for name in dict.fromkeys([*names, *(changes or {})]):
+        settings = dict((changes or {}).get(name, {}))
+        method(name, planted=planted)
+        if name == LORA:
+            library("peft", "LoRA")
+            strict.build(LoraSettings, settings, LORA)
+        elif name != UNEDITED:
+            make_recipe({**_EVERY_HEAD, ORACLE: "refit"}.get(name, name), settings)
+
+
+def heads_by_vector(gates: Iterable[Gate]) -> Heads:
+    """The heads, as (site, head), of the gates on offsets and of those on scales."""
+    return {vector: {(g.site, g.head) for g in gates if g.vector == vector} for vector in ("offset", "scale")}
 
 
 def _unedited(problem: Problem, changes: Mapping[str, Any]) -> Outcome:
@@ -122,16 +131,16 @@ def _unedited(problem: Problem, changes: Mapping[str, Any]) -> Outcome:
     return Outcome(model=model, score=problem.score(model), parameters=0, heads=0, gates=0, found=None, seconds=0.0)
 
 
-def _of_recipe(recipe: str, *, chooses: bool = True) -> Contender:
-    def contend(problem: Problem, changes: Mapping[str, Any]) -> Outcome:
+def _of_recipe(recipe: str, *, chooses: bool = True) -> Method:
+    def run(problem: Problem, changes: Mapping[str, Any]) -> Outcome:
         return _fitted(problem, attach(problem.fresh()), recipe, changes, chooses)
 
-    return contend
+    return run
 
 
 def _oracle(problem: Problem, changes: Mapping[str, Any]) -> Outcome:
     if problem.truth is None:
-        raise HeadEditError("The oracle is told which heads are planted, and here none are.")
+        raise HeadEditError("The oracle needs planted heads, and here none are planted.")
     edits = attach(problem.fresh())
     planted = [GateIndex(site, vector, head) for vector, heads in problem.truth.items() for site, head in heads]
     freeze_gates(edits.module, planted)
@@ -162,7 +171,7 @@ def _fitted(problem: Problem, edits: HeadEdits, recipe: str, changes: Mapping[st
         parameters=edits.count_effective_parameters(),
         heads=opened["any"][0],
         gates=opened["offset"][0] + opened["scale"][0],
-        found=by_vector(open_gates(edits.module)) if chooses else None,
+        found=heads_by_vector(open_gates(edits.module)) if chooses else None,
         seconds=seconds,
     )
 

@@ -55,7 +55,7 @@ def places(frame):
     return list(zip(frame["layer"], frame["head"], strict=True))
 
 
-def test_a_row_for_every_head_and_its_edit(frame, edits):
+def test_the_table_has_a_row_for_every_head_with_its_edit(frame, edits):
     assert places(frame) == [(layer, head) for layer in range(4) for head in range(8)]
     assert set(frame["kind"]) == {"attention"}
     assert [place for place, there in zip(places(frame), frame["open"], strict=True) if there] == OPEN
@@ -69,7 +69,7 @@ def test_a_row_for_every_head_and_its_edit(frame, edits):
         assert row["scale_norm"] == pytest.approx(acting["scale"].norm().item())
 
 
-def test_columns_are_what_the_functions_give(frame, edits, tokenizer):
+def test_the_columns_are_the_results_of_the_public_functions(frame, edits, tokenizer):
     options = {"tokenizer": tokenizer, "batch_size": 20, "progress": False}
     found = attribute(edits, RECORDS, **options)
     exact = leave_one_out(edits, RECORDS, heads="all", **options)
@@ -116,7 +116,7 @@ def test_probes_tell_own_responses_from_those_of_others(frame, edits, tokenizer)
     assert given["probe_accuracy"].tolist() == pytest.approx(found.accuracy.flatten().tolist())
 
 
-def test_tokens_as_measured_reach_scales_and_closed_heads_say_nothing(edits, tokenizer):
+def test_measured_tokens_include_scales_and_closed_heads_have_none(edits, tokenizer):
     found = evidence(
         edits, RECORDS[:8], tokenizer=tokenizer, probe=False, read="measured", top=3, steps=1, progress=False
     )
@@ -126,14 +126,14 @@ def test_tokens_as_measured_reach_scales_and_closed_heads_say_nothing(edits, tok
     assert found.attrs["probe_baseline"] == {}
 
 
-def test_the_table_travels_as_json_and_csv(frame):
+def test_the_table_survives_json_and_csv(frame):
     back = pandas.read_json(io.StringIO(frame.to_json(orient="records")))
     assert back["effect"].tolist() == pytest.approx(frame["effect"].tolist(), abs=1e-9)
     assert back["promotes"].tolist()[OPEN[0][0] * 8 + OPEN[0][1]] == frame["promotes"].iloc[2]
     assert frame.to_csv().count("\n") == 33
 
 
-def test_edits_without_an_open_head_and_other_kinds_have_a_table_too():
+def test_edits_without_an_open_head_and_of_other_kinds_have_a_table_too():
     config = EditConfig(sites=["attention", "linear"], gate_init=-10.0, vectors="offset")
     handle = headedit.attach(zoo_model("qwen3_5_text"), config=config)
     rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(3, 100, (4, 6)).tolist()]
@@ -206,7 +206,7 @@ def test_the_scatter_shows_every_open_head_and_the_correlation(frame):
     plt.close("all")
 
 
-def test_mistakes_are_explained(frame, edits, tokenizer, llama, monkeypatch):
+def test_a_mistake_in_evidence_is_explained(frame, edits, tokenizer, llama, monkeypatch):
     with pytest.raises(HeadEditError, match="no column 'efect'"):
         separation(frame, "efect")
     with pytest.raises(HeadEditError, match="chosen: found 2 values for 32 heads"):
@@ -224,7 +224,7 @@ def test_mistakes_are_explained(frame, edits, tokenizer, llama, monkeypatch):
     other = iti(edits, [{"input_ids": [3, 4, i]} for i in range(8)], [0, 1] * 4, progress=False)
     with pytest.raises(HeadEditError, match=r"probe: is of \(4, 8\) layers and heads"):
         evidence(small, rows, probe=other, progress=False)
-    with pytest.raises(HeadEditError, match="probe: example 1 does not end with a response after a prompt"):
+    with pytest.raises(HeadEditError, match="probe: example 1 is not a prompt followed by a response"):
         own_or_other([{"input_ids": [3, 4], "labels": [-100, 9]}], None)
     with pytest.raises(HeadEditError, match="all examples have the same response"):
         own_or_other([{"input_ids": [3, 4], "labels": [-100, 4]}] * 2, None)

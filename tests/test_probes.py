@@ -16,10 +16,9 @@ from headedit.data.encoding import ids_to_last_token
 from headedit.demo import MODEL_FOLDER
 from headedit.hf.loading import load_tokenizer
 from headedit.interpret.evidence import probes
-from headedit.interpret.evidence.iti import HeadEvidence, _split, iti
-from headedit.interpret.evidence.last_token import last_outputs
+from headedit.interpret.evidence.iti import HeadProbes, _split, iti
+from headedit.interpret.evidence.last_token import last_outputs, token_ids
 from headedit.interpret.evidence.probes import fit_probes, held_out_accuracy
-from headedit.interpret.plots.evidence import evidence
 
 LAYER, HEAD = 1, 2
 
@@ -118,7 +117,7 @@ def test_the_head_that_carries_the_label_comes_first(planted):
     assert (found.train + found.valid, found.kind) == (96, "attention")
 
 
-def test_the_numbers_are_those_of_a_fit_by_hand(planted):
+def test_the_results_of_probes_equal_those_of_a_fit_by_hand(planted):
     edits, _ = planted
     randomise(edits)  # the base model is read, whatever the edits are
     rows, labels = random_rows()
@@ -151,7 +150,7 @@ def slopes(x, labels, l2):
 
 
 @pytest.mark.parametrize("l2", [1e-6, 0.1, 1.0, 100.0])
-def test_probes_fitted_together_are_each_at_their_own_minimum(l2):
+def test_probes_that_are_fitted_together_reach_each_its_own_minimum(l2):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, 40, 6, generator=generator, dtype=torch.float64)
     labels = (torch.rand(40, generator=generator) > 0.3).long()
@@ -165,7 +164,7 @@ def test_probes_fitted_together_are_each_at_their_own_minimum(l2):
 
 
 @pytest.mark.parametrize("l2", [1e-6, 1.0])
-def test_outliers_on_which_whole_newton_steps_never_end(l2, monkeypatch):
+def test_probes_converge_on_outliers_on_which_whole_newton_steps_do_not(l2, monkeypatch):
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(4, 40, 6, generator=generator, dtype=torch.float64)
     x = x / torch.rand(4, 40, 1, generator=generator, dtype=torch.float64) ** 2
@@ -175,7 +174,7 @@ def test_outliers_on_which_whole_newton_steps_never_end(l2, monkeypatch):
     assert slopes(x, labels, l2).max() > 1
 
 
-def test_a_silent_head_says_no_more_than_the_majority():
+def test_a_head_without_output_has_the_accuracy_of_the_majority_class():
     labels = torch.tensor([0, 1, 1, 1] * 5)
     accuracy = held_out_accuracy(torch.zeros(1, 20, 3).double(), labels, torch.arange(12), torch.arange(12, 20), 1.0)
     assert accuracy.tolist() == [0.75]
@@ -191,7 +190,7 @@ def test_the_split_takes_the_same_share_of_each_class():
         assert torch.bincount(truth[_split(truth, share, 0)[1]]).tolist() == expected
 
 
-def test_the_model_and_its_edits_are_as_before(planted, ids):
+def test_probing_leaves_the_model_and_its_edits_unchanged(planted, ids):
     edits, _ = planted
     model = edits.model
     randomise(edits)
@@ -208,7 +207,7 @@ def test_the_model_and_its_edits_are_as_before(planted, ids):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_hooks_and_modes_are_as_before_even_after_an_error(planted, fails):
+def test_probing_restores_hooks_and_modes_even_after_an_error(planted, fails):
     edits, _ = planted
     model = edits.model
     model.train()
@@ -225,7 +224,7 @@ def test_hooks_and_modes_are_as_before_even_after_an_error(planted, fails):
     assert all(hook.effective is not None for hook in edits._hooks._by_site.values())
 
 
-def test_the_same_seed_finds_the_same_in_training_mode_too(planted):
+def test_the_same_seed_gives_the_same_probes_in_training_mode_too(planted):
     edits, _ = planted
     randomise(edits)
     first = find(edits)
@@ -264,7 +263,7 @@ def test_apply_adds_its_offset_to_the_best_heads_and_to_no_other(eval_gate, ids)
     assert edits.count_open()["any"] == (3, 8)
 
 
-def test_several_sites_a_layer_and_heads_of_several_widths(llama, tmp_path):
+def test_several_sites_per_layer_and_heads_of_several_widths_are_probed(llama, tmp_path):
     path = tmp_path / "two.yaml"
     o_proj = "{path: 'layers.{layer}.self_attn.o_proj', heads: 4}"
     down_proj = "{path: 'layers.{layer}.mlp.down_proj', heads: 6}"
@@ -309,10 +308,10 @@ def test_text_is_read_at_the_last_token_of_its_response():
     assert ids_to_last_token({"input_ids": ids}, None, "Example 1") == ids
 
 
-def test_equal_heads_are_ranked_by_their_place():
+def test_heads_of_equal_accuracy_are_ranked_by_layer_and_head():
     nan = float("nan")
     accuracy = torch.tensor([[nan, 0.5, 0.75], [0.75, 0.0, 0.75]])
-    found = HeadEvidence(
+    found = HeadProbes(
         kind="attention", accuracy=accuracy, direction=accuracy, sigma=accuracy, baseline=0.5, train=8, valid=4
     )
     assert found.top(5) == [(0, 2), (1, 0), (1, 2), (0, 1), (1, 1)]
@@ -348,7 +347,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_what_cannot_be_used_is_named(llama, message):
+def test_an_argument_of_iti_that_cannot_be_used_is_named(llama, message):
     edits = headedit.attach(llama)
     before = hooks(llama)
     options = {"examples": ROWS, "labels": LABELS, "progress": False, **BAD[message]}
@@ -360,7 +359,9 @@ def test_what_cannot_be_used_is_named(llama, message):
 def test_heads_that_cannot_be_read_are_named(llama):
     edits = headedit.attach(llama)
     narrow = [replace(edits.sites[0], head_dim=8)]
-    with pytest.raises(HeadEditError, match=r"was given \(1, 2, 64\), but its spec says 4 heads of width 8 \(32"):
+    with pytest.raises(
+        HeadEditError, match=r"an input of shape \(1, 2, 64\), but its spec says 4 heads of width 8 \(32"
+    ):
         last_outputs(edits, narrow, [[5, 6]], batch_size=1, progress=False)
     hook = llama.model.layers[0].self_attn.v_proj.register_forward_hook(lambda m, args, output: output * float("inf"))
     with pytest.raises(HeadEditError, match=r"layers\.0\.self_attn\.o_proj: a head's output is not finite"):
@@ -372,7 +373,7 @@ def test_heads_that_cannot_be_read_are_named(llama):
     assert not any(len(site.module._forward_pre_hooks) > 1 for site in edits.sites)
 
 
-def test_evidence_of_other_edits_is_not_applied(planted):
+def test_probes_of_other_edits_are_not_applied(planted):
     edits, _ = planted
     found = find(edits)
     for heads in (0, 9):
@@ -383,7 +384,7 @@ def test_evidence_of_other_edits_is_not_applied(planted):
     model = edits.detach()
     other = headedit.attach(model, config=EditConfig(layers=[LAYER]))
     before = other.snapshot()
-    with pytest.raises(HeadEditError, match=r"no attention head \d of width \d+ in layer 0, which the evidence ranks"):
+    with pytest.raises(HeadEditError, match=r"no attention head \d of width \d+ in layer 0, which was probed"):
         found.apply(other, heads=8)
     assert all(map(torch.equal, before, other.snapshot()))
     other.detach()
@@ -391,14 +392,14 @@ def test_evidence_of_other_edits_is_not_applied(planted):
         found.apply(headedit.attach(model, config=EditConfig(vectors="scale")), heads=1)
 
 
-def test_the_picture_holds_the_accuracies_and_outlines_the_open_heads(planted):
+def test_the_picture_of_probes_shows_the_accuracies_and_outlines_the_open_heads(planted):
     edits, _ = planted
     found = find(edits)
     for layer in range(2):
         for head in range(4):
             edits.set_head(layer, head)
     found.apply(edits, heads=1)
-    figure = evidence(found, edits)
+    figure = headedit.plot.probes(found, edits)
     axis, bar = figure.axes
     image = axis.get_images()[0]
     assert numpy.array_equal(numpy.asarray(image.get_array()), found.accuracy.numpy())
@@ -413,13 +414,13 @@ def test_the_picture_holds_the_accuracies_and_outlines_the_open_heads(planted):
     assert f"best 1.00, majority class {found.baseline:.2f}" in figure.get_suptitle()
 
 
-def test_the_picture_alone_and_of_other_edits(llama):
+def test_the_picture_of_probes_needs_no_edits_and_refuses_other_edits(llama):
     edits = headedit.attach(llama, config=EditConfig(layers=[0]))
     found = find(edits)
-    figure = evidence(found, title="mine")
+    figure = headedit.plot.probes(found, title="mine")
     assert figure.get_suptitle() == "mine"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["no edited head"]
     assert all(patch.get_hatch() for patch in figure.axes[0].patches)
     other = headedit.attach(tiny_model("llama", num_hidden_layers=3))
-    with pytest.raises(HeadEditError, match="have 3 layers of 4 attention heads, but the evidence is of 2 of 4"):
-        evidence(found, other)
+    with pytest.raises(HeadEditError, match="have 3 layers of 4 attention heads, but the probes are of 2 of 4"):
+        headedit.plot.probes(found, other)

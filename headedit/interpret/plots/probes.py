@@ -1,4 +1,4 @@
-"""The evidence heatmap: layers down, heads across, how well a probe on each head tells the classes apart."""
+"""The heatmap of probes: layers down, heads across, how well a probe on each head tells the classes apart."""
 
 import numpy
 from matplotlib.axes import Axes
@@ -9,27 +9,28 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from headedit.errors import HeadEditError
-from headedit.interpret.evidence.iti import HeadEvidence
+from headedit.interpret.evidence.iti import HeadProbes
 from headedit.interpret.head_map import Edits, HeadMap
+from headedit.interpret.labels import axis_label
 from headedit.interpret.plots.heatmap import add_bar, draw, finish, frame, mark_layers, mark_missing
 
-_POINTS = 72  # an inch
+_POINTS = 72  # per inch
 
 
-def evidence(found: HeadEvidence, edits: Edits | None = None, title: str | None = None) -> Figure:
-    """A heatmap of the accuracy of each head's probe on the held-out examples.
+def probes(found: HeadProbes, edits: Edits | None = None, title: str | None = None) -> Figure:
+    """Draws a heatmap of the accuracy of each head's probe on the held-out examples.
 
     Args:
-        found: what ``headedit.interpret.evidence.iti.iti`` returned.
+        found: what ``headedit.iti`` returned.
         edits: outlines the heads that are open in these edits: an offset or a scale with an open gate.
         title: by default the best accuracy, and that of always naming the more frequent class.
 
     Returns:
-        A figure with one panel, layers × heads. Colour runs from the accuracy of the more frequent class, below which a
-        head says nothing, to 1. Grey hatched cells: no such head, or a layer without edited heads.
+        A figure with one panel, layers × heads. Colour runs from the accuracy of always naming the more frequent class
+        to 1. Grey hatched cells: no such head, or a layer without edited heads.
 
     Raises:
-        HeadEditError: ``edits`` has not the heads that the evidence is of.
+        HeadEditError: ``edits`` does not have the heads that were probed.
     """
     grid = numpy.asarray(found.accuracy)
     source = None if edits is None else HeadMap.of(edits)
@@ -41,7 +42,7 @@ def evidence(found: HeadEvidence, edits: Edits | None = None, title: str | None 
     axis.set_xlabel("head")
     axis.set_ylabel("layer")
     below = bool((grid < found.baseline).any())
-    bar = add_bar(image, [axis], "probe accuracy on\nheld-out examples", extend="min" if below else "neither")
+    bar = add_bar(image, [axis], axis_label("probe_accuracy", 20), extend="min" if below else "neither")
     ticks = [found.baseline, *(tenths / 10 for tenths in range(11) if tenths / 10 > found.baseline + 0.03)]
     bar.set_ticks(ticks, labels=[f"{tick:.2f}" for tick in ticks])
     handles = []
@@ -56,18 +57,18 @@ def evidence(found: HeadEvidence, edits: Edits | None = None, title: str | None 
     return figure
 
 
-def _open_heads(source: HeadMap, found: HeadEvidence) -> NDArray[numpy.bool_]:
+def _open_heads(source: HeadMap, found: HeadProbes) -> NDArray[numpy.bool_]:
     opened, expected = source.open_heads(source.shown_kinds(found.kind)[0]).numpy(), found.accuracy.shape
     if opened.shape != expected:
         raise HeadEditError(
-            f"These edits have {opened.shape[0]} layers of {opened.shape[1]} {found.kind} heads, but the evidence is "
+            f"These edits have {opened.shape[0]} layers of {opened.shape[1]} {found.kind} heads, but the probes are "
             f"of {expected[0]} of {expected[1]}. Give the edits of that model."
         )
     return opened
 
 
 def _outline(axis: Axes, opened: NDArray[numpy.bool_]) -> list[Patch]:
-    """A black line in a white one, which shows on every colour of the map, inside each open head's cell."""
+    """A black line with a white border inside each open head's cell, which shows on every colour of the map."""
     layers, heads = opened.shape
     size = axis.get_window_extent().transformed(axis.figure.dpi_scale_trans.inverted())
     line = min(1.5, 0.09 * _POINTS * min(size.width / heads, size.height / layers))

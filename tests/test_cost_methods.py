@@ -1,4 +1,4 @@
-"""The peers that edits are compared with: they do the same work, can be trained, and leave the model as it is."""
+"""The methods that edits are compared with: they make the same edits, can be trained, and leave the model unchanged."""
 
 import pytest
 import torch
@@ -6,10 +6,11 @@ from tiny import tiny_model
 
 import headedit
 from headedit import EditConfig
-from headedit.bench.cost import CONTENDERS, Shape, measure_cost, workloads
+from headedit.bench.cost import METHODS, Shape, measure_cost
 from headedit.bench.cost.methods import Prepared, bare, edited, share
 from headedit.bench.cost.peers import ATTACHED, INFERRED, TRAINED, load_lora, loop, lora, save_lora
 from headedit.bench.cost.shapes import build, random_ids
+from headedit.bench.cost.workloads import DECODED, decode, training_step
 
 SMALL = Shape(layers=2, hidden=32, heads=2, kv_heads=1, batch=1, tokens=4)
 IDS = random_ids(1000, 2, 6, "cpu")
@@ -24,11 +25,11 @@ def logits(prepared, ids=IDS):
 def made(name, model):
     if name in LIBRARIES:
         pytest.importorskip(LIBRARIES[name])
-    return CONTENDERS[name](model)
+    return METHODS[name](model)
 
 
 def with_the_same_vectors(name, model):
-    """A contender, and edits without gates, with the same random vectors."""
+    """A method, and edits without gates, with the same random vectors."""
     prepared, edits = made(name, model), headedit.attach(share(model), config=EditConfig(gates="none"))
     ours = [vector for site in edits.module for vector in (site.scale, site.offset)]
     with torch.no_grad():
@@ -43,8 +44,8 @@ def base():
     return build(SMALL)
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
-def test_contenders_share_weights_and_leave_the_model_as_it_is(base, name):
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_share_weights_and_leave_the_model_unchanged(base, name):
     before, state = logits(Prepared(base)), {n: p.data_ptr() for n, p in base.named_parameters()}
     prepared = made(name, base)
     pointers = {p.data_ptr() for p in prepared.model.parameters()}
@@ -58,9 +59,9 @@ def test_contenders_share_weights_and_leave_the_model_as_it_is(base, name):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_step_moves_all_that_is_trained(base, name):
+def test_a_step_changes_every_trained_parameter(base, name):
     prepared = made(name, base)
-    step = workloads.training_step(prepared, IDS)
+    step = training_step(prepared, IDS)
     before = [p.detach().clone() for p in prepared.trained]
     for _ in range(3):  # LoRA begins with one of its factors at zero
         step()
@@ -70,7 +71,7 @@ def test_a_step_moves_all_that_is_trained(base, name):
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox", "gemma2"])
 @pytest.mark.parametrize("name", ["pyvene", "nnsight"])
-def test_a_peer_computes_the_same_edits_and_gradients(name, model_type):
+def test_pyvene_and_nnsight_compute_the_same_edits_and_gradients(name, model_type):
     model = tiny_model(model_type).requires_grad_(False)
     ids = random_ids(model.config.vocab_size, 2, 6, "cpu")
     theirs, ours = with_the_same_vectors(name, model)
@@ -84,7 +85,7 @@ def test_a_peer_computes_the_same_edits_and_gradients(name, model_type):
 
 
 @pytest.mark.parametrize("name", ["pyvene", "nnsight"])
-def test_a_peer_edits_every_token_that_it_decodes(base, name):
+def test_pyvene_and_nnsight_edit_every_token_that_they_decode(base, name):
     prepared, _ = with_the_same_vectors(name, base)
     whole = logits(prepared)
     with torch.no_grad():
@@ -117,28 +118,28 @@ def test_a_saved_adapter_of_lora_is_loaded_with_its_weights(base, tmp_path):
     assert torch.equal(logits(load_lora(share(base), tmp_path)), logits(prepared))
 
 
-def test_decoding_goes_on_from_the_same_cache_in_each_run(base):
+def test_decoding_continues_from_the_same_cache_in_each_run(base):
     lengths = []
     prepared = bare(base)
-    ready = workloads.decode(prepared, IDS)
+    ready = decode(prepared, IDS)
     prepared.model.register_forward_pre_hook(
         lambda module, args, given: lengths.append(given["past_key_values"].get_seq_length()), with_kwargs=True
     )
     for _ in range(2):
         ready()()
-    assert lengths == 2 * list(range(6, 6 + workloads.DECODED))
+    assert lengths == 2 * list(range(6, 6 + DECODED))
 
 
-def test_peers_are_measured_wherever_edits_are():
+def test_other_methods_are_measured_on_every_workload_of_edits():
     for package in set(LIBRARIES.values()):
         pytest.importorskip(package)
     cost = measure_cost(SMALL, repeats=1, progress=False)
     assert not cost.left_out
-    for piece in ("step", "memory", "operators, train"):
-        of = {row["contender"] for row in cost.rows if row["work"] == piece}
-        assert of == set(TRAINED) - ({"limit"} if "operators" in piece else set())
-    for piece in ("forward", "prefill", "decode", "operators, eval"):
-        of = {row["contender"] for row in cost.rows if row["work"] == piece}
-        assert of == set(INFERRED) - ({"bare"} if "operators" in piece else set())
-    assert {row["contender"] for row in cost.rows if row["work"] == "attach"} == {"edited", *ATTACHED}
-    assert {row["contender"] for row in cost.rows if row["work"] == "load"} == {"edited", "lora"}
+    for workload in ("step", "memory", "operators, train"):
+        of = {row["method"] for row in cost.rows if row["workload"] == workload}
+        assert of == set(TRAINED) - ({"upper bound"} if "operators" in workload else set())
+    for workload in ("forward", "prefill", "decode", "operators, eval"):
+        of = {row["method"] for row in cost.rows if row["workload"] == workload}
+        assert of == set(INFERRED) - ({"bare"} if "operators" in workload else set())
+    assert {row["method"] for row in cost.rows if row["workload"] == "attach"} == {"edited", *ATTACHED}
+    assert {row["method"] for row in cost.rows if row["workload"] == "load"} == {"edited", "lora"}

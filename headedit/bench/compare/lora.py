@@ -1,4 +1,4 @@
-"""The peer: LoRA (Hu et al., ICLR 2022, arXiv 2106.09685) by peft, trained by plain ``transformers.Trainer``.
+"""LoRA (Hu et al., ICLR 2022, arXiv 2106.09685) by peft, trained by plain ``transformers.Trainer``.
 
 It is treated generously: three learning rates are tried, and the one with the best score on the test examples counts.
 """
@@ -25,15 +25,15 @@ from headedit.specs.registry import model_type_of
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
-    """Choices of the peer, the usual ones.
+    """The usual choices for LoRA.
 
     Fields:
         r: rank.
         lora_alpha: α; the update is multiplied by α / r.
-        learning_rates: those that are tried, each on a fresh model.
+        learning_rates: tried one by one, each on a fresh model.
         epochs: passes over the examples.
-        min_steps: optimiser steps below which there are more passes.
-        batch_size: examples a step; all of them where there are fewer.
+        min_steps: the least number of optimiser steps; more passes are made to reach it.
+        batch_size: examples per step; all of them where there are fewer.
         warmup: share of the steps over which the rate rises, before its cosine.
     """
 
@@ -86,10 +86,10 @@ def best_lora(
 ) -> LoraFit:
     """Trains with each learning rate, and keeps the run that scores best on the test examples.
 
-    A user has no test examples to choose by, so this flatters the peer.
+    A user has no test examples to choose by, so this flatters LoRA.
 
     Args:
-        fresh: makes the model without the adapter; called once a learning rate.
+        fresh: makes the model without the adapter; called once per learning rate.
         train: examples, in any form that ``fit`` takes.
         score: of a trained model on the test examples; higher is better.
         tokenizer: for examples that are texts.
@@ -132,7 +132,7 @@ def train_lora(
     pad_token_id: int,
 ) -> nn.Module:
     """One run on a fresh model; AdamW, a cosine after the warm-up, no weight decay. Returns it in eval mode."""
-    peft = import_optional("peft", "The peer LoRA")
+    peft = library("peft", "LoRA")
     kind = model_type_of(model)
     known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     fused = kind == "gpt2"
@@ -152,8 +152,8 @@ def train_lora(
         except ValueError as error:
             raise HeadEditError(f"peft cannot adapt a model of the type '{kind}': {error}") from None
     batch = min(settings.batch_size, len(rows))
-    steps_an_epoch = math.ceil(len(rows) / batch)
-    epochs = max(settings.epochs, math.ceil(settings.min_steps / steps_an_epoch))
+    steps_per_epoch = math.ceil(len(rows) / batch)
+    epochs = max(settings.epochs, math.ceil(settings.min_steps / steps_per_epoch))
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -161,7 +161,7 @@ def train_lora(
             per_device_train_batch_size=batch,
             learning_rate=learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=round(settings.warmup * steps_an_epoch * epochs),
+            warmup_steps=round(settings.warmup * steps_per_epoch * epochs),
             weight_decay=0.0,
             save_strategy="no",
             logging_strategy="no",
