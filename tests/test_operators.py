@@ -32,7 +32,7 @@ def with_config(config):
 
 def counted(method, layers, work):
     run = work(method(Shape(layers=layers, **SMALL)), IDS)
-    run()  # so that what is kept is there
+    run()
     return count_operators(run, large=2 * 16 * 64)
 
 

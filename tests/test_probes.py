@@ -17,7 +17,7 @@ from headedit.demo import MODEL_FOLDER
 from headedit.hf.loading import load_tokenizer
 from headedit.interpret.evidence import probes
 from headedit.interpret.evidence.iti import HeadProbes, _split, iti
-from headedit.interpret.evidence.last_token import last_outputs, token_ids
+from headedit.interpret.evidence.last_token import last_outputs
 from headedit.interpret.evidence.probes import fit_probes, held_out_accuracy
 
 LAYER, HEAD = 1, 2

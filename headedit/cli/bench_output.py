@@ -60,7 +60,7 @@ def _compared(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     return workloads
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any]) -> list[str | Text]:
     ratio, at_most = row["ratio"], row["at_most"]
     measured = row["value"] if ratio is None else ratio
     shown = "" if ratio is None else f"{ratio:.3f}"
@@ -69,7 +69,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["method"],
         f"{row['value']:,.1f} {row['unit']}",
         "" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:,.0f}",
-        f"[red]{shown}[/]" if at_most is not None and measured > at_most else shown,
+        Text(shown, style="red") if at_most is not None and measured > at_most else shown,
         "" if row["low"] is None else f"{row['low']:.3f} – {row['high']:.3f}",
         "" if at_most is None else f"{at_most:,g}{' ms' if ratio is None else ''}",
     ]

@@ -5,11 +5,21 @@ from typing import Annotated
 
 import typer
 
-from headedit.cli.shared import Seed, console, listed, print_files, write_json, write_whole
-from headedit.errors import HeadEditError
+from headedit.cli.shared import (
+    Device,
+    Dtype,
+    DtypeOption,
+    Edits,
+    Model,
+    Seed,
+    SpecFile,
+    console,
+    listed,
+    print_files,
+    write_json,
+    write_whole,
+)
 from headedit.io.tables import rich_table
-
-_DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def lm_eval(

@@ -73,52 +73,6 @@ def _options(
     transformers_logging.disable_progress_bar()
 
 
-@app.command("plot")
-def draw(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, or of saved edits.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the pictures.  [default: RUN]")
-    ] = None,
-    kind: Annotated[str | None, typer.Option("--kind", help="Kind of site to draw.")] = None,
-) -> None:
-    """Draw the gates of saved edits, and the run's history and pruning path if there are; needs no model.
-
-    Example: `headedit plot out`
-    """
-    from headedit.interpret import plots
-    from headedit.io.files import check_writable
-    from headedit.runs.files import GATES_PLOT, HISTORY_FILE, HISTORY_PLOT, PATH_FILE, PATH_PLOT
-
-    figures = {GATES_PLOT: plots.gates(run, kind=kind)}
-    if (run / HISTORY_FILE).is_file():
-        figures[HISTORY_PLOT] = plots.history(run)
-    if (run / PATH_FILE).is_file():
-        figures[PATH_PLOT] = plots.path(run)
-    folder = check_writable(run if output is None else output)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=150)
-    print_files([folder / name for name in figures])
-
-
-@app.command()
-def doctor(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a causal LM.")],
-    spec: Annotated[Path | None, typer.Option("--spec", help="Spec file instead of the one known.")] = None,
-    dtype: DtypeOption = Dtype.auto,
-    device: Device = None,
-) -> None:
-    """Show what `attach` would change in a model, what will not work on it, and why.
-
-    Example: `headedit doctor ./my-model`
-    """
-    from headedit.checks.doctor import doctor
-    from headedit.hf.loading import load_model
-
-    rows = doctor(load_model(model, dtype=dtype.value, device=device), spec)
-    print_rows(f"headedit doctor {model}", rows)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command ``headedit``.
 

@@ -1,4 +1,4 @@
-"""The command ``headedit plan``: how much memory a run needs on a device, and what to change if it does not fit."""
+"""The command ``headedit plan``: how much memory a run needs on each device, and what to change if it does not fit."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 

@@ -23,14 +23,13 @@ def plot(
     """
     from headedit.interpret import plots
     from headedit.io.files import check_writable
-    from headedit.runs.history import HISTORY_FILE
-    from headedit.runs.pruning_path import PATH_FILE
+    from headedit.runs.files import GATES_PLOT, HISTORY_FILE, HISTORY_PLOT, PATH_FILE, PATH_PLOT
 
-    figures = {"gates.png": plots.gates(run, kind=kind)}
+    figures = {GATES_PLOT: plots.gates(run, kind=kind)}
     if (run / HISTORY_FILE).is_file():
-        figures["history.png"] = plots.history(run)
+        figures[HISTORY_PLOT] = plots.history(run)
     if (run / PATH_FILE).is_file():
-        figures["path.png"] = plots.path(run)
+        figures[PATH_PLOT] = plots.path(run)
     folder = check_writable(run if output is None else output)
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():

@@ -128,8 +128,8 @@ def _prepare(
 def _examples(
     config: "RunConfig | None", data: str | None, tokenizer: Any, model: "nn.Module", skip_broken: bool
 ) -> Sequence[Any]:
-    """Encoded as the run does it: examples of a file, or the run's own test, validation or training examples."""
-    from headedit.data.loading import load_data
+    """Encoded as for training: examples of a file, or the run's own test, validation or training examples."""
+    from headedit.data import DataConfig, load_data
     from headedit.hf.config import context_length
 
     if data is None:
@@ -143,6 +143,8 @@ def _examples(
     if skip_broken:
         choices = dataclasses.replace(choices, skip_malformed=True)
     found = load_data(choices, tokenizer, context=context_length(model))
+    for message in found.report["train"]["malformed_first"][:_SHOWN]:
+        console.print(f"[yellow]left out:[/] {escape(message)}")
     return found.test or found.valid or found.train
 
 

@@ -81,7 +81,7 @@ def whole_numbers(text: str, option: str) -> list[int]:
 
 
 def write_bench(result: "BenchResult", folder: Path, name: str, figure: "Figure | None") -> list[Path]:
-    """Prints the tables, and writes them as JSON and Markdown, and the picture."""
+    """Prints the tables of a benchmark and writes them as JSON and Markdown, and its picture as PNG."""
     for title, header, cells in result.tables:
         console.print(rich_table(f"{result.title}: {title}", [name.replace(" ", "\n") for name in header], cells))
     files = [folder / f"{name}.json", folder / f"{name}.md"]

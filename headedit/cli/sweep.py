@@ -44,7 +44,7 @@ def sweep(
     config = SweepConfig.read(file, read_assignments(settings or []))
     planned = plan_sweep(config)
     if dry_run:
-        cells = [[run.name, str(run.folder), state_of(run.config)] for run in planned]
+        cells = [[run.name, str(run.folder), run_state(run.config)] for run in planned]
         console.print(rich_table(f"headedit sweep {file}", ["run", "folder", "state"], cells, left=3))
         return
     measure = None if config.evaluate is None else evaluated

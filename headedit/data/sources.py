@@ -109,7 +109,7 @@ def _records(reader: Any, file: Path) -> Iterator[SourceRow]:
             yield SourceRow(where, fault=f"{where}: has {len(fields)} fields, and the header has {len(header)}.")
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
+def _parquet_rows(file: Path) -> Iterator[SourceRow]:
     parquet = import_optional("pyarrow.parquet", "A Parquet file")
     number = 0
     try:
@@ -123,7 +123,7 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
         raise HeadEditError(f"{file}: is not a Parquet file that can be read ({error}).") from None
 
 
-def _saved_rows(folder: Path, split: str) -> Iterator[Row]:
+def _saved_rows(folder: Path, split: str) -> Iterator[SourceRow]:
     datasets = import_optional("datasets", "A folder of a saved dataset")
     try:
         saved = datasets.load_from_disk(str(folder))
@@ -139,7 +139,7 @@ def _saved_rows(folder: Path, split: str) -> Iterator[Row]:
     return _dataset_rows(saved, str(folder))
 
 
-def _hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:
+def _hub_rows(name: str, config: str | None, split: str) -> Iterator[SourceRow]:
     datasets = import_optional("datasets", f"The dataset '{name}'")
     try:
         loaded = datasets.load_dataset(name, config, split=split)

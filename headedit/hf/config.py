@@ -55,8 +55,3 @@ def _layer_config(config: Any, layer: int) -> Any:
         return config.per_layer_config[layer]
     except (AttributeError, IndexError, RuntimeError):  # an old version, no such layer, no count of layers
         return {}
-
-
-def decoder_config(config: Any) -> Any:
-    """The config of the text decoder, of a config."""
-    return text_config(config)

@@ -62,7 +62,7 @@ class PruningPath:
     levels: list[Level]
     chosen: int
 
-    def first(self, *, gates: int | None = None, heads: int | None = None) -> list[Gate]:
+    def first(self, *, gates: int | None = None, heads: int | None = None) -> list[GateIndex]:
         """The most important gates: this many, or those of this many heads.
 
         Raises:
@@ -91,11 +91,11 @@ class PruningPath:
         """The smallest level with at least this many gates."""
         return min((level for level in self.levels if level.gates >= gates), key=lambda level: level.gates)
 
-    def open_gates(self, edits: HeadEdits, gates: list[Gate]) -> None:
-        """Opens these gates permanently, with the vectors of the smallest level that has them; closes the others."""
+    def open_gates(self, edits: HeadEdits, gates: list[GateIndex]) -> None:
+        """Opens these gates for good, with the vectors of the smallest level that has them; closes the others."""
         level = next(level for level in reversed(self.levels) if set(gates) <= set(level.order))
         put_level(edits, level)
-        fix(edits.module, gates)
+        freeze_gates(edits.module, gates)
 
     def save(self, folder: Path) -> None:
         """Writes ``path.json`` and ``path.safetensors``."""
@@ -138,7 +138,8 @@ class PruningPath:
 
 @torch.no_grad()
 def put_level(edits: HeadEdits, level: Level) -> None:
-    """Opens the gates of a level permanently, with its vectors; closes the others."""
+    """Opens the gates of a level for good, with its vectors; closes the others."""
+    site_edits = list(edits.module)
     for name, rows in level.vectors.items():
         site, _, vector = name.rpartition(".")
         target = site_edits[int(site)].vectors[vector]

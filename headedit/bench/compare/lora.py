@@ -132,7 +132,7 @@ def train_lora(
     pad_token_id: int,
 ) -> nn.Module:
     """One run on a fresh model; AdamW, a cosine after the warm-up, no weight decay. Returns it in eval mode."""
-    peft = library("peft", "LoRA")
+    peft = import_optional("peft", "LoRA")
     kind = model_type_of(model)
     known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     fused = kind == "gpt2"

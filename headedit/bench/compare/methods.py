@@ -115,13 +115,13 @@ def check_changes(names: Sequence[str], changes: Changes | None, *, planted: boo
         settings = dict((changes or {}).get(name, {}))
         method(name, planted=planted)
         if name == LORA:
-            library("peft", "LoRA")
+            import_optional("peft", "LoRA")
             strict.build(LoraSettings, settings, LORA)
         elif name != UNEDITED:
             make_recipe({**_EVERY_HEAD, ORACLE: "refit"}.get(name, name), settings)
 
 
-def heads_by_vector(gates: Iterable[Gate]) -> Heads:
+def heads_by_vector(gates: Iterable[GateIndex]) -> Heads:
     """The heads, as (site, head), of the gates on offsets and of those on scales."""
     return {vector: {(g.site, g.head) for g in gates if g.vector == vector} for vector in ("offset", "scale")}
 

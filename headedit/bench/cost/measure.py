@@ -109,8 +109,7 @@ def measure_cost(
     base = build(shape) if model is None else model.requires_grad_(False).eval()
     device = next(base.parameters()).device
     ready, left_out = _prepared(base, methods)
-    config: Any = base.config
-    text = config.get_text_config()
+    text = text_config(base)
     ids = random_ids(text.vocab_size, shape.batch, shape.tokens, device)
     times = partial(_times, ready, ids, repeats, progress)
     measure: dict[str, Callable[[], Iterator[Row]]] = {

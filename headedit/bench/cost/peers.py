@@ -224,4 +224,4 @@ def _quiet() -> Iterator[None]:
 
 
 def _library(name: str) -> Any:
-    return library(name, "Comparing with it")
+    return import_optional(name, "Comparing with it")

@@ -138,7 +138,7 @@ def f1(found: Set[tuple[int, int]], truth: Set[tuple[int, int]]) -> float:
 
 def _draw(
     edits: HeadEdits, name: str, probe: Tensor, strength: float, count: int, min_effect: float
-) -> tuple[dict[Gate, Tensor], dict[Gate, float]]:
+) -> tuple[dict[GateIndex, Tensor], dict[GateIndex, float]]:
     """Draws vectors until each has at least the effect; returns them and their effects."""
     rng, generator = random.Random(number_of(name, "heads")), _generator(name, "vectors")
     heads = [(site, head) for site in range(LAYERS) for head in range(HEADS)]

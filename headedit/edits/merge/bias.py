@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from headedit.edits.merge.projection import takes_bias
-from headedit.hf.config import decoder_config
+from headedit.hf.config import text_config
 from headedit.specs import MODULE_NAME, HeadSite, Spec
 
 
@@ -48,7 +48,7 @@ def find_bias_flags(
     cls: type[nn.Module], config: Any, first: str | None, wanted: Collection[str], there: Collection[str]
 ) -> BiasFlags | None:
     """Flags as in ``bias_flags_for``, for a class, its config, the names wanted and the names it has already."""
-    values = decoder_config(config).to_dict()
+    values = text_config(config).to_dict()
     offered = [] if first is None else [first]
     offered += [key for key, value in values.items() if "bias" in key and value in (False, None) and key != first]
     chosen: list[str] = []
@@ -67,7 +67,7 @@ def _added(cls: type[nn.Module], config: Any, keys: list[str], there: Collection
     """The biases that flags add; None where they change anything else, or there is no such model."""
     config = copy.deepcopy(config)
     for key in keys:
-        setattr(decoder_config(config), key, True)
+        setattr(text_config(config), key, True)
     try:
         config = type(config).from_dict(config.to_dict())  # as it is read from a checkpoint, with its checks
         with torch.device("meta"):

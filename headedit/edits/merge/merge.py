@@ -14,7 +14,7 @@ from headedit.edits.merge.fold import adapter_to_merge, check_finite, fold
 from headedit.edits.merge.projection import weight_owners, why_not_mergeable
 from headedit.edits.weight_change import WeightChange, data_change
 from headedit.errors import HeadEditError
-from headedit.hf.config import decoder_config
+from headedit.hf.config import text_config
 from headedit.specs import HeadSite, Spec
 
 
@@ -62,7 +62,7 @@ def merge(
             assert like is not None
             value = torch.zeros(empty.shape, dtype=like.dtype, device=like.device)
         biases.append((module, nn.Parameter(value, requires_grad=False)))
-    config = decoder_config(edits.model.config)
+    config = text_config(edits.model.config)
     before = {key: getattr(config, key) for key in flags.keys}
     names = [edits.active_adapter] if adapter_names is None else list(dict.fromkeys(adapter_names))
     change = WeightChange(names, tensors, biases, config, before)

@@ -46,9 +46,9 @@ def to_peft(edits: AdapterSet, directory: "str | PathLike[str]") -> None:
     if edits.merged is not None:
         raise HeadEditError("These edits are merged; call unmerge_adapter() first, as the base model must be plain.")
     peft = import_optional("peft", "Writing an adapter of PEFT")
-    acts = [(site, *acting(edit)) for site, edit in edits.module.pairs()]
-    acts = [row for row in acts if bool((row[1] != 1).any()) or bool(row[2].any())] or acts[:1]
-    for site, _, _ in acts:
+    rows = [(site, *wide_scale_and_offset(edit)) for site, edit in edits.module.pairs()]
+    rows = [row for row in rows if bool((row[1] != 1).any()) or bool(row[2].any())] or rows[:1]
+    for site, _, _ in rows:
         if not isinstance(site.module, nn.Linear | Conv1D) or _inputs(site.module) != site.width:
             raise HeadEditError(
                 f"{site.path} cannot be an adapter of PEFT: its class {type(site.module).__name__} is not a "

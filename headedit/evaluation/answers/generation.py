@@ -135,8 +135,8 @@ def by_length(lengths: Sequence[int], batch_size: int, progress: bool, describe:
 
 
 def check_room(model: nn.Module, tokens: int, more: int, name: str) -> None:
-    """Refuses a prompt of ``tokens`` that has no token, or that with ``more`` after it does not fit the context."""
-    room = context_length(model)
+    """Raises a ``HeadEditError`` for a prompt without tokens, or that with ``more`` tokens does not fit the context."""
+    longest = context_length(model)
     if not tokens:
         raise HeadEditError(f"{name} is empty, so there is nothing to continue.")
     if longest is not None and tokens + more > longest:

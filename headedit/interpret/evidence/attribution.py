@@ -67,7 +67,7 @@ def attribute(
 
     Args:
         edits: the handle of the edited model; not changed, nor are its gradients.
-        data: (prompt, response) pairs, records with such fields, or rows with ``input_ids`` and ``labels``.
+        data: examples of any form that ``headedit.fit`` takes.
         tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
         batch_size: examples per batch.
         progress: show a bar.
@@ -82,7 +82,7 @@ def attribute(
     with evaluating(model):
         for _, inputs, labels in batches(model, rows, batch_size, what="attribution", progress=progress, passes=3):
             with torch.no_grad(), edits.disable_adapter(), _recorded(model, sites, "before") as base:
-                base_loss += losses(model(**inputs).logits, labels).sum().item()
+                base_loss += mean_losses(model(**inputs).logits, labels).sum().item()
             total, passed = _gradients(model, sites, inputs, labels)
             loss += total
             for path, (before, after, gradients) in passed.items():
@@ -160,7 +160,7 @@ def _gradients(
     """The summed loss of a batch; and by the site's path the inputs of its module before and after the edits, and the
     gradient of that loss with respect to the latter, for each time that the module runs."""
     with torch.enable_grad(), _recorded(model, sites, "before") as before, _recorded(model, sites, "after") as after:
-        total = losses(model(**inputs).logits, labels).sum()
+        total = mean_losses(model(**inputs).logits, labels).sum()
     paths = [site.path for site in sites]
     given = [z for path in paths for z in after[path]]
     gradients = iter(torch.autograd.grad(total, given, allow_unused=True, materialize_grads=True))

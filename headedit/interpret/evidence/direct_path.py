@@ -150,7 +150,7 @@ def _trace(model: nn.Module) -> list[_Call]:
             if path:
                 stack.callback(module.register_forward_hook(partial(keep, path), with_kwargs=True).remove)
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        model(input_ids=random_ids(model).to(embeddings_of(model).device), use_cache=False)
+        model(input_ids=random_ids(model).to(token_embeddings(model).device), use_cache=False)
     return calls
 
 

@@ -49,7 +49,7 @@ class Head:
     @torch.no_grad()
     def effective(self, vector: str) -> Tensor | None:
         """Gate times vector, [head_dim]: is added to the head, or to the factor of 1 on it; None without a vector."""
-        return self.edit.acting()[vector][self.index] if vector in self.edit.vectors else None
+        return self.edit.effective()[vector][self.index] if vector in self.edit.vectors else None
 
 
 def edited_heads(edits: HeadEdits, choice: Choice = "all") -> list[Head]:
@@ -97,7 +97,7 @@ def check_acting(edits: HeadEdits) -> None:
         )
     if not edits.attached:
         raise HeadEditError("These edits are detached, so they have no effect; attach or load them on the model first.")
-    if is_merged(edits):
+    if edits.merged is not None:
         raise HeadEditError(
             "These edits are merged into the weights, where no single head can be switched off. Call "
             "unmerge_adapter() first."

@@ -104,8 +104,8 @@ def iti(
 
     Args:
         edits: the handle, which says which heads there are; switched off during the call, and not changed.
-        examples: (prompt, response) pairs or records with such fields, read at the response's last token without an
-            end-of-text behind it, or rows with ``input_ids``, read at the last of these.
+        examples: examples of any form that ``headedit.fit`` takes, read at the last token of the last response without
+            what ends it, or rows with ``input_ids``, read at the last of these.
         labels: 0 or 1 for each example, such as for false and true.
         tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
         valid_share: share of each class that is held out; at least one example, and at most all but two.

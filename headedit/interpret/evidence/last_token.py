@@ -1,6 +1,6 @@
 """The output of every head at the last token of an example, before any edit."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from inspect import signature
 from typing import Any
@@ -14,32 +14,10 @@ from headedit.data.batches import token_embeddings
 from headedit.data.encoding import check_lengths
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
-from headedit.hf.config import context_length
 from headedit.hf.modes import evaluating
 from headedit.specs import HeadSite
 
 
-def token_ids(example: Any, tokenizer: Any, where: str) -> list[int]:
-    """Token ids of a prompt with its response, without the end-of-text token; ``input_ids`` are returned as they are.
-
-    Raises:
-        HeadEditError: the example is of another form, empty, or text without a tokenizer; ``where`` names it.
-    """
-    if isinstance(example, Mapping) and "input_ids" in example:
-        ids = [int(i) for i in example["input_ids"]]
-    elif tokenizer is None:
-        raise HeadEditError(f"{where}: is text, and there is no tokenizer; give tokenizer=...")
-    else:
-        texts = isinstance(example, tuple | list) and [type(part) for part in example] == [str, str]
-        prompt, response = example if texts else to_pair(example, where)
-        ids = prompt_ids(tokenizer, prompt) + response_ids(tokenizer, prompt, response)
-        ids = ids if tokenizer.eos_token_id is None else ids[:-1]
-    if not ids:
-        raise HeadEditError(f"{where}: is empty, so there is no token to read the heads at.")
-    return ids
-
-
-@torch.no_grad()
 def last_outputs(
     edits: HeadEdits, sites: Sequence[HeadSite], rows: Sequence[list[int]], *, batch_size: int, progress: bool
 ) -> list[Tensor]:
@@ -54,7 +32,7 @@ def last_outputs(
             another shape than the spec says, or with values that are not finite.
     """
     model = edits.model
-    _check_room(rows, context_length(model))
+    check_lengths(rows, model)
     known = signature(model.forward).parameters
     options = {name: value for name, value in (("use_cache", False), ("logits_to_keep", 1)) if name in known}
     device = token_embeddings(model).device

@@ -14,7 +14,6 @@ from headedit.interpret.evidence.causal import HeadEffects, leave_one_out, patch
 from headedit.interpret.evidence.heads import Head, edited_heads
 from headedit.interpret.evidence.iti import HeadProbes, iti
 from headedit.interpret.evidence.tokens import TokenChanges, by_weights, tokens
-from headedit.interpret.examples import IGNORED, Row, labelled_rows
 from headedit.io.optional import import_optional
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def evidence(
 
 def _edit_columns(heads: Sequence[Head]) -> dict[str, list[Any]]:
     """Columns that describe the edits themselves."""
-    gates = {id(head.edit): {v: g.tolist() for v, g in head.edit.gates().items()} for head in heads}
+    gates = {id(head.edit): {v: g.tolist() for v, g in head.edit.gate_values().items()} for head in heads}
 
     def gate(head: Head, vector: str) -> float:
         found = gates[id(head.edit)].get(vector)
@@ -149,7 +148,7 @@ def _measured_columns(heads: Sequence[Head], found: HeadEstimates, effects: Head
 
 
 def _tokens_by_head(
-    edits: HeadEdits, opened: Sequence[Head], tokenizer: Any, rows: Sequence[Row], read: str, top: int, options: Any
+    edits: HeadEdits, opened: Sequence[Head], tokenizer: Any, rows: Sequence[Encoded], read: str, top: int, options: Any
 ) -> dict[tuple[str, int], TokenChanges]:
     """The tokens that the edits of the open heads promote and suppress, where they can be read."""
     if tokenizer is None or not opened:
@@ -162,7 +161,7 @@ def _tokens_by_head(
 
 
 def _probes(
-    edits: HeadEdits, rows: Sequence[Row], probe: "HeadProbes | bool", tokenizer: Any, seed: int, options: Any
+    edits: HeadEdits, rows: Sequence[Encoded], probe: "HeadProbes | bool", tokenizer: Any, seed: int, options: Any
 ) -> dict[str, HeadProbes]:
     """Results of the probes by kind of site."""
     if isinstance(probe, HeadProbes):
@@ -179,12 +178,12 @@ def _probes(
     return {kind: iti(edits, examples, labels, kind=kind, seed=seed, **options) for kind in edits.module.kinds()}
 
 
-def own_or_other(rows: Sequence[Row], end: int | None) -> tuple[list[dict[str, list[int]]], list[int]]:
-    """Pairs every prompt with its own response, label 1, and with the next different one, label 0, to probe heads.
+def own_or_other(rows: Sequence[Encoded], tokenizer: Any) -> tuple[list[dict[str, list[int]]], list[int]]:
+    """Pairs every prompt with its own last response, label 1, and with the next different one, label 0, to probe heads.
 
     Args:
-        rows: of ``labelled_rows``.
-        end: the end-of-text token, which is left out.
+        rows: of ``encode_all``.
+        tokenizer: knows the tokens that end a response, which are left out; None to keep them.
 
     Raises:
         HeadEditError: labels are not the tokens of a response at the end, or no two responses differ.

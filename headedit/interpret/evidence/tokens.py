@@ -95,8 +95,7 @@ def tokens(
     Args:
         edits: the handle; not changed.
         tokenizer: the model's tokenizer.
-        data: (prompt, response) pairs, records with such fields, or rows with ``input_ids`` and ``labels``, to measure
-            on; it costs a forward pass for each head.
+        data: examples of any form that ``headedit.fit`` takes, to measure on; it costs a forward pass for each head.
         heads: ``open``, ``all``, or a list of (layer, head).
         top: number of tokens promoted, and of tokens suppressed.
         batch_size: examples per batch.
@@ -184,7 +183,9 @@ def by_weights(
 
 
 @torch.no_grad()
-def _measure(edits: HeadEdits, chosen: Sequence[Head], rows: Sequence[Row], batch_size: int, progress: bool) -> Tensor:
+def _measure(
+    edits: HeadEdits, chosen: Sequence[Head], rows: Sequence[Encoded], batch_size: int, progress: bool
+) -> Tensor:
     """Mean change of the logits by one head's edit alone, over tokens that predict a label, [heads, vocabulary]."""
     model, everything = edits.model, edited_heads(edits)
     changes: Tensor | None = None

@@ -68,7 +68,7 @@ def _facts(edits: HeadEdits) -> list[tuple[str, ...]]:
         *([("strength", f"{edits.strength:g}")] if edits.strength != 1 else []),
         ("layers", f"{edited} of {max(site.layers for site in sites)}, {heads}{'; …' if len(shapes) > 4 else ''}"),
         *((short(key), f"{counts[key][0]:,} of {counts[key][1]:,}") for key in _COUNTED if counts[key][1]),
-        (axis_label("parameters"), f"{edits.count_acting_parameters():,}"),
+        (axis_label("parameters"), f"{edits.count_effective_parameters():,}"),
     ]
 
 

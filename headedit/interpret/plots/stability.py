@@ -18,8 +18,7 @@ from headedit.interpret.head_map import HeadMap
 from headedit.interpret.labels import axis_label, short
 from headedit.interpret.palette import COLOURS, SEQUENTIAL
 from headedit.interpret.plots.heatmap import add_bar, draw, mark_missing
-
-_RUN_FILE = "run.json"
+from headedit.runs.files import RUN_FILE
 
 
 class HasRecord(Protocol):

@@ -10,11 +10,9 @@ from headedit.edits.files.format import CONFIG_FILE, read_config
 from headedit.errors import HeadEditError
 from headedit.interpret.head_map import HeadMap
 from headedit.interpret.labels import LABELS, axis_label, short
-from headedit.runs.history import HISTORY_FILE
-from headedit.runs.pruning_path import PATH_FILE, PruningPath
+from headedit.runs.files import DATA_FILE, HISTORY_FILE, PATH_FILE, RUN_FILE, RUN_YAML
+from headedit.runs.pruning_path import PruningPath
 
-RUN_YAML = "run.yaml"
-_RUN_FILE, _DATA_FILE = "run.json", "data.json"
 _MOST = 12  # values of a list that are shown
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from headedit.errors import HeadEditError, suggest
 from headedit.io.yaml import read_yaml
 from headedit.runs.files import RUN_YAML
-from headedit.training.config.names import recipe_fields_of, translated
+from headedit.training.config.names import recipe_fields_of, route_keys
 from headedit.training.config.run import RunConfig
 from headedit.training.recipes import DEFAULT
 

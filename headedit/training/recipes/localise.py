@@ -254,10 +254,10 @@ class Localise(Recipe):
         level = Level(order=found.orders[gates], vectors=found.vectors[gates])
         extra = max(_LEAST_EXTRA, gates)
         late = found.orders[min(size for size in found.orders if size >= min(gates + extra, max(found.orders)))]
-        session.restart()
+        session.restore_start()
         put_level(session.edits, level)
-        slopes = session.slopes(train)
-        steep = sorted(slopes.keys() - {*level.order, *late}, key=lambda gate: slopes[gate], reverse=True)
+        gradients = session.gate_gradients(train)
+        steep = sorted(gradients.keys() - {*level.order, *late}, key=lambda gate: gradients[gate], reverse=True)
         return sorted({*level.order, *late, *steep[: extra // 2]})
 
     def _parts(self, session: Session) -> list[tuple[Sequence[Encoded], Sequence[Encoded]]]:
