@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headedit.edits import HeadEdits
 from headedit.edits.adapter import Adapter
-from headedit.edits.files.format import read_config as read_saved
+from headedit.edits.files.format import read_edits_config
 from headedit.edits.files.storage import read
 from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
@@ -56,7 +56,7 @@ class HeadMap:
             return HeadMap(edits, _kinds_of_sites(edits.sites, NOT_EDITED), {})
         if isinstance(edits, str | PathLike):
             module = read(edits)
-            base = read_saved(Path(edits))["base_model"]
+            base = read_edits_config(Path(edits))["base_model"]
             return HeadMap(module, _kinds_of_sites(module.sites, NOT_EDITED), _groups(module, base))
         raise HeadEditError(
             f"Cannot draw a {type(edits).__name__}; give the handle that headedit.attach or headedit.load returned, or "

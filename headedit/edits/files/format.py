@@ -82,7 +82,7 @@ def locate(path: "str | PathLike[str]", revision: str | None) -> Path:
         ) from None
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_edits_config(folder: Path) -> dict[str, Any]:
     """The content of a folder's config file, with the keys and types that the format has.
 
     Raises:

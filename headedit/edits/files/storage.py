@@ -24,7 +24,7 @@ from headedit.edits.files.format import (
     HARDENED,
     TENSOR_FILE,
     locate,
-    read_config,
+    read_edits_config,
     read_tensors,
     write_pair,
 )
@@ -112,7 +112,7 @@ def read_with_spec(
 ) -> tuple[Spec, Adapter]:
     """Saved edits for a model, and the spec that says where its heads are; see ``read_adapter``."""
     folder = locate(path, revision)
-    saved = read_config(folder)
+    saved = read_edits_config(folder)
     check_model(saved, model, folder)
     found = _spec_for(model, spec, saved, folder)
     config = _config_of(saved, f"{folder / CONFIG_FILE}: config")
@@ -153,7 +153,7 @@ def load_tensors(edits: AdapterSet, directory: "str | PathLike[str]") -> None:
         HeadEditError: the folder holds no such edits.
     """
     folder = Path(directory)
-    saved = read_config(folder)
+    saved = read_edits_config(folder)
     _fill(edits.module, folder, saved, read_tensors(folder, saved))
 
 
@@ -164,7 +164,7 @@ def read(directory: "str | PathLike[str]") -> Adapter:
         HeadEditError: the folder holds no edits, or a file is damaged.
     """
     folder = Path(directory)
-    saved = read_config(folder)
+    saved = read_edits_config(folder)
     where = str(folder / CONFIG_FILE)
     config, tensors = _config_of(saved, f"{where}: config"), read_tensors(folder, saved)
     sites = [build(HeadSite, {**row, "path": row["name"], "module": nn.Identity()}, where) for row in saved["sites"]]

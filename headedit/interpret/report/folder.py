@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headedit.edits.files.format import CONFIG_FILE, read_config
+from headedit.edits.files.format import CONFIG_FILE, read_edits_config
 from headedit.errors import HeadEditError
 from headedit.interpret.head_map import HeadMap
 from headedit.interpret.labels import LABELS, axis_label, short
@@ -79,7 +79,7 @@ class RunFolder:
         return RunFolder(
             path=folder,
             record=_object(folder / RUN_FILE),
-            saved=read_config(folder),
+            saved=read_edits_config(folder),
             source=source,
             levels=PruningPath.read(folder) if (folder / PATH_FILE).is_file() else None,
             data=_object(folder / DATA_FILE) if (folder / DATA_FILE).is_file() else None,

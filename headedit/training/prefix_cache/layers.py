@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
+from headedit.hf.layers import stack_of
 from headedit.specs import HeadSite
 
 Forward = Callable[..., Any]
@@ -175,10 +176,8 @@ def _returning(hidden: Tensor, wrap: Wrap) -> Forward:
 
 
 def _stack_of(model: nn.Module, site: HeadSite) -> str:
-    """The name of the ModuleList of layers on a site's path."""
-    parts = site.path.split(".")
-    for i, part in enumerate(parts):
-        above = ".".join(parts[:i])
-        if part == str(site.layer) and isinstance(model.get_submodule(above), nn.ModuleList):
-            return above
-    raise HeadEditError(f"cache_prefix: {site.path} is in no ModuleList of layers. Leave cache_prefix off.")
+    """The name of the list of layers that a site is in."""
+    stack = stack_of(model, site.path)
+    if stack is None:
+        raise HeadEditError(f"cache_prefix: {site.path} is in no ModuleList of layers. Leave cache_prefix off.")
+    return stack
