@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headedit.edits.adapter import Adapter
     from headedit.edits.attach import handle
     from headedit.edits.importing.load import import_jola, import_lofit, read_lofit
+    from headedit.edits.status import ModelStatus
     from headedit.evaluation import Report, Source, Task, evaluate, exact_match
     from headedit.hf.loading import load_model
     from headedit.interpret import plots as plot
@@ -67,6 +68,7 @@ __all__ = [
     "HeadWords",
     "History",
     "Level",
+    "ModelStatus",
     "Objective",
     "PruningPath",
     "Records",
@@ -121,6 +123,7 @@ _HOMES = {
         "load",
     ),
     "headedit.edits.adapter": ("Adapter",),
+    "headedit.edits.status": ("ModelStatus",),
     "headedit.edits.attach": ("handle",),
     "headedit.edits.importing.load": (
         "import_jola",
