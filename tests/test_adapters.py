@@ -277,7 +277,7 @@ def test_differences_multiples_and_negatives(llama, ids):
     assert torch.equal(found["back"], base)
     assert torch.equal(found["same"], found["b"])
     assert torch.equal(found["handle"], found["default"])
-    assert edits["handle"].gates().additive.equal(edits["default"].gates().additive)
+    assert edits["handle"].gates().offset.equal(edits["default"].gates().offset)
 
 
 def test_sums_over_two_models_of_one_shape_and_saved_edits(llama, ids, tmp_path):

@@ -52,12 +52,12 @@ def test_hardening_changes_no_logit_and_no_sample_is_left(ids, gates):
     edits = headedit.attach(model, config=EditConfig(gates=gates))
     randomise(edits)
     before, opened = logits(model, ids), open_gates(edits.module)
-    values = edits.gates().additive
+    values = edits.gates().offset
     assert ((values > 0) & (values < 1)).any()
     edits.harden()
     assert torch.equal(logits(model, ids), before)
     assert open_gates(edits.module) == opened
-    assert set(edits.gates().additive.unique().tolist()) <= {0.0, 1.0}
+    assert set(edits.gates().offset.unique().tolist()) <= {0.0, 1.0}
     model.train()
     assert torch.equal(logits(model, ids), before)
     assert edits.gate_parameters() == []

@@ -189,7 +189,7 @@ def test_ragged_heads_are_drawn_as_they_are(llama, tmp_path):
     path.write_text(f"model_types: [llama]\nsites: {{attention: {rule}}}\n")
     llama.config.per_layer = [2, 8]
     edits = headedit.attach(llama, spec=path)
-    assert torch.isnan(edits.gates().additive).tolist() == [[False] * 2 + [True] * 6, [False] * 8]
+    assert torch.isnan(edits.gates().offset).tolist() == [[False] * 2 + [True] * 6, [False] * 8]
     assert len(headedit.plot.gates(edits).axes[0].patches) == 1
     assert numpy.isnan(image(headedit.plot.types(edits).axes[0])).tolist() == [[False] * 2 + [True] * 6, [False] * 8]
     groups = headedit.plot.groups(edits).axes[0]  # two key-value heads in each layer, of 1 and of 4 heads

@@ -270,7 +270,7 @@ def test_several_sites_per_layer_and_heads_of_several_widths_are_probed(llama, t
     path.write_text(f"model_types: [llama]\nsites: {{attention: [{o_proj}, {down_proj}]}}\n")
     edits = headedit.attach(llama, spec=path, config=EditConfig(layers=[1], vectors="offset"))
     found = find(edits)
-    assert found.accuracy.isnan().tolist() == edits.gates().additive.isnan().tolist() == [[True] * 10, [False] * 10]
+    assert found.accuracy.isnan().tolist() == edits.gates().offset.isnan().tolist() == [[True] * 10, [False] * 10]
     assert found.direction.shape == (2, 10, 16)
     assert not found.direction[1, :4].isnan().any()
     assert found.direction[1, 4:, :8].norm(dim=-1).tolist() == pytest.approx([1.0] * 6)

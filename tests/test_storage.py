@@ -302,8 +302,8 @@ def test_a_hardened_file_gives_the_logits_of_hardened_edits_bit_for_bit(config, 
     shown = read(tmp_path)
     assert (
         torch.equal(
-            shown.gates().additive,
-            loaded.gates().additive,
+            shown.gates().offset,
+            loaded.gates().offset,
         )
         or config.get("vectors") == "scale"
     )

@@ -127,7 +127,7 @@ def write(edits: HeadEdits, values: dict[GateIndex, Tensor]) -> None:
     freeze_gates(module, values)
     sites = list(module)
     for gate, value in values.items():
-        getattr(sites[gate.site], gate.vector)[gate.head] = value
+        sites[gate.site].vectors[gate.vector][gate.head] = value
 
 
 def f1(found: Set[tuple[int, int]], truth: Set[tuple[int, int]]) -> float:

@@ -112,7 +112,7 @@ def switched_off(heads: Iterable[Head]) -> Iterator[None]:
         with torch.no_grad():
             for head in heads:
                 for vector in head.edit.vectors:
-                    values = getattr(head.edit, vector)
+                    values = head.edit.vectors[vector]
                     kept.append((values, head.index, values[head.index].clone()))
                     values[head.index] = 0.0
         yield

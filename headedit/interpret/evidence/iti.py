@@ -123,7 +123,7 @@ def iti(
     _check_option("valid_share", valid_share, 0 < valid_share < 1, "a number between 0 and 1")
     _check_option("l2", l2, l2 > 0, "a number above 0")
     _check_option("batch_size", batch_size, batch_size >= 1, "1 or more")
-    grid = edits.gates(kind).additive
+    grid = edits.gates(kind).offset
     kind = edits.module.kinds()[0] if kind is None else kind
     rows = [ids_to_last_token(example, tokenizer, f"Example {i + 1}") for i, example in enumerate(examples)]
     truth = _classes(labels, len(rows))

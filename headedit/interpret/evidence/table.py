@@ -165,7 +165,7 @@ def _probes(
 ) -> dict[str, HeadProbes]:
     """Results of the probes by kind of site."""
     if isinstance(probe, HeadProbes):
-        expected = tuple(edits.gates(probe.kind).additive.shape)
+        expected = tuple(edits.gates(probe.kind).offset.shape)
         if tuple(probe.accuracy.shape) != expected:
             raise HeadEditError(
                 f"probe: is of {tuple(probe.accuracy.shape)} layers and heads, but these edits have {expected}. Give "

@@ -113,7 +113,7 @@ def head_norms(
         HeadEditError: there are no examples, one is of another form, empty or too long, the edits have no such kind,
             or a head's output is not finite.
     """
-    result = torch.full_like(edits.gates(kind).additive, torch.nan)
+    result = torch.full_like(edits.gates(kind).offset, torch.nan)
     rows = [ids_to_last_token(example, tokenizer, f"Example {i + 1}") for i, example in enumerate(examples)]
     if not rows:
         raise HeadEditError("There is nothing to measure with: the set of examples is empty.")

@@ -7,7 +7,7 @@ from headedit.interpret.head_map import Edits, HeadMap
 from headedit.interpret.labels import short
 from headedit.interpret.plots.heatmap import Grid, add_bar, draw, finish, frame, mark_groups, mark_layers, mark_missing
 
-_PANELS = (("offset_gates", "$g_a$", "additive"), ("scale_gates", "$g_m$", "multiplicative"))
+_PANELS = (("offset_gates", "$g_a$", "offset"), ("scale_gates", "$g_m$", "scale"))
 
 
 def gates(edits: Edits, *, kind: str | None = None, title: str | None = None) -> Figure:
@@ -19,7 +19,7 @@ def gates(edits: Edits, *, kind: str | None = None, title: str | None = None) ->
         title: by default which kinds are shown.
 
     Returns:
-        A figure with two panels per kind, additive and multiplicative, each layers × heads. Colour is the gate's value
+        A figure with two panels per kind, offset gates and scale gates, each layers × heads. Colour is the gate's value
         from 0, closed, to 1, open. Grey hatched cells: no such head, or a layer without edited heads. Lines separate
         heads that do not share a key-value head; where layers differ in kind, a strip next to them shows it.
 

@@ -29,8 +29,8 @@ def gate_maps(source: HeadMap) -> str:
 def _kind(source: HeadMap, kind: str) -> str:
     gates = source.module.gates(kind)
     panels = [
-        (short("offset_gates"), numpy.asarray(gates.additive)),
-        (short("scale_gates"), numpy.asarray(gates.multiplicative)),
+        (short("offset_gates"), numpy.asarray(gates.offset)),
+        (short("scale_gates"), numpy.asarray(gates.scale)),
     ]
     panels = [(name, grid) for name, grid in panels if not numpy.isnan(grid).all()]
     layers, heads = panels[0][1].shape
