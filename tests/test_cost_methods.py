@@ -31,7 +31,7 @@ def made(name, model):
 def with_the_same_vectors(name, model):
     """A method, and edits without gates, with the same random vectors."""
     prepared, edits = made(name, model), headedit.attach(share(model), config=EditConfig(gates="none"))
-    ours = [vector for site in edits.module for vector in (site.scale, site.offset)]
+    ours = [vector for site in edits.module for vector in (site.vectors["scale"], site.vectors["offset"])]
     with torch.no_grad():
         for vector, theirs in zip(ours, prepared.trained, strict=True):
             vector.normal_(0, 0.5)
@@ -99,10 +99,9 @@ def test_the_loop_computes_the_same_edits(base):
     ours, loops = edited(base), loop(base)
     with torch.no_grad():
         for site, other in zip(ours.model.headedit["default"], loops.model.loops, strict=True):
-            for name in ("offset", "scale", "offset_gate", "scale_gate"):
-                value = torch.randn_like(getattr(site, name))
-                getattr(site, name).copy_(value)
-                getattr(other, name).copy_(value)
+            for name, parameter in [*site.vectors.items(), *site.gates.items()]:
+                parameter.copy_(torch.randn_like(parameter))
+                getattr(other, name).copy_(parameter)
     torch.testing.assert_close(logits(ours), logits(loops))
     torch.testing.assert_close(ours.penalty(), loops.penalty())
     assert not torch.allclose(logits(loops), logits(bare(base)), atol=1e-3)

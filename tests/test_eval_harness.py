@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 import headedit
 from headedit import HeadEditError
 from headedit.demo import MODEL_FOLDER, tasks
-from headedit.edits.merge.merge import merge_and_unload
 from headedit.evaluation.harness.run import run_harness
 from headedit.hf.loading import load_model, load_tokenizer
 
@@ -93,7 +92,7 @@ def test_figures_of_the_harness_are_those_of_the_merged_and_of_the_bare_model(fo
         return figures(run_harness(model, tokenizer, ["tiny_choice", "tiny_text"], include_path=folder))
 
     merged = load_model(str(MODEL_FOLDER), device="cpu")
-    assert figures(report) == alone(merge_and_unload(headedit.load(merged, saved)))
+    assert figures(report) == alone(headedit.load(merged, saved).merge_and_unload())
     assert figures(report, "base_value") == alone(load_model(str(MODEL_FOLDER), device="cpu"))
     assert figures(report) != figures(report, "base_value")
     assert {row.n for row in report.rows} == {N}

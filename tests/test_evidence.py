@@ -62,8 +62,8 @@ def test_the_table_has_a_row_for_every_head_with_its_edit(frame, edits):
     gates = edits.gates()
     for (layer, head), row in zip(places(frame), frame.to_dict("records"), strict=True):
         acting = {name: vector[head] for name, vector in edits.module.site_edits[layer].effective().items()}
-        assert row["gate_offset"] == gates.additive[layer, head]
-        assert row["gate_scale"] == gates.multiplicative[layer, head]
+        assert row["gate_offset"] == gates.offset[layer, head]
+        assert row["gate_scale"] == gates.scale[layer, head]
         assert row["gate"] == max(row["gate_offset"], row["gate_scale"])
         assert row["offset_norm"] == pytest.approx(acting["offset"].norm().item())
         assert row["scale_norm"] == pytest.approx(acting["scale"].norm().item())

@@ -49,8 +49,8 @@ def test_hand_set_gates_are_open_only_for_the_part_that_acts(llama):
     edits.set_head(1, 2, offset=torch.ones(16), scale=2.0)
     assert edits.count_open() == {"offset": (2, 8), "scale": (2, 8), "any": (3, 8)}
     gates = edits.gates()
-    assert gates.additive.tolist() == [[0, 0, 0, 0], [0, 1, 1, 0]]
-    assert gates.multiplicative.tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
+    assert gates.offset.tolist() == [[0, 0, 0, 0], [0, 1, 1, 0]]
+    assert gates.scale.tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
     assert repr(edits) == ("HeadEdits(LlamaForCausalLM, 2 layers, attention; gates open: offset 2 of 8, scale 2 of 8)")
     edits.detach()
     assert repr(edits).endswith(", detached)")
@@ -78,8 +78,8 @@ def test_heads_that_cannot_be_set(llama, config, arguments, message):
 
 def test_gates_are_nan_where_there_is_no_head_or_no_vector(llama):
     gates = headedit.attach(llama, config=EditConfig(layers=[0], vectors="offset")).gates()
-    assert torch.isnan(gates.additive).tolist() == [[False] * 4, [True] * 4]
-    assert torch.isnan(gates.multiplicative).all()
+    assert torch.isnan(gates.offset).tolist() == [[False] * 4, [True] * 4]
+    assert torch.isnan(gates.scale).all()
 
 
 def test_parameters_are_counted_and_printed_as_peft_does(llama, capsys):

@@ -109,6 +109,6 @@ def test_a_notebook_gets_html_and_text(edits, monkeypatch):
     shown, _ = DisplayFormatter().format(edits)
     assert shown["text/html"] == html(edits)
     assert shown["text/plain"] == repr(edits)
-    monkeypatch.setattr(notebook, "_html", [])
+    monkeypatch.setattr(notebook, "_view", [])
     shown, _ = DisplayFormatter().format(edits)
     assert shown == {"text/plain": repr(edits)}

@@ -65,7 +65,7 @@ def test_operators_that_a_site_adds(config, in_training, over_the_batch):
 
 @pytest.mark.parametrize(
     ("config", "most"),
-    [({}, 8), ({"gates": "shared"}, 8), ({"gates": "none"}, 2), ({"eval_gate": "expectation"}, 12)],
+    [({}, 10), ({"gates": "shared"}, 10), ({"gates": "none"}, 2), ({"eval_gate": "expectation"}, 10)],
     ids=["default", "shared gates", "no gates", "expectation"],
 )
 def test_a_pass_in_eval_mode_takes_one_operator_per_site_and_a_few_for_all_of_them(config, most):

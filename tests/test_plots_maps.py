@@ -80,9 +80,9 @@ def test_the_effect_sizes_are_norms_of_the_effective_vectors(llama):
     vectors = {
         name: torch.stack([edit.vectors[name].detach() for edit in edits.module]) for name in ("offset", "scale")
     }
-    expected = gates.additive * vectors["offset"].norm(dim=-1)
+    expected = gates.offset * vectors["offset"].norm(dim=-1)
     assert numpy.allclose(image(offset), expected)
-    assert numpy.allclose(image(scale), gates.multiplicative * vectors["scale"].square().mean(-1).sqrt())
+    assert numpy.allclose(image(scale), gates.scale * vectors["scale"].square().mean(-1).sqrt())
     layer, head = divmod(int(expected.argmax()), 4)
     assert offset.get_title().endswith(f"largest at layer {layer}, head {head}")
     assert offset.get_images()[0].get_clim() == (0, pytest.approx(expected.max().item()))

@@ -118,7 +118,7 @@ def test_an_offset_made_for_a_token_promotes_it(llama):
     first, second = tokens(edits, Letters(), top=1, progress=False)
     assert first.weights.promotes[0][0] == "t77"
     assert second.weights.suppresses[0][0] == "t99"
-    assert first.measured is first.vectors["scale"] is None
+    assert first.measured is first.scale is None
 
 
 def test_measured_tokens_are_the_mean_change_of_the_logits_by_one_edit_alone(llama):
@@ -138,7 +138,7 @@ def test_measured_tokens_are_the_mean_change_of_the_logits_by_one_edit_alone(lla
         with torch.no_grad():
             for vector in ("offset", "scale"):
                 alone.vectors[vector][head] = acting[layer][vector][head]
-                getattr(alone, f"{vector}_gate").fill_(1e4)
+                alone.gates[f"{vector}_gate"].fill_(1e4)
         after = torch.cat(
             [logits(model, torch.tensor([r["input_ids"]]))[0, w] for r, w in zip(ROWS, where, strict=True)]
         )

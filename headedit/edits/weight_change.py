@@ -10,8 +10,7 @@ from torch import Tensor, nn
 class WeightChange:
     """A change of a model's weights and config that can be applied and reverted, bit for bit.
 
-    It refers to the model's own parameters and modules, so that a copy or a pickle that holds the model as well refers
-    to those of the copy.
+    It refers to the model's own parameters and modules; copied together with the model, it refers to those of the copy.
 
     Fields:
         adapter_names: the adapters whose edits are in the new weights.

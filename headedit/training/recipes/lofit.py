@@ -96,4 +96,4 @@ class ScaleNorm:
 
 
 def _scales(edits: HeadEdits) -> list[Tensor]:
-    return [edit.get_parameter("scale") for edit in edits.module]
+    return [edit.vectors["scale"] for edit in edits.module]
