@@ -26,7 +26,8 @@ class NamedParameters(nn.ParameterDict):
 
     def forward(self) -> dict[str, Tensor]:
         """The tensors by name."""
-        return {name: self[name] for name in self}
+        plain = self._parameters  # without those that are parametrised, which only their names lead to
+        return dict(plain) if len(plain) == len(self) else {name: self[name] for name in self}  # type: ignore[arg-type]
 
 
 class SiteEdit(nn.Module):
@@ -59,7 +60,8 @@ class SiteEdit(nn.Module):
             if config.gates == "separate" or (self.shared and not len(self.gates)):
                 gate = torch.full((self.heads,), config.gate_init, device=device, dtype=torch.float32)
                 self.gates[_gate_name(vector)] = gate
-        self._traits = repr((self.heads, self.head_dim, self.shared, self.distribution, self.expectation))
+        shape = (self.heads, self.head_dim, [*self.vectors, *self.gates], self.shared)
+        self._traits = repr((*shape, self.distribution, self.expectation))  # a text, whose hash is computed once
 
     def gate(self, vector: str) -> nn.Parameter | None:
         """The gate logits log α that act on a vector, [heads]; None where it has no gate."""
@@ -83,7 +85,10 @@ class SiteEdit(nn.Module):
 
     def values(self) -> dict[str, Tensor]:
         """The tensors of vectors and gates by name, fetched where they are offloaded."""
-        return self.vectors.forward() | self.gates.forward()
+        modules = (
+            self._modules
+        )  # read in every pass at every site, where the usual attribute access costs as much again
+        return modules["vectors"].forward() | modules["gates"].forward()  # type: ignore[union-attr, no-any-return]
 
     def set_strength(self, value: float) -> None:
         """Sets the factor on both vectors; see ``HeadEdits.strength``."""
@@ -160,8 +165,8 @@ def affine_all(edits: Sequence[SiteEdit]) -> list[Affine]:
     values = [edit.values() for edit in edits]
     noise = gate_noise(edits, values)
     kinds: dict[Hashable, list[int]] = {}
-    for i, (edit, tensors) in enumerate(zip(edits, values, strict=True)):
-        kinds.setdefault(_kind(edit, tensors), []).append(i)
+    for i, kind in enumerate(_kinds(edits, values)):
+        kinds.setdefault(kind, []).append(i)
     found: dict[int, Affine] = {}
     for members in kinds.values():
         group, tensors_of = [edits[i] for i in members], [values[i] for i in members]
@@ -186,11 +191,14 @@ def gate_noise(edits: Sequence[SiteEdit], values: Sequence[Values]) -> dict[Site
     return drawn
 
 
-def _kind(edit: SiteEdit, values: Values) -> Hashable:
-    """The traits that edits must share to be computed together."""
+def _kinds(edits: Sequence[SiteEdit], values: Sequence[Values]) -> list[Hashable]:
+    """For each edit the traits that it must share with others to be computed together with them."""
+    own = [(edit._traits, edit.training, edit.strength is None) for edit in edits]
     gradients = torch.is_grad_enabled()  # a site that is frozen must stay out of the graph
-    traits = [(name, v.device, v.dtype, gradients and v.requires_grad) for name, v in values.items()]
-    return edit._traits, edit.training, edit.strength is None, *traits
+    if not gradients and len({(v.device, v.dtype) for of in values for v in of.values()}) == 1:
+        return [*own]
+    tensors = ([(v.device, v.dtype, gradients and v.requires_grad) for v in of.values()] for of in values)
+    return [(*traits, *found) for traits, found in zip(own, tensors, strict=True)]
 
 
 def _affine(
