@@ -1,4 +1,4 @@
-"""What an edit is made of: which layers and sites, which vectors, which gates."""
+"""The config of an edit: which layers and sites, which vectors, which gates."""
 
 import re
 from dataclasses import dataclass

@@ -85,7 +85,7 @@ def _note(
     window = next((w for w in reversed(trace.running) if _heads(trace.seen[w])), None)
     known = input_width(module)
     if value is None or window is None or (known is None and next(module.parameters(recurse=False), None) is None):
-        return  # a dropout or an activation takes the heads too, but is no projection
+        return  # a dropout or an activation takes the heads too, but is not a projection
     groups = value.shape[-2] if value.dim() > 3 else 1
     width = value.shape[-1]
     heads = next((n for n in reversed(_heads(trace.seen[window])) if width * groups % n == 0), None)

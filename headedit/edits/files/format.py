@@ -1,6 +1,6 @@
 """The two files of saved edits, read and written so that a half-written pair is never used.
 
-Each is written beside its place and moved in, tensors first; the config holds the hash of the tensors, so a
+Each is written next to its place and moved in, tensors first; the config holds the hash of the tensors, so a
 pair that does not belong together is refused. A file may come from anyone: nothing in it is run, and its sizes,
 numbers and names are checked before anything is made of them.
 
@@ -119,7 +119,7 @@ def read_edits_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, saved: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors beside a config that was read; they must be those it was written with."""
+    """The tensors next to a config; they must be those that the config was written with."""
     file = folder / TENSOR_FILE
     try:
         payload = _read(file, _LARGEST_TENSORS)
@@ -129,7 +129,7 @@ def read_tensors(folder: Path, saved: dict[str, Any]) -> dict[str, Tensor]:
         raise HeadEditError(f"{file}: cannot be read ({error}).") from None
     if hashlib.sha256(payload).hexdigest() != saved["tensors_sha256"]:
         raise HeadEditError(
-            f"{file}: does not belong to the {CONFIG_FILE} beside it (its hash differs): the file was damaged, "
+            f"{file}: does not belong to the {CONFIG_FILE} next to it (its hash differs): the file was damaged, "
             "or saving was interrupted. Save the edits again."
         )
     try:

@@ -167,7 +167,7 @@ def _read(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
 def _read_npy(file: Path) -> NDArray[Any]:
     try:
         array = numpy.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy's for what is no array, and the system's
+    except Exception as error:  # numpy's for a file that is not an array, and the system's
         raise HeadEditError(f"{file}: no array can be read from it ({error}).") from None
     if not isinstance(array, numpy.ndarray) or array.dtype.kind not in "iuf":
         raise HeadEditError(f"{file}: expected one array of numbers, as numpy.save writes it.")

@@ -60,7 +60,7 @@ def why_not_mergeable(model: nn.Module, site: HeadSite, owners: dict[int, list[s
 
 
 def takes_bias(site: HeadSite) -> bool:
-    """Whether a site's module has a bias, or would add one that it were given."""
+    """Whether a site's module has a bias, or could be given one."""
     module = site.module
     return module._parameters.get("bias") is not None or _is_plain(module) or _commutes(site, biased=True)
 
@@ -93,7 +93,7 @@ def _commutes(site: HeadSite, *, biased: bool) -> bool:
 
 
 def _call(module: nn.Module, weight: Tensor, bias: Tensor | None, z: Tensor) -> Tensor:
-    """What the module's class gives for other tensors, without hooks."""
+    """The output of the module's class with other tensors, without hooks."""
     twin = copy.copy(module)
     twin._parameters = dict.fromkeys(module._parameters)
     twin._parameters["weight"] = nn.Parameter(weight)

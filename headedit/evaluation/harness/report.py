@@ -24,7 +24,7 @@ class HarnessRow:
         value, stderr: of the model as it was given, edited if it has edits.
         base_value, base_stderr: with the edits switched off; None where the base was not measured.
         paired: the test of edited against base on the same documents; None for groups, without a base, and for
-            metrics that are no mean over documents.
+            metrics that are not a mean over documents.
     """
 
     task: str

@@ -162,7 +162,7 @@ def _layer_parameters(
 
 
 def _without_edit(module: nn.Module) -> Callable[..., Any] | None:
-    """A function that returns a module's output without its edit; None if the module is no edit."""
+    """A function that returns a module's output without its edit; None if the module is not an edit."""
     if isinstance(module, SiteEdit):
         return _identity
     for where, name, base in _PEFT:  # a model can have a module of PEFT only if PEFT is imported
