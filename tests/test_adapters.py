@@ -71,7 +71,7 @@ def test_only_the_active_adapter_is_trained(llama, ids):
     assert all(p.requires_grad for p in edits["default"].parameters())
 
 
-def test_gates_that_were_fixed_stay_fixed_when_an_adapter_wakes(llama):
+def test_frozen_gates_stay_frozen_when_an_adapter_is_set_again(llama):
     edits = with_adapters(llama, "a")
     edits.harden()
     edits.set_adapter("a")
@@ -80,7 +80,7 @@ def test_gates_that_were_fixed_stay_fixed_when_an_adapter_wakes(llama):
     assert all(p.requires_grad for p in edits.vector_parameters())
 
 
-def test_a_copy_of_resting_edits_is_trained_when_it_is_set(llama):
+def test_a_copy_of_frozen_edits_is_trained_when_it_is_set(llama):
     edits = with_adapters(llama, "a")
     edits.add_adapter("copy", edits["a"])
     assert not any(p.requires_grad for p in edits["copy"].parameters())
@@ -88,7 +88,7 @@ def test_a_copy_of_resting_edits_is_trained_when_it_is_set(llama):
     assert all(p.requires_grad for p in edits["copy"].parameters())
 
 
-def test_adapters_of_other_shapes_live_side_by_side(llama, ids):
+def test_adapters_of_different_shapes_can_be_on_one_model(llama, ids):
     edits = with_adapters(llama)
     edits.add_adapter("last", EditConfig(layers=[1], vectors="scale"))
     edits.add_adapter("mlp", EditConfig(sites=["mlp"], mlp_groups=4))
@@ -111,7 +111,7 @@ def test_adapters_of_other_shapes_live_side_by_side(llama, ids):
     assert {name for name, _ in llama.named_parameters()} == {name for name, _ in base.named_parameters()}
 
 
-def test_deleting(llama, ids):
+def test_deleting_the_active_adapter_sets_the_first_of_the_others(llama, ids):
     edits = with_adapters(llama, "a", "b")
     found = of_each(edits, ids)
     edits.delete_adapter("b")
@@ -126,7 +126,7 @@ def test_deleting(llama, ids):
 
 
 @pytest.mark.parametrize("name", ["default", "a.b", "", "items", 3, "keys"])
-def test_names_that_cannot_be_taken(llama, name):
+def test_names_that_an_adapter_cannot_have_are_refused(llama, name):
     edits = with_adapters(llama)
     message = "There is an adapter 'default' already" if name == "default" else "cannot name an adapter"
     with pytest.raises(HeadEditError, match=message):
@@ -135,13 +135,13 @@ def test_names_that_cannot_be_taken(llama, name):
 
 
 @pytest.mark.parametrize("call", ["set_adapter", "delete_adapter", "__getitem__"])
-def test_an_unknown_name_gets_the_nearest(llama, call):
+def test_the_error_for_an_unknown_name_suggests_the_nearest(llama, call):
     edits = with_adapters(llama, "boolq")
     with pytest.raises(HeadEditError, match=r"no adapter 'bolq'.*'boolq'.* Adapters: default, boolq"):
         getattr(edits, call)("bolq")
 
 
-def test_saving_and_loading_by_name(llama, ids, tmp_path):
+def test_adapters_are_saved_and_loaded_by_name(llama, ids, tmp_path):
     edits = with_adapters(llama, "a")
     found = of_each(edits, ids)
     for name in edits.adapters:
@@ -160,7 +160,7 @@ def test_saving_and_loading_by_name(llama, ids, tmp_path):
     assert other.adapters == ["default"]
 
 
-def test_switching_takes_no_new_hook(llama):
+def test_setting_another_adapter_takes_no_new_hook(llama):
     edits = with_adapters(llama, "a", "b")
     hooks = {n: list(m._forward_pre_hooks.items()) for n, m in llama.named_modules() if m._forward_pre_hooks}
     assert sum(map(len, hooks.values())) == len(edits.sites) + 1  # one looks after them
@@ -171,7 +171,7 @@ def test_switching_takes_no_new_hook(llama):
     assert hooks == {n: list(m._forward_pre_hooks.items()) for n, m in llama.named_modules() if m._forward_pre_hooks}
 
 
-def test_switching_compiles_once_a_kind(llama, ids):
+def test_setting_another_adapter_compiles_once_per_kind_of_edit(llama, ids):
     edits = with_adapters(llama, "a", "b", "c")
     edits.add_adapter("scale", EditConfig(vectors="scale"))
     found = of_each(edits, ids)
@@ -208,7 +208,7 @@ def test_switching_compiles_once_a_kind(llama, ids):
     assert counter.frame_count <= 5  # routed rows are one more kind, all rows unedited another
 
 
-def test_the_dial(llama, ids):
+def test_the_dial_multiplies_both_vectors(llama, ids):
     base = logits(llama, ids)
     edits = with_adapters(llama)
     full = logits(llama, ids)
@@ -242,14 +242,14 @@ def test_the_dial_is_saved_merged_and_hardened(llama, ids, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["1", None, float("nan"), float("inf"), True, 1e30])
-def test_a_dial_takes_numbers(llama, value):
+def test_a_dial_that_is_not_a_number_is_refused(llama, value):
     edits = with_adapters(llama)
     with pytest.raises(HeadEditError, match="strength: found"):
         edits.strength = value
     assert edits.strength == 1.0
 
 
-def test_sums_are_sums_of_what_acts(llama, ids):
+def test_a_sum_of_edits_is_the_sum_of_their_effective_values(llama, ids):
     edits = with_adapters(llama, "b")
     edits["b"].strength = 3.0
     edits.add_adapter("mix", edits["default"] + 0.5 * edits["b"])
@@ -265,7 +265,7 @@ def test_sums_are_sums_of_what_acts(llama, ids):
     assert torch.equal(logits(llama, ids), mix)  # gates that are fixed are not drawn
 
 
-def test_differences_multiples_and_negatives(llama, ids):
+def test_differences_multiples_and_negatives_of_edits(llama, ids):
     edits = with_adapters(llama, "b")
     base, found = logits(tiny_model("llama"), ids), of_each(edits, ids)
     edits.add_adapter("none", edits["b"] - edits["b"])
@@ -280,7 +280,7 @@ def test_differences_multiples_and_negatives(llama, ids):
     assert edits["handle"].gates().offset.equal(edits["default"].gates().offset)
 
 
-def test_sums_over_two_models_of_one_shape_and_saved_edits(llama, ids, tmp_path):
+def test_edits_of_two_models_and_saved_edits_can_be_added(llama, ids, tmp_path):
     ours, theirs = with_adapters(llama), with_adapters(tiny_model("llama"), "b")
     theirs.set_adapter("b")
     theirs.save_pretrained(tmp_path)
@@ -328,7 +328,7 @@ def test_a_merged_model_keeps_its_adapter(llama, ids):
     assert torch.equal(of_each(edits, ids)["b"], wanted["b"])
 
 
-def test_the_repr_names_them(llama):
+def test_the_repr_names_the_active_adapter_and_the_dial(llama):
     edits = with_adapters(llama)
     assert "of default" not in repr(edits)
     edits.add_adapter("arc")
@@ -336,8 +336,9 @@ def test_the_repr_names_them(llama):
     assert "strength 0.5; 'default' of default, arc" in repr(edits)
 
 
-def test_no_warning_in_ordinary_use(llama):
+def test_adding_and_deleting_an_adapter_gives_no_warning(llama):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         edits = with_adapters(llama, "a")
         edits.delete_adapter("a")
+    assert edits.adapters == ["default"]

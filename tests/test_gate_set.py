@@ -9,7 +9,7 @@ from headedit import EditConfig
 from headedit.edits.gate_set import GateIndex, all_gates, close, freeze_gates, heads_of, open_gates
 
 
-def test_all_gates_are_named_once(llama):
+def test_every_gate_has_one_index(llama):
     gates = all_gates(headedit.attach(llama).module)
     assert len(gates) == len(set(gates)) == 16
     assert gates[0] == GateIndex(0, "offset", 0)
@@ -80,7 +80,7 @@ def test_a_hardened_site_without_open_heads_is_passed_by_until_it_is_set_again(l
     assert not torch.equal(logits(llama, ids), before)
 
 
-def test_a_snapshot_brings_everything_back(llama, ids):
+def test_restoring_a_snapshot_brings_back_every_logit(llama, ids):
     edits = headedit.attach(llama)
     randomise(edits)
     before, kept = logits(llama, ids), edits.snapshot()

@@ -68,7 +68,7 @@ def test_hand_set_gates_are_open_only_for_the_part_that_acts(llama):
         ({}, {"layer": 0, "head": 0, "kind": "mlp"}, r"the layer has no mlp site"),
     ],
 )
-def test_heads_that_cannot_be_set(llama, config, arguments, message):
+def test_setting_a_head_that_does_not_exist_is_refused(llama, config, arguments, message):
     edits = headedit.attach(llama, config=EditConfig(**config))
     before = [p.clone() for p in edits.module.parameters()]
     with pytest.raises(HeadEditError, match=message):

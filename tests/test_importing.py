@@ -205,7 +205,7 @@ def test_nothing_in_a_file_is_run(llama, tmp_path, capsys):
         ),
     ],
 )
-def test_what_is_no_checkpoint(write_it, message, llama, tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_refused(write_it, message, llama, tmp_path):
     write_it(tmp_path)
     with pytest.raises(HeadEditError, match=message):
         import_jola(llama, tmp_path)
@@ -264,7 +264,7 @@ def write_lofit(folder, heads, offsets, scales, kind):
 
 @pytest.mark.parametrize("kind", ["npy", "safetensors", "checkpoint"])
 @pytest.mark.parametrize("with_scales", [False, True])
-def test_lofits_files_are_read(with_scales, kind, lofit, ids, tmp_path):
+def test_the_files_that_lofit_writes_are_read(with_scales, kind, lofit, ids, tmp_path):
     heads, offsets, scales = lofit if with_scales else (*lofit[:2], None)
     model = tiny_model("llama")
     import_lofit(model, *read_lofit(write_lofit(tmp_path, heads, offsets, scales, kind)))
@@ -304,7 +304,7 @@ def test_arrays_that_do_not_fit_are_refused_and_the_model_left_alone(heads, offs
         (["zeros"], r"zeros: every attn_v and attn_A is zero"),
     ],
 )
-def test_files_that_are_not_lofits(files, message, tmp_path):
+def test_files_that_lofit_did_not_write_are_refused(files, message, tmp_path):
     numpy.save(tmp_path / "cut.npy", numpy.zeros((4, 2)))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:140])
     header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 2), }".ljust(117) + b"\n"
@@ -326,7 +326,7 @@ def test_a_model_that_has_edits_is_not_imported_over(llama, arrays, ids, tmp_pat
 
 
 @pytest.mark.parametrize("command", ["jola", "lofit"])
-def test_the_command(command, arrays, lofit, ids, tmp_path):
+def test_the_import_command_writes_edits_that_load(command, arrays, lofit, ids, tmp_path):
     tiny_model("llama").save_pretrained(tmp_path / "model")
     if command == "jola":
         source = write(state_dict(arrays), tmp_path / "checkpoint", "shards")
@@ -346,6 +346,6 @@ def test_the_command(command, arrays, lofit, ids, tmp_path):
 
 
 @pytest.mark.parametrize("command", [["jola"], ["lofit"]])
-def test_the_help_has_an_example(command):
+def test_the_help_of_the_import_command_has_an_example(command):
     printed = CliRunner().invoke(import_edits.app, [*command, "--help"]).stdout
     assert " ".join(["headedit import", *command]) in " ".join(printed.replace("│", " ").split()).split("Example:")[1]

@@ -155,13 +155,14 @@ def test_a_users_hook_sees_edited_heads_behind_ours_and_plain_ones_before(llama,
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "opt"])
-def test_the_slot_is_the_head(model_type, ids):
+def test_a_slot_of_a_site_is_the_head_of_its_number(model_type, ids):
     """Zeroing the values of one head inside the attention is ablating it by an edit, and no other head."""
     changes = {} if model_type in ("gpt2", "opt") else {"num_key_value_heads": 4}
     model = tiny_model(model_type, **changes)
     edits = headedit.attach(model)
     site = edits.sites[1]
     attention = model.get_submodule(site.path.rpartition(".")[0])
+    assert site.heads > 1
     for head in range(site.heads):
         edits.set_head(1, head, scale=0.0)
         by_edit = logits(model, ids)

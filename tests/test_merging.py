@@ -549,7 +549,7 @@ def test_grouped_heads_with_a_bias_merge():
     assert torch.allclose(grouped(*merged, z), grouped(weight, bias, z * scale + offset), atol=1e-5)
 
 
-def test_folding_writes_nothing(llama, ids):
+def test_folding_edits_writes_nothing_to_the_model(llama, ids):
     edits = edited(llama)
     before = state(llama)
     assert len(fold(edits, edits.module)) == 2
@@ -558,7 +558,7 @@ def test_folding_writes_nothing(llama, ids):
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "qwen2", "mixtral", "opt", "falcon"])
 @pytest.mark.parametrize("vectors", ["scale", "offset", "both"])
-def test_peft_loads_the_same_function(model_type, vectors, ids, tmp_path):
+def test_an_adapter_for_peft_computes_the_same_in_peft(model_type, vectors, ids, tmp_path):
     from peft import PeftModel
 
     edits = edited(tiny_model(model_type), vectors=vectors)

@@ -54,7 +54,7 @@ def added(method, reference, work):
     ],
     ids=["default", "shared gates", "no gates", "offset", "scale", "expectation"],
 )
-def test_operators_that_a_site_adds(config, in_training, over_the_batch):
+def test_a_site_adds_one_operator_in_eval_mode_and_a_few_in_training(config, in_training, over_the_batch):
     method = with_config(config)
     more = added(method, lambda shape: Prepared(build(shape)), forward)
     assert (more.kernels.total(), more.views.total(), more.large) == (1, 0, 1)

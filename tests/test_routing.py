@@ -54,7 +54,7 @@ def test_adapters_of_other_sites_shapes_and_strengths_in_one_batch(llama):
         assert torch.equal(logits(llama, batch()), wanted)
 
 
-def test_low_precision_is_rounded_once(llama):
+def test_a_routed_edit_in_low_precision_is_rounded_once(llama):
     llama.to(torch.bfloat16)
     edits = with_adapters(llama, "b")
     wanted = row_by_row(edits, batch(), ROWS)
@@ -135,7 +135,7 @@ def test_every_type_is_routed_or_refused(model_type):
         assert all(off[other] > 20 * max(off[name], 1e-8) for other in names if other != name), off
 
 
-def test_what_cannot_be_routed(llama):
+def test_rows_that_cannot_be_routed_are_refused(llama):
     edits = with_adapters(llama, "b")
     with pytest.raises(HeadEditError, match=r"no adapter 'bb'.*Adapters: default, b"), edits.route(["bb"]):
         pass

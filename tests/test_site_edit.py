@@ -46,7 +46,7 @@ def by_hand(edit: SiteEdit, z: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("vectors", ["both", "offset", "scale"])
 @pytest.mark.parametrize("gates", ["separate", "shared", "none"])
 @pytest.mark.parametrize("eval_gate", ["clip", "expectation"])
-def test_every_variant_is_the_formula(vectors, gates, eval_gate):
+def test_every_variant_of_an_edit_computes_the_formula(vectors, gates, eval_gate):
     edit = site_edit(vectors=vectors, gates=gates, eval_gate=eval_gate)
     z = torch.randn(2, 5, HEADS * WIDTH)
     assert torch.equal(edit(z), by_hand(edit, z))
@@ -127,7 +127,7 @@ def test_a_shared_gate_is_one_sample_for_both_vectors():
         ({"init_std": -1.0}, r"init_std: found -1\.0"),
     ],
 )
-def test_a_config_that_cannot_be(config, message):
+def test_an_impossible_config_is_refused(config, message):
     with pytest.raises(HeadEditError, match=message):
         EditConfig(**config)
 
@@ -135,12 +135,12 @@ def test_a_config_that_cannot_be(config, message):
 @pytest.mark.parametrize(
     ("layers", "chosen"), [(None, [0, 1]), ("1:", [1]), (":1", [0]), ("-1:", [1]), ([0], [0]), ([-1], [1])]
 )
-def test_layers_are_chosen(llama, layers, chosen):
+def test_the_layers_of_a_config_are_edited(llama, layers, chosen):
     edits = headedit.attach(llama, config=EditConfig(layers=layers))
     assert [site.layer for site in edits.sites] == chosen
 
 
 @pytest.mark.parametrize(("layers", "message"), [("5:", "no layer is left"), ([7], "layer 7 has no site")])
-def test_layers_that_are_not_there(llama, layers, message):
+def test_layers_that_do_not_exist_are_refused(llama, layers, message):
     with pytest.raises(HeadEditError, match=message + "; layers with a site: 0 to 1"):
         headedit.attach(llama, config=EditConfig(layers=layers))

@@ -55,7 +55,7 @@ def test_loading_on_a_fresh_base_gives_the_same_logits_bit_for_bit(model_type, i
         {"layers": [0], "vectors": "scale"},
     ],
 )
-def test_every_variant_comes_back(config, llama, ids, tmp_path):
+def test_every_variant_of_edits_is_saved_and_loaded_to_the_bit(config, llama, ids, tmp_path):
     edits = headedit.attach(llama, config=EditConfig(**config))
     randomise(edits)
     edits.save_pretrained(tmp_path)
@@ -259,7 +259,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_any_work(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "not a name!", "./missing/folder"])
-def test_a_name_that_leads_nowhere(llama, name):
+def test_loading_from_a_name_that_leads_nowhere_is_refused(llama, name):
     with pytest.raises(HeadEditError, match="there is no such folder"):
         headedit.load(llama, name)
 
@@ -478,7 +478,7 @@ def test_a_local_base_model_is_no_hub_id_and_a_broken_run_is_left_out(llama, tmp
 
 
 @pytest.mark.parametrize("metrics", [{"exact match": "98 %"}, {"a": True}, {1: 0.5}])
-def test_a_metric_is_a_number(metrics, llama, tmp_path):
+def test_a_metric_that_is_not_a_number_is_refused(metrics, llama, tmp_path):
     with pytest.raises(HeadEditError, match="expected a name and a number"):
         headedit.attach(llama).save_pretrained(tmp_path / "out", metrics=metrics)
     assert not (tmp_path / "out").exists()

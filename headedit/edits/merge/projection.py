@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
@@ -121,11 +122,13 @@ def merged_tensors(
     scale, offset = scale.to(weight.device, wide), offset.to(weight.device, wide)
     matrix = weight.to(wide).T if conv else weight.to(wide)  # [out, in]
     groups = scale.numel() // matrix.shape[1]
-    blocks = matrix.view(groups, -1, matrix.shape[1]) if groups > 1 else matrix.unsqueeze(0)
-    new = (blocks * scale.view(groups, 1, -1)).reshape(matrix.shape)
+    blocks = rearrange(matrix, "(groups out) width -> groups out width", groups=groups)
+    scales = rearrange(scale, "(groups width) -> groups 1 width", groups=groups)
+    new = rearrange(blocks * scales, "groups out width -> (groups out) width")
     new_weight = (new.T if conv else new).to(weight.dtype).contiguous()
     if not bool(offset.any()):
         return new_weight, None
-    image = torch.stack([functional.linear(o, b) for o, b in zip(offset.view(groups, -1), blocks, strict=True)])
-    new_bias = image.flatten() if bias is None else image.flatten() + bias.to(wide)
+    offsets = rearrange(offset, "(groups width) -> groups width", groups=groups)
+    image = torch.cat([functional.linear(o, block) for o, block in zip(offsets, blocks, strict=True)])
+    new_bias = image if bias is None else image + bias.to(wide)
     return new_weight, new_bias.to(weight.dtype if bias is None else bias.dtype)
