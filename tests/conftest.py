@@ -27,6 +27,12 @@ def seeded() -> None:
 
 
 @pytest.fixture
+def fresh_compiler() -> None:
+    """torch.compile as in a new process: what other tests compiled does not count towards its limit of recompilations."""
+    torch.compiler.reset()
+
+
+@pytest.fixture
 def llama() -> PreTrainedModel:
     """A fresh Llama of 2 layers with 4 heads of width 16, in eval mode."""
     return tiny_model("llama")

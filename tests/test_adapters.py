@@ -171,6 +171,7 @@ def test_setting_another_adapter_takes_no_new_hook(llama):
     assert hooks == {n: list(m._forward_pre_hooks.items()) for n, m in llama.named_modules() if m._forward_pre_hooks}
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_setting_another_adapter_compiles_once_per_kind_of_edit(llama, ids):
     edits = with_adapters(llama, "a", "b", "c")
     edits.add_adapter("scale", EditConfig(vectors="scale"))

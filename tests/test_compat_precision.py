@@ -196,6 +196,7 @@ def test_edits_follow_the_activation_to_another_dtype_and_device(llama, ids):
     assert edits.module.site_edits[0](z.to("meta")).device.type == "meta"
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_models_compute_the_same(llama, ids):
     base = logits(llama, ids)
     edits = edited(llama)

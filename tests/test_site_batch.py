@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -257,3 +258,20 @@ def test_gradients_that_are_switched_on_within_a_pass_reach_the_edits(ids):
     *_, last = edits.module
     (gradient,) = torch.autograd.grad(out.square().sum(), [last.vectors["offset"]])
     assert (gradient != 0).any()
+
+
+def test_threads_that_infer_at_once_do_not_disturb_each_other(ids):
+    edits = attached()
+    edits.model.eval()
+    batches = [ids, ids.flip(0), ids[:1], ids.flip(1)]
+
+    def infer(batch):
+        with torch.no_grad():
+            return [edits.model(input_ids=batch).logits for _ in range(100)]
+
+    wanted = [infer(batch)[0] for batch in batches]
+    with ThreadPoolExecutor(len(batches)) as pool:
+        found = list(pool.map(infer, batches))
+    assert [len(logits) for logits in found] == [100] * 4
+    for logits, right in zip(found, wanted, strict=True):
+        assert all(torch.equal(one, right) for one in logits)

@@ -206,6 +206,7 @@ def test_a_write_by_another_process_to_shared_memory_acts_in_the_next_pass(ids):
     assert not torch.equal(after, before)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_steps_through_a_compiled_model_act_in_the_model_and_writes_act_in_the_compiled_one(ids):
     edits = attached()
     compiled = torch.compile(edits.model, backend="aot_eager")

@@ -4,7 +4,9 @@ A hook applies whatever is effective at its site; another adapter is chosen by e
 without compiling again.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Protocol
 
@@ -33,43 +35,56 @@ class Effective(Protocol):
         ...
 
 
+@dataclass
+class _Pass:
+    """A pass that is under way in one thread: the edits to compute, the mode it began in, and what was computed."""
+
+    edits: Sequence[SiteEdit]
+    mode: Any
+    found: dict[SiteEdit, Affine] | None = None
+
+
 class SiteBatch:
-    """The edits of all sites in the pass that is under way, computed together when the first site asks.
+    """The edits of all sites in the pass that a thread is in, computed together when the first site asks.
 
     Vectors and gates are small, so their cost is the number of operators, which is the same for one site and for all.
-    Nothing outlives the pass. A site computes its own edit where it cannot share: while a graph is compiled, which
-    fuses operators anyway; when a layer is called without the model around it; where the site is offloaded as a whole;
-    and within a checkpointed segment, which must compute the same again when it is recomputed.
+    Nothing outlives the pass, and threads share nothing. A site computes its own edit where it cannot share: while a
+    graph is compiled, which fuses operators anyway; when a layer is called without the model around it; where the site
+    is offloaded as a whole; and within a checkpointed segment, which must compute the same again when it is recomputed.
     """
 
     def __init__(self) -> None:
-        self._edits: Sequence[SiteEdit] = ()
-        self._mode: Any = None
-        self._found: dict[SiteEdit, Affine] | None = None
+        self._threads = threading.local()
+
+    def __reduce__(self) -> tuple[type["SiteBatch"], tuple[()]]:
+        return SiteBatch, ()  # a copy is in no pass
 
     def begin(self, effective: Iterable[object]) -> None:
         """Begins a pass in which these are effective at the sites."""
-        self.end()
         if torch.compiler.is_compiling():
             return
-        self._edits = [
+        edits = [
             edit
             for edit in effective
             if isinstance(edit, SiteEdit) and not edit.idle and "_hf_hook" not in edit.__dict__
         ]
-        self._mode = _mode()
+        self._threads.current = _Pass(edits, _mode()) if edits else None
 
     def end(self) -> None:
         """Ends the pass and forgets everything about it."""
-        self._edits, self._mode, self._found = (), None, None
+        if not torch.compiler.is_compiling():
+            self._threads.current = None
 
     def affine(self, edit: object) -> Affine | None:
         """The affine map of a site in this pass; None where the site has to compute it itself."""
-        if torch.compiler.is_compiling() or not self._edits or _mode() != self._mode:
+        if torch.compiler.is_compiling():
             return None
-        if self._found is None:
-            self._found = dict(zip(self._edits, affine_all(self._edits), strict=True))
-        return self._found.get(edit)  # type: ignore[call-overload, no-any-return]
+        current: _Pass | None = getattr(self._threads, "current", None)
+        if current is None or _mode() != current.mode:
+            return None
+        if current.found is None:
+            current.found = dict(zip(current.edits, affine_all(current.edits), strict=True))
+        return current.found.get(edit)  # type: ignore[call-overload, no-any-return]
 
 
 class SiteHook:
