@@ -28,7 +28,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def fresh_compiler() -> None:
-    """torch.compile as in a new process: what other tests compiled does not count towards its limit of recompilations."""
+    """torch.compile as in a new process: other tests do not count towards its limit of recompilations."""
     torch.compiler.reset()
 
 
