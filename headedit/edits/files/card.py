@@ -13,6 +13,7 @@ from headedit.edits.adapter import Adapter
 from headedit.edits.adapter_set import AdapterSet
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
+from headedit.io.tables import markdown_table
 
 CARD_FILE = "README.md"
 _WRITTEN = "<!-- Written by headedit,"  # the begin of the marker, which older cards share
@@ -152,5 +153,4 @@ def _of(count: tuple[int, int]) -> str:
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
-    cells = ["| " + " | ".join(" ".join(cell.split()).replace("|", r"\|") for cell in row) + " |" for row in rows]
-    return "\n".join(["| | |", "|---|---|", *cells])
+    return markdown_table(["", ""], ([" ".join(cell.split()) for cell in row] for row in rows), left=2)

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
 
 from headedit.evaluation.reports.report import Report, Score, shown
 from headedit.evaluation.tasks.task import ACCURACY
-from headedit.io.tables import markdown_table
+from headedit.io.tables import markdown_table, rich_table
 
 Cells = list[list[str]]
 
@@ -35,14 +34,7 @@ def tables(reports: Sequence[Report]) -> list[tuple[str, list[str], Cells]]:
 
 def rich_tables(reports: Sequence[Report]) -> RenderableType:
     """The tables for a terminal, and the remarks."""
-    parts: list[RenderableType] = []
-    for title, header, cells in tables(reports):
-        table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 1, 0, 0))
-        for i, column in enumerate(header):
-            table.add_column(column, justify="right" if i else "left")
-        for row in cells:
-            table.add_row(*map(escape, row))
-        parts.append(table)
+    parts = [rich_table(title, header, cells) for title, header, cells in tables(reports)]
     return Group(*parts, *map(escape, _remarks(reports)))
 
 
