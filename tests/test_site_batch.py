@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 import headedit
 from headedit import EditConfig
-from headedit.edits import hooks, site_edit
+from headedit.edits import site_edit
+from headedit.edits.passes import Passes
 
 CONFIGS = {
     "default": {},
@@ -40,16 +41,16 @@ def gradients(edits, ids, seed=0):
 
 
 def one_by_one(monkeypatch):
-    monkeypatch.setattr(hooks.SiteBatch, "begin", lambda self, effective: None)
+    monkeypatch.setattr(Passes, "affine", lambda self, running, edit: None)
 
 
 def calls(monkeypatch):
     """How many sites each computation takes, in the order they come."""
     taken, before = [], site_edit._affine
 
-    def counted(edits, values, noise=None):
+    def counted(edits, *args, **kwargs):
         taken.append(len(edits))
-        return before(edits, values, noise)
+        return before(edits, *args, **kwargs)
 
     monkeypatch.setattr(site_edit, "_affine", counted)
     return taken
@@ -190,7 +191,7 @@ def test_every_pass_in_eval_mode_computes_all_sites_together(ids, monkeypatch):
     assert taken == [3, 3]
     assert torch.equal(one, other)
     with torch.no_grad(), monkeypatch.context() as patch:
-        patch.setattr(hooks.SiteBatch, "begin", lambda self, effective: None)
+        patch.setattr(Passes, "affine", lambda self, running, edit: None)
         alone = edits.model(input_ids=ids).logits
     assert taken == [3, 3, 1, 1, 1]
     assert torch.equal(alone, one)

@@ -26,8 +26,7 @@ def right(edits, ids):
     fresh = headedit.attach(tiny_model("llama", num_hidden_layers=3))
     for ours, theirs in zip(fresh.module.parameters(), edits.module.parameters(), strict=True):
         ours.data = theirs.detach().clone()
-    for ours, theirs in zip(fresh.module, edits.module, strict=True):
-        ours.strength = theirs.strength
+    fresh.strength = edits.strength
     return logits(fresh.model, ids)
 
 

@@ -107,7 +107,23 @@ class ActiveAdapter(AdapterSet):
         without an open head costs nothing any more. With ``eval_gate="clip"`` the logits in eval mode stay the same to
         the bit; with ``expectation`` what E[g] leaves of a closed gate is dropped. The gates are no longer trained.
         """
-        harden(self.module)
+        with self.writing("they cannot be hardened"):
+            harden(self.module)
+
+    def check_trainable(self) -> None:
+        """Raises a HeadEditError, with the way out, where training would change nothing that acts."""
+        if not self.attached:
+            raise HeadEditError("These edits are detached from their model; attach or load them again to train.")
+        self._refuse_merged("they cannot be trained")
+        if self.in_context():
+            self.refuse_contexts("nothing can be trained")
+        if self.disabled:
+            raise HeadEditError("These edits are disabled, so nothing would be learnt: call enable_adapter_layers().")
+        if not any(p.requires_grad for p in self.vector_parameters()):
+            raise HeadEditError(
+                "These edits are frozen, so nothing would be trained; PEFT's get_peft_model freezes all other "
+                "parameters. Call edits.module.requires_grad_(True) first."
+            )
 
     def snapshot(self) -> list[Tensor]:
         """Copies of all parameters, for ``restore``."""
@@ -116,10 +132,11 @@ class ActiveAdapter(AdapterSet):
     @torch.no_grad()
     def restore(self, snapshot: list[Tensor]) -> None:
         """Sets the parameters to their values at a ``snapshot``."""
-        for parameter, value in zip(self.module.parameters(), snapshot, strict=True):
-            parameter.copy_(value)
-        for edit in self.module:
-            edit.idle = False
+        with self.writing("their values cannot be restored"):
+            for parameter, value in zip(self.module.parameters(), snapshot, strict=True):
+                parameter.copy_(value)
+            for edit in self.module:
+                edit.idle = False
 
     def vector_parameters(self) -> list[nn.Parameter]:
         """Offsets and scales, for an optimiser group of their own."""

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from headedit.edits.config import EditConfig
 from headedit.edits.gates import SATURATED
 from headedit.edits.site_edit import VECTORS, SiteEdit
+from headedit.edits.strength import Strength, check_strength
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite, Spec, find_sites
 from headedit.specs.schema import SITE_KINDS
-
-_STRONGEST = 1e6  # so that nothing overflows
 
 
 class Gates(NamedTuple):
@@ -79,15 +78,16 @@ class Adapter(nn.Module, Arithmetic):
     Fields:
         sites: where the edits are.
         config: the shape of the edits.
+        dial: their strength, which all sites share.
         site_edits: their parameters.
     """
 
     def __init__(self, sites: list[HeadSite], config: EditConfig) -> None:
         super().__init__()
         self.sites, self.config = sites, config
-        self._strength = 1.0
+        self.dial = Strength()
         self._frozen: list[str] | None = None
-        self.site_edits = nn.ModuleList(SiteEdit(site, config, _device_of(site.module)) for site in sites)
+        self.site_edits = nn.ModuleList(SiteEdit(site, config, _device_of(site.module), self.dial) for site in sites)
 
     def __iter__(self) -> Iterator[SiteEdit]:
         for edit in self.site_edits:
@@ -100,16 +100,11 @@ class Adapter(nn.Module, Arithmetic):
     @property
     def strength(self) -> float:
         """The factor on every vector; see ``HeadEdits.strength``."""
-        return self._strength
+        return self.dial.value
 
     @strength.setter
     def strength(self, value: float) -> None:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not abs(value) <= _STRONGEST:
-            raise HeadEditError(f"strength: found {value!r}, expected a number such as 0.5; 1 is as trained.")
-        self._strength = float(value)
-        for edit in self:
-            edit.set_strength(self._strength)
+        self.dial.set(check_strength(value))
 
     def trainable(self) -> list[str]:
         """The names of the parameters that are trained when this adapter is the active one."""

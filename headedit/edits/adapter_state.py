@@ -1,23 +1,30 @@
 """Which adapter acts on a model: the active one, none, another one in each row of a batch, or one in the weights.
 
 A model carries one hook per site, and one pair around them, whatever the number of adapters: choosing another adapter
-exchanges what the hooks apply.
+exchanges what the hooks apply. What is set on the handle holds for every thread, from the next pass on; contexts such
+as ``disable_adapter()`` hold for the thread or asyncio task that entered them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import EllipsisType
 
 from torch import nn
 
 from headedit.edits.adapter import Adapter, Arithmetic
-from headedit.edits.hooks import Effective, SiteHooks
+from headedit.edits.choices import NOTHING, Choice, Effective, Override, choice_of, new_choices
+from headedit.edits.hooks import SiteHooks, forget_compiled
 from headedit.edits.routing import route_rows
+from headedit.edits.strength import Strength, check_strength
 from headedit.edits.weight_change import WeightChange
 from headedit.errors import HeadEditError, suggest
 from headedit.specs import MODULE_NAME, Spec
 
 DEFAULT = "default"
 """The name of the adapter that ``attach`` and ``load`` make."""
+
+_REVERTED = "The edits are merged, and another thread or task has taken them out of the weights"
+_CHANGING = "The weights of this model are being merged or unmerged in another thread. Try again when that is done."
 
 BASE = "__base__"
 """The name, as in PEFT, of no adapter: the base model."""
@@ -49,11 +56,9 @@ class AdapterState(Arithmetic):
         self.merged: WeightChange | None = None
         self._adapters = AttachedAdapters()
         self._adapters._handle = self
-        self._hooks = SiteHooks(model)
+        self._choices = new_choices()
+        self._hooks = SiteHooks(model, spec, self._choices)
         self._active = DEFAULT
-        self._override: Mapping[str, Effective] | None = None
-        self._disabled = False
-        self._layers_enabled = True
         self._put(DEFAULT, first)
         model.add_module(MODULE_NAME, self._adapters)
 
@@ -92,21 +97,22 @@ class AdapterState(Arithmetic):
 
     @property
     def disabled(self) -> bool:
-        """Whether the model is the base model now: inside ``disable_adapter()``, or by ``disable_adapter_layers``."""
-        return self._disabled or not self._layers_enabled
+        """Whether the model is the base model here: in ``disable_adapter()``, or by ``disable_adapter_layers``."""
+        return self._choices.off or any(asked.choice is NOTHING for asked in self._choices.overrides())
 
     @property
     def strength(self) -> float:
         """A factor on both vectors of the active adapter, a dial: 0 is the base model, 1 the edits as trained.
 
-        It is saved with them, and is part of the values that ``merge_adapter``, ``harden`` and ``a + b`` use.
+        It is saved with them, and is part of the values that ``merge_adapter``, ``harden`` and ``a + b`` use. It holds
+        for every thread, from the next pass on; ``at_strength`` is a context for one of them.
         """
         return self.module.strength
 
     @strength.setter
     def strength(self, value: float) -> None:
-        self._refuse_merged("strength cannot be changed")
-        self.module.strength = value
+        with self.writing("strength cannot be changed"):
+            self.module.strength = value
 
     def __getitem__(self, adapter_name: str) -> Adapter:
         """The edits of a name, which can be looked at, added and multiplied."""
@@ -120,38 +126,59 @@ class AdapterState(Arithmetic):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[nn.Module]:
-        """A context in which the model is the base model, bit for bit, whether the edits are merged or not."""
-        outermost, change = not self._disabled, self.merged
-        self._disabled = True
-        if outermost and change is not None:
-            change.revert()
-        self._refresh()
-        try:
-            yield self.model
-        finally:
-            self._disabled = not outermost
-            if outermost and change is not None and self.merged is change:
-                change.apply()
-            self._refresh()
+        """A context in which the model is the base model, bit for bit, whether the edits are merged or not.
+
+        It holds for the thread or asyncio task that enters it, and for tasks started in it. While the edits are merged
+        it changes the weights, which all threads share: then other threads get an error instead of an answer.
+
+        Raises:
+            HeadEditError: the edits are merged, and a pass in another thread does not end.
+        """
+        with self._choices.entered(Override("disable_adapter()", NOTHING)):
+            change = self.merged
+            if change is not None:
+                self._swap_weights(change.revert, f"{_REVERTED} in disable_adapter().")
+            try:
+                yield self.model
+            finally:
+                if change is not None and self.merged is change and self._count_off() == 1:
+                    self._swap_weights(change.apply, None)
 
     def disable_adapter_layers(self) -> None:
-        """Makes the model the base model until ``enable_adapter_layers``.
+        """Makes the model the base model until ``enable_adapter_layers``, in every thread.
 
         Raises:
             HeadEditError: the edits are merged.
         """
         self._refuse_merged("they cannot be switched off in place; disable_adapter() is a context that can")
-        self._layers_enabled = False
-        self._refresh()
+        self._choices.off = True
 
     def enable_adapter_layers(self) -> None:
         """Lets the edits act again after ``disable_adapter_layers``."""
-        self._layers_enabled = True
-        self._refresh()
+        self._choices.off = False
+
+    @contextmanager
+    def at_strength(self, strength: float) -> Iterator[nn.Module]:
+        """A context in which the active adapter acts at another strength; see ``strength``.
+
+        It holds for the thread or asyncio task that enters it, and for tasks started in it.
+
+        Args:
+            strength: the factor on its vectors in place of ``edits.strength``.
+
+        Raises:
+            HeadEditError: it is not a finite number, or the edits are merged.
+        """
+        self._refuse_merged("strength cannot be changed")
+        dial = Strength(check_strength(strength))
+        with self._choices.entered(Override("at_strength()", adapter=self.module, dial=dial)):
+            yield self.model
 
     @contextmanager
     def route(self, adapter_names: Sequence[str | None]) -> Iterator[nn.Module]:
         """A context in which each row of a batch has an adapter of its own, in ``forward`` and ``generate``.
+
+        It holds for the thread or asyncio task that enters it, and for tasks started in it.
 
         The vectors are gathered when the context is entered, as they act in eval mode then, so that a site costs one
         multiply-add however many adapters there are. A batch that is a multiple of the rows holds each of them several
@@ -180,25 +207,90 @@ class AdapterState(Arithmetic):
             raise HeadEditError(
                 "route() works in eval mode: call model.eval() first, and train adapters one at a time."
             )
-        with self.applying(route_rows({name: self[name] for name in self._adapters}, names)):
+        with self._hooks.passes.lock:
+            routed = route_rows({name: self[name] for name in names if name is not None}, names)
+        with self._choices.entered(Override("route()", Choice(routed))):
             yield self.model
 
     @contextmanager
     def applying(self, effective: "Mapping[str, Effective] | Adapter") -> Iterator[None]:
         """A context in which the hooks apply an adapter, or edits by site name, in place of the active adapter."""
-        before = self._override
-        self._override = _by_site(effective) if isinstance(effective, Adapter) else effective
-        self._refresh()
-        try:
+        choice = choice_of(effective) if isinstance(effective, Adapter) else Choice(effective)
+        with self._choices.entered(Override("another adapter", choice)):
             yield
-        finally:
-            self._override = before
-            self._refresh()
 
-    def set_merged(self, change: WeightChange | None) -> None:
-        """Records that the edits are in the weights, or no longer; the hooks do nothing while they are."""
-        self.merged = change
-        self._refresh()
+    def change_weights(self, change: WeightChange | None) -> None:
+        """Merges, by applying a change of the weights, or unmerges, by None; the hooks do nothing while merged.
+
+        Raises:
+            HeadEditError: a thread or task is in a context such as ``route()``, or a pass does not end.
+        """
+        if change is not None:
+            self.refuse_contexts("the edits cannot be merged")
+            self._swap_weights(change.apply, None, merged=change)
+        elif self.merged is not None:
+            self._swap_weights(self.merged.revert, None, merged=None)
+
+    @contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """A context in which the values of edits are written: a pass in another thread sees all of it or nothing.
+
+        Args:
+            what: what is being done, for the error where the edits are merged, such as "they cannot be hardened".
+
+        Raises:
+            HeadEditError: the edits are merged.
+        """
+        self._refuse_merged(what)
+        with self._hooks.passes.lock:
+            yield
+
+    def in_context(self) -> bool:
+        """Whether the running thread or task is in ``disable_adapter()`` or another such context."""
+        return bool(self._choices.overrides())
+
+    def refuse_contexts(self, what: str) -> None:
+        """Raises a HeadEditError where a thread or task is in ``disable_adapter()`` or another such context.
+
+        Args:
+            what: what cannot be done then, such as "nothing can be trained".
+        """
+        own = self._choices.overrides()
+        live = own or list(self._choices.live)
+        if live:
+            where = "" if own else " in another thread or task"
+            raise HeadEditError(f"Inside {live[-1].what}{where}, {what}: leave that context first.")
+
+    def _swap_weights(
+        self, swap: Callable[[], None], refusal: str | None, *, merged: "WeightChange | EllipsisType | None" = ...
+    ) -> None:
+        """Changes the weights between passes, and then what the passes of other contexts meet.
+
+        Args:
+            swap: changes the weights.
+            refusal: the error that passes get from then on, unless their context disables the edits; None for none.
+            merged: the new value of ``merged``; left out to keep it.
+        """
+        before = self._choices.model
+        self._choices.model = Choice({}, refusal=_CHANGING)
+        try:
+            self._hooks.passes.wait_for_others()
+            swap()
+        except BaseException:
+            self._choices.model = before
+            raise
+        if merged is not ...:
+            self.merged = merged
+        self._refresh(refusal)
+
+    def _stop(self) -> None:
+        """Takes the hooks off, between passes; what is compiled with them gives the base model."""
+        self._choices.model = NOTHING
+        self._hooks.passes.wait_for_others()
+        self._hooks.remove()
+
+    def _count_off(self) -> int:
+        return sum(asked.choice is NOTHING for asked in list(self._choices.live))
 
     def _put(self, name: str, adapter: Adapter) -> None:
         adapter.train(self.model.training)
@@ -208,12 +300,11 @@ class AdapterState(Arithmetic):
         if name != self._active:
             adapter.freeze()
         self._refresh()
+        forget_compiled()
 
-    def _refresh(self) -> None:
-        if self.merged is not None or self.disabled:
-            self._hooks.set({})
-        else:
-            self._hooks.set(_by_site(self.module) if self._override is None else self._override)
+    def _refresh(self, refusal: str | None = None) -> None:
+        """Makes the hooks apply the active adapter from the next pass on, or nothing while it is merged."""
+        self._choices.model = choice_of(self.module) if self.merged is None else Choice({}, refusal=refusal)
 
     def _check_known(self, name: str) -> None:
         if name not in self._adapters:
@@ -223,7 +314,3 @@ class AdapterState(Arithmetic):
     def _refuse_merged(self, what: str) -> None:
         if self.merged is not None:
             raise HeadEditError(f"While the edits are merged {what}: call unmerge_adapter() first.")
-
-
-def _by_site(adapter: Adapter) -> dict[str, Effective]:
-    return {site.name: edit for site, edit in adapter.pairs()}

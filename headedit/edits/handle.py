@@ -57,7 +57,7 @@ class HeadEdits(ActiveAdapter):
         if self.attached:
             if self.merged is not None:
                 unmerge(self)
-            self._hooks.remove()
+            self._stop()
             if self._guard is not None:
                 self._guard.remove()
             del self.model._modules[MODULE_NAME]

@@ -1,107 +1,37 @@
-"""The pre-hooks of the sites, and the computation of all their edits in one pass together.
+"""The pre-hooks of the sites, and those around a pass.
 
-A hook applies whatever is effective at its site; another adapter is chosen by exchanging that, without a new hook and
-without compiling again.
+A hook applies whatever acts at its site in the pass; another adapter is chosen without a new hook and without
+compiling again.
 """
 
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from headedit.edits.affine import Affine
-from headedit.edits.site_edit import SiteEdit, affine_all
-from headedit.specs import HeadSite
-
-_saving_hooks: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-
-
-class Effective(Protocol):
-    """Whatever a hook can apply: the edit of a site, or another edit for each row of a batch."""
-
-    @property
-    def idle(self) -> bool:
-        """Whether it leaves everything as it is."""
-        ...
-
-    @property
-    def __call__(self) -> Callable[..., Tensor]:
-        """Takes the input of a site's module and returns it edited."""
-        ...
-
-
-@dataclass
-class _Pass:
-    """A pass that is under way in one thread: the edits to compute, the mode it began in, and what was computed."""
-
-    edits: Sequence[SiteEdit]
-    mode: Any
-    found: dict[SiteEdit, Affine] | None = None
-
-
-class SiteBatch:
-    """The edits of all sites in the pass that a thread is in, computed together when the first site asks.
-
-    Vectors and gates are small, so their cost is the number of operators, which is the same for one site and for all.
-    Nothing outlives the pass, and threads share nothing. A site computes its own edit where it cannot share: while a
-    graph is compiled, which fuses operators anyway; when a layer is called without the model around it; where the site
-    is offloaded as a whole; and within a checkpointed segment, which must compute the same again when it is recomputed.
-    """
-
-    def __init__(self) -> None:
-        self._threads = threading.local()
-
-    def __reduce__(self) -> tuple[type["SiteBatch"], tuple[()]]:
-        return SiteBatch, ()  # a copy is in no pass
-
-    def begin(self, effective: Iterable[object]) -> None:
-        """Begins a pass in which these are effective at the sites."""
-        if torch.compiler.is_compiling():
-            return
-        edits = [
-            edit
-            for edit in effective
-            if isinstance(edit, SiteEdit) and not edit.idle and "_hf_hook" not in edit.__dict__
-        ]
-        self._threads.current = _Pass(edits, _mode()) if edits else None
-
-    def end(self) -> None:
-        """Ends the pass and forgets everything about it."""
-        if not torch.compiler.is_compiling():
-            self._threads.current = None
-
-    def affine(self, edit: object) -> Affine | None:
-        """The affine map of a site in this pass; None where the site has to compute it itself."""
-        if torch.compiler.is_compiling():
-            return None
-        current: _Pass | None = getattr(self._threads, "current", None)
-        if current is None or _mode() != current.mode:
-            return None
-        if current.found is None:
-            current.found = dict(zip(current.edits, affine_all(current.edits), strict=True))
-        return current.found.get(edit)  # type: ignore[call-overload, no-any-return]
+from headedit.edits.choices import Choices
+from headedit.edits.passes import Passes
+from headedit.edits.site_edit import SiteEdit
+from headedit.edits.uncalled import Uncalled
+from headedit.specs import HeadSite, Spec
 
 
 class SiteHook:
     """The hook of one site.
 
     Args:
+        site: the site's name.
         parent: the module that holds the site's module.
         name: the name of the site's module in it.
-        batch: the computation that the sites of a pass share.
-
-    Fields:
-        effective: applied to the input of the site's module; None for nothing.
+        choices: what acts in a pass.
+        passes: the passes under way.
     """
 
-    def __init__(self, parent: nn.Module, name: str, batch: SiteBatch) -> None:
-        self.effective: Effective | None = None
-        self._batch = batch
+    def __init__(self, site: str, parent: nn.Module, name: str, choices: Choices, passes: Passes) -> None:
+        self._site, self._choices, self._passes = site, choices, passes
         self._siblings, self._name = parent._modules, name
         self._module = parent.get_submodule(name)
         self._hook = self._module.register_forward_pre_hook(self._edit)
@@ -118,11 +48,23 @@ class SiteHook:
         self._hook.remove()
 
     def _edit(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        effective = self.effective
-        if effective is None or effective.idle:
-            return None
-        affine = self._batch.affine(effective)
-        return (effective(args[0]) if affine is None else effective(args[0], affine), *args[1:])
+        if torch.compiler.is_compiling():
+            choice = self._choices.now()
+            effective, strength, affine = choice.by_site.get(self._site), choice.strength, None
+        elif (running := self._passes.current()) is not None:
+            running.fired.add(self._site)
+            effective, strength = running.active.get(self._site), running.strength
+            affine = None if effective is None else self._passes.affine(running, effective)
+        else:
+            choice, strength = self._passes.outside()
+            effective, affine = choice.by_site.get(self._site), None
+        if affine is None:
+            if effective is None or effective.idle:
+                return None
+            if isinstance(effective, SiteEdit):
+                affine = effective.affine(strength)
+        z: Tensor = args[0]
+        return (effective(z) if affine is None else effective(z, affine), *args[1:])  # type: ignore[misc]
 
 
 class SiteHooks:
@@ -131,14 +73,23 @@ class SiteHooks:
     PEFT puts a wrapper around a projection and removes it again. A hook that stayed on the projection would hide the
     edit from the wrapper's own branch, and one that stayed on a removed wrapper would no longer act. So a hook in front
     of the module that holds all sites looks before each pass whether the sites' modules are the same. There a pass
-    begins and ends for ``SiteBatch`` as well.
+    begins and ends as well.
+
+    Args:
+        model: the model.
+        spec: where its heads are.
+        choices: what acts in a pass.
+
+    Fields:
+        passes: the passes under way.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, spec: Spec, choices: Choices) -> None:
+        self._model, self._choices = model, choices
         self._by_site: dict[str, SiteHook] = {}
         self._parents: list[str] = []
-        self._batch = SiteBatch()
+        self.passes = Passes(choices)
+        self._uncalled = Uncalled(model, spec)
         self._around: list[RemovableHandle] = []
 
     def add(self, site: HeadSite) -> None:
@@ -146,19 +97,16 @@ class SiteHooks:
         if site.name in self._by_site:
             return
         parent, _, name = site.path.rpartition(".")
-        self._by_site[site.name] = SiteHook(self._model.get_submodule(parent), name, self._batch)
+        module = self._model.get_submodule(parent)
+        self._by_site[site.name] = SiteHook(site.name, module, name, self._choices, self.passes)
         self._parents.append(parent)
+        self._uncalled.add(site)
         self._remove_around()
         holder = self._holder()
         self._around = [
             holder.register_forward_pre_hook(self._begin),
             holder.register_forward_hook(self._end, always_call=True),
         ]
-
-    def set(self, effective: Mapping[str, Effective]) -> None:
-        """Makes every site apply what is given for its name, and the other sites nothing."""
-        for name, hook in self._by_site.items():
-            hook.effective = effective.get(name)
 
     def remove(self) -> None:
         """Removes all hooks."""
@@ -173,10 +121,15 @@ class SiteHooks:
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         for hook in self._by_site.values():
             hook.follow()
-        self._batch.begin(hook.effective for hook in self._by_site.values())
+        if not torch.compiler.is_compiling():
+            self._uncalled.begin(self.passes.begin(module.training), module.training)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._batch.end()
+        if torch.compiler.is_compiling():
+            return
+        running = self.passes.end()
+        if running is not None:
+            self._uncalled.end(running, completed=output is not None)
 
     def _holder(self) -> nn.Module:
         """The innermost module with a forward pass of its own that holds all sites."""
@@ -187,9 +140,7 @@ class SiteHooks:
         return self._model.get_submodule(".".join(parts))
 
 
-def _mode() -> tuple[bool, Any]:
-    """Whether gradients are recorded and how tensors are saved for them: a checkpointed segment differs in that."""
-    gradients = torch.is_grad_enabled()
-    if _saving_hooks is None:
-        return gradients, object() if gradients else None
-    return gradients, _saving_hooks(True)
+def forget_compiled() -> None:
+    """Has compiled models compiled again, since the compiler does not notice hooks that were added later."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from headedit.edits.affine import Affine, apply_affine, broadcast_to_heads, heads_shape
 from headedit.edits.config import EditConfig
 from headedit.edits.gates import SATURATED, HardConcrete
+from headedit.edits.strength import Strength
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite
 
@@ -40,10 +41,12 @@ class SiteEdit(nn.Module):
 
     Fields:
         idle: whether hardening left no open head, so that the site is skipped.
-        strength: factor on both vectors, a scalar; None for 1.
+        strength: the factor on both vectors, which all sites of an adapter share.
     """
 
-    def __init__(self, site: HeadSite, config: EditConfig, device: torch.device) -> None:
+    def __init__(
+        self, site: HeadSite, config: EditConfig, device: torch.device, strength: Strength | None = None
+    ) -> None:
         super().__init__()
         self.heads, self.head_dim = site.heads, site.head_dim
         self.path = site.path
@@ -51,8 +54,7 @@ class SiteEdit(nn.Module):
         self.distribution = HardConcrete(config.temperature, *config.stretch)
         self.expectation = config.eval_gate == "expectation"
         self.idle = False
-        self.strength: Tensor | None
-        self.register_buffer("strength", None, persistent=False)
+        self.strength = Strength() if strength is None else strength
         self.vectors, self.gates = NamedParameters(), NamedParameters()
         for vector in VECTORS if config.vectors == "both" else (config.vectors,):
             value = torch.zeros(self.heads, self.head_dim, device=device, dtype=torch.float32)
@@ -90,10 +92,6 @@ class SiteEdit(nn.Module):
         )  # read in every pass at every site, where the usual attribute access costs as much again
         return modules["vectors"].forward() | modules["gates"].forward()  # type: ignore[union-attr, no-any-return]
 
-    def set_strength(self, value: float) -> None:
-        """Sets the factor on both vectors; see ``HeadEdits.strength``."""
-        self.strength = None if value == 1 else next(self.parameters()).new_tensor(float(value))
-
     def gate_values(self) -> dict[str, Tensor]:
         """The deterministic gate of each vector, [heads]; ones where it has no gate."""
         values = self.values()
@@ -111,18 +109,23 @@ class SiteEdit(nn.Module):
 
     def effective(self) -> dict[str, Tensor]:
         """The effective value of each vector in eval mode, strength · gate · vector, [heads, head_dim]."""
-        return dict(zip(self.vectors, _effective([self], [self.values()])[0].unbind(), strict=True))
+        values = _effective([self], [self.values()], strength=self.strength.factor)
+        return dict(zip(self.vectors, values[0].unbind(), strict=True))
 
     def scale_and_offset(self) -> tuple[Tensor, Tensor]:
         """The factor on the site's input in eval mode and the offset added to it, each [heads * head_dim]."""
-        ((scale, offset),) = _affine([self], [self.values()])
+        ((scale, offset),) = _affine([self], [self.values()], strength=self.strength.factor)
         like = next(vector for vector in (scale, offset) if vector is not None)
         return torch.ones_like(like) if scale is None else scale, torch.zeros_like(like) if offset is None else offset
 
-    def affine(self) -> Affine:
-        """The affine map of this site alone; in training mode its gates are drawn again at each call."""
+    def affine(self, strength: Tensor | None) -> Affine:
+        """The affine map of this site alone; in training mode its gates are drawn again at each call.
+
+        Args:
+            strength: the factor on both vectors, a scalar; None for 1.
+        """
         values = self.values()
-        return _affine([self], [values], gate_noise([self], [values]) if self.training else None)[0]
+        return _affine([self], [values], gate_noise([self], [values]) if self.training else None, strength)[0]
 
     def forward(self, z: Tensor, affine: Affine | None = None) -> Tensor:
         """The edited input of the projection, in the shape and dtype it came in.
@@ -131,9 +134,9 @@ class SiteEdit(nn.Module):
 
         Args:
             z: the input.
-            affine: the map, where it was computed together with those of other sites; see ``affine_all``.
+            affine: the map, where it was computed before, as together with those of other sites; see ``affine_all``.
         """
-        scale, offset = self.affine() if affine is None else affine
+        scale, offset = self.affine(self.strength.factor) if affine is None else affine
         shape = heads_shape(z, self.heads, self.head_dim, self.path)
         return apply_affine(z, broadcast_to_heads(scale, z, shape), broadcast_to_heads(offset, z, shape))
 
@@ -160,8 +163,13 @@ class SiteEdit(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
-def affine_all(edits: Sequence[SiteEdit]) -> list[Affine]:
-    """The affine maps of sites, those of a kind computed together; in training mode all gates are drawn at once."""
+def affine_all(edits: Sequence[SiteEdit], strength: Tensor | None = None) -> list[Affine]:
+    """The affine maps of sites, those of a kind computed together; in training mode all gates are drawn at once.
+
+    Args:
+        edits: of the sites.
+        strength: the factor on all vectors, a scalar; None for 1.
+    """
     values = [edit.values() for edit in edits]
     noise = gate_noise(edits, values)
     kinds: dict[Hashable, list[int]] = {}
@@ -170,7 +178,8 @@ def affine_all(edits: Sequence[SiteEdit]) -> list[Affine]:
     found: dict[int, Affine] = {}
     for members in kinds.values():
         group, tensors_of = [edits[i] for i in members], [values[i] for i in members]
-        found |= zip(members, _affine(group, tensors_of, noise if group[0].training else None), strict=True)
+        of_group = _affine(group, tensors_of, noise if group[0].training else None, strength)
+        found |= zip(members, of_group, strict=True)
     return [found[i] for i in range(len(edits))]
 
 
@@ -193,7 +202,7 @@ def gate_noise(edits: Sequence[SiteEdit], values: Sequence[Values]) -> dict[Site
 
 def _kinds(edits: Sequence[SiteEdit], values: Sequence[Values]) -> list[Hashable]:
     """For each edit the traits that it must share with others to be computed together with them."""
-    own = [(edit._traits, edit.training, edit.strength is None) for edit in edits]
+    own = [(edit._traits, edit.training) for edit in edits]
     gradients = torch.is_grad_enabled()  # a site that is frozen must stay out of the graph
     if not gradients and len({(v.device, v.dtype) for of in values for v in of.values()}) == 1:
         return [*own]
@@ -202,10 +211,14 @@ def _kinds(edits: Sequence[SiteEdit], values: Sequence[Values]) -> list[Hashable
 
 
 def _affine(
-    edits: Sequence[SiteEdit], values: Sequence[Values], noise: Mapping[SiteEdit, Tensor] | None = None
+    edits: Sequence[SiteEdit],
+    values: Sequence[Values],
+    noise: Mapping[SiteEdit, Tensor] | None = None,
+    strength: Tensor | None = None,
 ) -> list[Affine]:
     """The affine maps of sites of one kind; without noise, the gates have their value in eval mode."""
-    effective = (vector.flatten(1) for vector in _effective(edits, values, noise).unbind(1))  # [sites, width] each
+    vectors = _effective(edits, values, noise, strength).unbind(1)
+    effective = (vector.flatten(1) for vector in vectors)  # [sites, width] each
     flat = dict(zip(edits[0].vectors, effective, strict=True))
     none: list[Tensor | None] = [None] * len(edits)
     scales = (1 + flat["scale"]).unbind() if "scale" in flat else none
@@ -214,16 +227,19 @@ def _affine(
 
 
 def _effective(
-    edits: Sequence[SiteEdit], values: Sequence[Values], noise: Mapping[SiteEdit, Tensor] | None = None
+    edits: Sequence[SiteEdit],
+    values: Sequence[Values],
+    noise: Mapping[SiteEdit, Tensor] | None = None,
+    strength: Tensor | None = None,
 ) -> Tensor:
     """Strength · gate · vector of all vectors at once, [sites, vectors, heads, head_dim]."""
     vectors = _stack(values, list(edits[0].vectors))
     factor = _gates(edits, values, noise)
-    strengths = [edit.strength for edit in edits if edit.strength is not None]
-    if strengths:
-        strength = torch.stack(strengths).view(-1, 1, 1)
-        factor = strength if factor is None else factor * strength
-    return vectors if factor is None else factor.unsqueeze(-1) * vectors
+    if factor is None:
+        return vectors if strength is None else strength * vectors
+    if strength is not None:
+        factor = factor * strength
+    return factor.unsqueeze(-1) * vectors
 
 
 def _gates(

@@ -55,3 +55,10 @@ def _layer_config(config: Any, layer: int) -> Any:
         return config.per_layer_config[layer]
     except (AttributeError, IndexError, RuntimeError):  # an old version, no such layer, no count of layers
         return {}
+
+
+def drops_layers(model: Any) -> bool:
+    """Whether the model's config has whole layers left out at random in training (LayerDrop, Fan et al. 2020)."""
+    configs = [getattr(model, "config", None)]
+    configs += [text_config(model)] if configs[0] is not None else []
+    return any(bool(v) for config in configs if config is not None for k, v in vars(config).items() if "layerdrop" in k)

@@ -63,6 +63,8 @@ class SiteRule:
             gate was applied before (a scale commutes with it, an offset lands behind it).
         layer_types: only layers whose entry in the config's ``layer_types`` is in this list.
         parent_class: only where the class name of the module that holds the site fits this glob.
+        fused_by: which kernel may take the weight of the site's module and not call it, and how to do without that
+            kernel, as a sentence without its full stop.
     """
 
     path: str
@@ -72,6 +74,7 @@ class SiteRule:
     position: Literal["raw", "gated"] = "raw"
     layer_types: list[str] | None = None
     parent_class: str | None = None
+    fused_by: str | None = None
 
     def __post_init__(self) -> None:
         if self.path.split(".").count("{layer}") != 1 or not all(self.path.split(".")):

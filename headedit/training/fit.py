@@ -92,8 +92,8 @@ def fit(
 
     Raises:
         HeadEditError: a set of examples is empty, malformed or smaller than the batch size; the recipe or one of its
-            fields is unknown, or a value is out of range; the edits are detached or frozen; the folder cannot be
-            written; the loss becomes NaN or infinite; or the run to resume differs from this one.
+            fields is unknown, or a value is out of range; the edits are detached, merged, disabled or frozen; the
+            folder cannot be written; the loss becomes NaN or infinite; or the run to resume differs from this one.
         KeyboardInterrupt: Ctrl-C or SIGTERM, raised at the end of the step in which it arrived; that step is saved, and
             ``resume=True`` continues from there.
     """
@@ -102,13 +102,7 @@ def fit(
         raise HeadEditError(f"seeds: found {seeds}, expected 1 or more.")
     if (controls or seeds > 1) and valid is None and metric is None:
         raise HeadEditError("Several seeds, and controls, are compared on validation examples or a metric; give one.")
-    if not edits.attached:
-        raise HeadEditError("These edits are detached from their model; attach or load them again to train.")
-    if not any(p.requires_grad for p in edits.vector_parameters()):
-        raise HeadEditError(
-            "These edits are frozen, so nothing would be trained; PEFT's get_peft_model freezes all other parameters. "
-            "Call edits.module.requires_grad_(True) first."
-        )
+    edits.check_trainable()
     prefix = FrozenPrefix(edits, dict(arguments or {})) if cache_prefix else None
     folder = check_writable(output_dir)
     train_rows, valid_rows, pad = _encoded(edits, train, valid, tokenizer, max_length, progress)

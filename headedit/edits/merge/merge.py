@@ -39,6 +39,7 @@ def merge(
             "These edits are merged already; call unmerge_adapter() first, after which they can be merged again."
         )
     check_not_disabled(edits)
+    edits.refuse_contexts("the edits cannot be merged")
     folded = fold(edits, adapter_to_merge(edits, adapter_names), progressbar=progressbar)
     if safe_merge:
         check_finite(folded)
@@ -66,8 +67,7 @@ def merge(
     before = {key: getattr(config, key) for key in flags.keys}
     names = [edits.active_adapter] if adapter_names is None else list(dict.fromkeys(adapter_names))
     change = WeightChange(names, tensors, biases, config, before)
-    change.apply()
-    edits.set_merged(change)
+    edits.change_weights(change)
 
 
 def unmerge(edits: AdapterSet) -> None:
@@ -78,8 +78,7 @@ def unmerge(edits: AdapterSet) -> None:
     """
     if edits.merged is None:
         raise HeadEditError("These edits are not merged, so there is nothing to take out of the weights.")
-    edits.merged.revert()
-    edits.set_merged(None)
+    edits.change_weights(None)
 
 
 def check_not_disabled(edits: AdapterSet) -> None:

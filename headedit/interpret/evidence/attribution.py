@@ -131,26 +131,21 @@ def integrate(
     heads, rows, model = edited_heads(edits), encode_all(data, tokenizer, edits.model), edits.model
     sites = list({head.site.path: head.site for head in heads}.values())
     shares = {site.path: torch.zeros(site.heads) for site in sites}
-    strength, followed = edits.strength, False
-    try:
-        with evaluating(model):
-            for _, inputs, labels in batches(
-                model, rows, batch_size, what="integrating", progress=progress, passes=steps
-            ):
-                if not followed:
-                    with torch.no_grad(), edits.disable_adapter():
-                        model(**inputs)  # the edits' own hooks move to a module that was wrapped after attaching
-                    followed = True
-                for step in range(steps):
-                    t = (step + 0.5) / steps
-                    edits.strength = strength * t
+    followed = False
+    with evaluating(model):
+        for _, inputs, labels in batches(model, rows, batch_size, what="integrating", progress=progress, passes=steps):
+            if not followed:
+                with torch.no_grad(), edits.disable_adapter():
+                    model(**inputs)  # the edits' own hooks move to a module that was wrapped after attaching
+                followed = True
+            for step in range(steps):
+                t = (step + 0.5) / steps
+                with edits.at_strength(edits.strength * t):
                     passed = _gradients(model, sites, inputs, labels)[1]
-                    for site in sites:
-                        for z, edited, gradient in zip(*passed[site.path], strict=True):
-                            share = by_head(gradient, site) * (by_head(z, site) - by_head(edited, site))
-                            shares[site.path] += share.sum((0, 2)).cpu() / (t * steps)
-    finally:
-        edits.strength = strength
+                for site in sites:
+                    for z, edited, gradient in zip(*passed[site.path], strict=True):
+                        share = by_head(gradient, site) * (by_head(z, site) - by_head(edited, site))
+                        shares[site.path] += share.sum((0, 2)).cpu() / (t * steps)
     return torch.stack([shares[head.site.path][head.index] for head in heads]) / len(rows)
 
 

@@ -18,6 +18,7 @@ from headedit.hf.quantized import accepted_for_training, differentiable
 from headedit.runs.files import HISTORY_FILE
 from headedit.runs.history import History
 from headedit.training.loop import checkpoints
+from headedit.training.loop.gradients import check_gradients
 from headedit.training.loop.nan_guard import NanGuard
 from headedit.training.loop.objective import Objective, Penalty
 from headedit.training.loop.progress import EditProgress
@@ -83,6 +84,7 @@ class HeadEditMixin(SavesEdits):
         self._eval_losses: list[float] = []
         self._plain_loss: Tensor | None = None
         self._plain_since = 0
+        self._has_learnt = False
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(EditProgress)
 
@@ -150,6 +152,15 @@ class HeadEditMixin(SavesEdits):
             loss = loss + (penalty / steps if normalised else penalty)
         return (loss, *found[1:]) if return_outputs else loss
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward pass; after the first, every edited site must have a gradient."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if not self._has_learnt:
+            self._has_learnt = True
+            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                check_gradients(self.edits)
+        return loss
+
     def moment(self) -> Moment:
         """How far the run has got: steps taken, steps in all, and the validation losses so far."""
         return Moment(self.state.global_step, int(self.state.max_steps), tuple(self._eval_losses))
@@ -168,8 +179,10 @@ class HeadEditMixin(SavesEdits):
 
         Raises:
             HeadEditError: the loss became NaN or infinite, after which the last good edits are attached and saved;
-                there is no complete checkpoint to resume from; or a checkpoint cannot be written.
+                there is no complete checkpoint to resume from; a checkpoint cannot be written; or the edits are merged,
+                disabled or do not act in the passes, so that nothing would be learnt.
         """
+        self.edits.check_trainable()
         self._plain_loss, self._plain_since = None, 0
         self._guard = NanGuard(self.edits)
         self._throughput = Throughput(self.args.world_size, self.args.device)
