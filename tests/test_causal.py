@@ -211,7 +211,7 @@ def test_switched_off_heads_are_the_base_model_to_the_bit(llama, ids):
     randomise(edits)
     wanted = logits(llama, ids)
     assert not torch.equal(wanted, base)
-    with switched_off(edited_heads(edits)):
+    with switched_off(edits, edited_heads(edits)):
         assert torch.equal(logits(llama, ids), base)
     assert torch.equal(logits(llama, ids), wanted)
 

@@ -93,7 +93,8 @@ class ActiveAdapter(AdapterSet):
                     raise HeadEditError(
                         f"offset: found shape {tuple(offset.shape)}, expected ({site.head_dim},) at {site.path}."
                     )
-                edit.set_head(head - first, scale, offset)
+                with self.writing("no head can be set"):
+                    edit.set_head(head - first, scale, offset)
                 return
             heads = first + site.heads
         known = sorted({site.layer for site in self.sites if site.kind == kind})

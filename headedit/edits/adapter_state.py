@@ -214,8 +214,8 @@ class AdapterState(Arithmetic):
 
     @contextmanager
     def applying(self, effective: "Mapping[str, Effective] | Adapter") -> Iterator[None]:
-        """A context in which the hooks apply an adapter, or edits by site name, in place of the active adapter."""
-        choice = choice_of(effective) if isinstance(effective, Adapter) else Choice(effective)
+        """A context in which the hooks apply an adapter, or edits by site name at the active adapter's strength."""
+        choice = choice_of(effective) if isinstance(effective, Adapter) else Choice(effective, self.module)
         with self._choices.entered(Override("another adapter", choice)):
             yield
 

@@ -12,7 +12,7 @@ from headedit.edits.merge.bias import bias_flags_for, lacks_bias
 from headedit.edits.merge.export import why_not_exportable
 from headedit.edits.merge.fold import adapter_to_merge, check_finite, fold
 from headedit.edits.merge.projection import weight_owners, why_not_mergeable
-from headedit.edits.weight_change import WeightChange, data_change
+from headedit.edits.weight_change import WeightChange, tensor_change
 from headedit.errors import HeadEditError
 from headedit.hf.config import text_config
 from headedit.specs import HeadSite, Spec
@@ -48,9 +48,9 @@ def merge(
     flags = bias_flags_for(edits.model, edits.spec, [f.site for f in biased])
     if flags is None:
         raise HeadEditError(_no_bias(edits))
-    tensors = [data_change(f.site.module, "weight", f.weight) for f in folded]
+    tensors = [tensor_change(f.site.module, "weight", f.weight) for f in folded]
     tensors += [
-        data_change(f.site.module, "bias", f.bias)
+        tensor_change(f.site.module, "bias", f.bias)
         for f in biased
         if f.bias is not None and f"{f.site.path}.bias" not in lacking
     ]

@@ -83,7 +83,7 @@ def leave_one_out(
         ):
             before[numbers] = mean_losses(run.logits(inputs), labels).cpu()
             for i, head in enumerate(chosen):
-                with switched_off([head]):
+                with switched_off(edits, [head]):
                     after[i, numbers] = mean_losses(run.logits(inputs), labels).cpu()
     return HeadEffects(heads=chosen, before=before, after=after)
 

@@ -1,5 +1,6 @@
 """The edited heads of a model, and a context that switches the edits of some of them off."""
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -89,7 +90,7 @@ def edited_heads(edits: HeadEdits, choice: Choice = "all") -> list[Head]:
 
 
 def check_acting(edits: HeadEdits) -> None:
-    """Raises a HeadEditError unless the edits are attached to the model and not merged."""
+    """Raises a HeadEditError unless the edits are attached to the model, not merged, and not in a context."""
     if not isinstance(edits, HeadEdits):
         raise HeadEditError(
             f"Found a {type(edits).__name__}, expected the handle of edits, which headedit.attach(model) and "
@@ -102,21 +103,22 @@ def check_acting(edits: HeadEdits) -> None:
             "These edits are merged into the weights, where no single head can be switched off. Call "
             "unmerge_adapter() first."
         )
+    if edits.in_context():
+        edits.refuse_contexts("no head can be measured")
 
 
 @contextmanager
-def switched_off(heads: Iterable[Head]) -> Iterator[None]:
-    """Switches the edits of some heads off while the context lasts; afterwards they are the same to the bit."""
-    kept: list[tuple[Tensor, int, Tensor]] = []
-    try:
-        with torch.no_grad():
-            for head in heads:
-                for vector in head.edit.vectors:
-                    values = head.edit.vectors[vector]
-                    kept.append((values, head.index, values[head.index].clone()))
-                    values[head.index] = 0.0
+def switched_off(edits: HeadEdits, heads: Iterable[Head]) -> Iterator[None]:
+    """A context, of the thread or task that enters it, in which the edits of some heads do nothing."""
+    by_site: dict[str, SiteEdit] = {site.name: edit for site, edit in edits.module.pairs()}
+    copied: set[str] = set()
+    with torch.no_grad():
+        for head in heads:
+            name = head.site.name
+            if name not in copied:
+                copied.add(name)
+                by_site[name] = copy.deepcopy(by_site[name])
+            for vector in by_site[name].vectors.parameters():
+                vector[head.index] = 0.0
+    with edits.applying(by_site):
         yield
-    finally:
-        with torch.no_grad():
-            for values, index, value in reversed(kept):
-                values[index] = value

@@ -200,7 +200,7 @@ def _measure(
             found = []
             for head in chosen:
                 others = [h for h in everything if (h.site.path, h.index) != (head.site.path, head.index)]
-                with switched_off(others):
+                with switched_off(edits, others):
                     found.append(_summed(model(**inputs).logits, where) - base)
             changes = torch.stack(found) if changes is None else changes + torch.stack(found)
             counted += int(where.sum())
