@@ -12,6 +12,7 @@ from headedit.edits.gates import SATURATED
 from headedit.edits.site_edit import VECTORS, SiteEdit
 from headedit.edits.strength import Strength, check_strength
 from headedit.errors import HeadEditError
+from headedit.hf.sharding import is_tensor_parallel
 from headedit.specs import HeadSite, Spec, find_sites
 from headedit.specs.schema import SITE_KINDS
 
@@ -202,9 +203,15 @@ def edited_sites(
         names: only the sites of these names, in place of the config's layers.
 
     Raises:
-        HeadEditError: the spec does not fit the model, or the config names layers or sites that the model lacks.
+        HeadEditError: the spec does not fit the model, the config names layers or sites that the model lacks, or the
+            heads are split over processes.
     """
     sites = find_sites(model, spec, config.sites, mlp_groups=config.mlp_groups)
+    if is_tensor_parallel(model, [site.module for site in sites]):
+        raise HeadEditError(
+            f"This {type(model).__name__} is tensor-parallel: each process has some of its heads, and edits are of "
+            "all. Load it without tp_plan, whole or with device_map, or shard it by FSDP2 after attaching."
+        )
     if names is not None:
         return [site for site in sites if site.name in names]
     layers = set(config.select_layers(sorted({site.layer for site in sites})))

@@ -122,7 +122,7 @@ class SiteHooks:
         for hook in self._by_site.values():
             hook.follow()
         if not torch.compiler.is_compiling():
-            self._uncalled.begin(self.passes.begin(module.training), module.training)
+            self._uncalled.begin(self.passes.begin(module.training), module)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if torch.compiler.is_compiling():

@@ -23,7 +23,7 @@ _saving_hooks: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hoo
 _autograd_node: Any = getattr(torch._C, "_current_autograd_node", lambda: None)
 _sequence_number: Any = getattr(torch._C._autograd, "_get_sequence_nr", lambda: 0)
 _PATIENCE = 60  # seconds
-_REMEMBERED = 8  # changes of what acts in training, between passes whose layers may still be recomputed
+_REMEMBERED = 8  # changes of what acts, between passes whose layers may still be recomputed
 
 
 @dataclass(eq=False)
@@ -57,7 +57,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """What acted in the training passes of a thread from a node of its graphs on."""
+    """What acted in the passes of a thread from a node of its graphs on."""
 
     thread: int
     first_node: int
@@ -118,7 +118,7 @@ class Passes:
             edit for edit in running.active.values() if isinstance(edit, SiteEdit) and "_hf_hook" not in edit.__dict__
         ]
         running.mode = _mode()
-        if training:
+        if torch.is_grad_enabled():
             self._record(running)
         self._threads.running = running
         return running

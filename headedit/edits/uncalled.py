@@ -5,7 +5,8 @@ mode, and wherever a site was missed, hooks on the modules that hold the sites t
 skipped as a whole (layer drop, early exit) is no fault.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,11 +39,11 @@ class Uncalled:
         """Looks for a site as well."""
         self._sites[site.name] = site
 
-    def begin(self, running: Pass, training: bool) -> None:
-        """Begins a pass; ``training`` is the mode of the model."""
-        running.kind = (training, torch.is_grad_enabled())
+    def begin(self, running: Pass, holder: nn.Module) -> None:
+        """Begins a pass of the module that holds all sites."""
+        running.kind = (holder.training, torch.is_grad_enabled())
         if self._missed or not running.active.keys() <= self._fired.get(running.kind, set()):
-            self._watches[running] = Watch(self._model, [self._sites[name] for name in running.active])
+            self._watches[running] = Watch(self._model, holder, [self._sites[name] for name in running.active])
 
     def end(self, running: Pass, *, completed: bool) -> None:
         """Ends a pass.
@@ -105,19 +106,30 @@ class Uncalled:
 class Watch:
     """Hooks, for one pass, on the modules that hold some sites.
 
+    Args:
+        model: the model.
+        running: the module whose pass has begun.
+        sites: the sites.
+
     Fields:
         entered: the names of the sites whose holding module ran.
     """
 
-    def __init__(self, model: nn.Module, sites: list[HeadSite]) -> None:
+    def __init__(self, model: nn.Module, running: nn.Module, sites: list[HeadSite]) -> None:
         self.entered: set[str] = set()
-        self._hooks = [self._on(model, site) for site in sites]
+        self._hooks: list[RemovableHandle] = []
+        for site in sites:
+            path = site.path.rpartition(".")[0]
+            while path and isinstance(model.get_submodule(path), nn.ModuleList | nn.ModuleDict):
+                path = path.rpartition(".")[0]
+            module = model.get_submodule(path)
+            if module is running:
+                self.entered.add(site.name)
+            else:
+                self._hooks.append(module.register_forward_pre_hook(self._enters(site.name)))
 
-    def _on(self, model: nn.Module, site: HeadSite) -> RemovableHandle:
-        path = site.path.rpartition(".")[0]
-        while path and isinstance(model.get_submodule(path), nn.ModuleList | nn.ModuleDict):
-            path = path.rpartition(".")[0]
-        return model.get_submodule(path).register_forward_pre_hook(lambda module, args: self.entered.add(site.name))
+    def _enters(self, name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda module, args: self.entered.add(name)
 
     def remove(self) -> None:
         """Removes the hooks."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from headedit.hf.sharding import is_sharded
 from headedit.specs import HeadSite
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -39,6 +40,11 @@ def why_not_mergeable(model: nn.Module, site: HeadSite, owners: dict[int, list[s
             "PEFT wraps the projection. Merge that first: model = peft_model.merge_and_unload(); then load the edits."
         )
     weight = module._parameters.get("weight")
+    if is_sharded(weight):
+        return (
+            "its weight is sharded over processes. Save the edits with save_pretrained, load base model and edits in "
+            "one process, and merge there."
+        )
     if getattr(model, "is_quantized", False) and (weight is None or weight.dtype not in _DTYPES):
         return _QUANTIZED.format(type(module).__name__)
     if weight is None or weight.dim() not in (1, 2, 3):
