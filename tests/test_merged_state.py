@@ -36,7 +36,10 @@ MEANWHILE = {
     "fit": (fit, "they cannot be trained"),
     "route": (lambda edits, folder: edits.route([None]).__enter__(), "rows cannot be routed"),
     "at_strength": (lambda edits, folder: edits.at_strength(0.5).__enter__(), "strength cannot be changed"),
-    "disable_adapter_layers": (lambda edits, folder: edits.disable_adapter_layers(), "they cannot be switched off in place"),
+    "disable_adapter_layers": (
+        lambda edits, folder: edits.disable_adapter_layers(),
+        "they cannot be switched off in place",
+    ),
 }
 
 

@@ -151,14 +151,17 @@ class HeadEdits(ActiveAdapter):
     def merge_adapter(self, adapter_names: list[str] | None = None, *, safe_merge: bool = False) -> None:
         """Folds edits, with their effective values, into the model's weights, in place; the hooks then do nothing.
 
+        It waits for the passes of other threads, other than those of compiled models, which it does not notice.
+
         Args:
             adapter_names: the adapters to merge, several as their sum; by default the active one.
             safe_merge: refuse results that are NaN or infinite.
 
         Raises:
-            HeadEditError: the edits are merged, disabled or detached, a name is not known, a weight is quantized,
-                offloaded, shared or not a projection's, an offset needs a bias that the model cannot have, or with
-                ``safe_merge`` a result is not finite; nothing is changed then.
+            HeadEditError: the edits are merged, disabled or detached, a thread is in a context such as ``route()``, a
+                name is not known, a weight is quantized, offloaded, sharded, shared or not a projection's, an offset
+                needs a bias that the model cannot have, or with ``safe_merge`` a result is not finite; nothing is
+                changed then.
         """
         merge(self, adapter_names, safe_merge=safe_merge)
 
