@@ -9,9 +9,14 @@ from headedit.edits.adapter import Gates
 from headedit.edits.adapter_set import AdapterSet
 from headedit.edits.config import EditConfig
 from headedit.edits.gate_set import harden
+from headedit.edits.site_edit import VECTORS
 from headedit.edits.values import head_vector, whole_number
-from headedit.errors import HeadEditError
+from headedit.errors import HeadEditError, suggest
+from headedit.io.describe import describe
 from headedit.specs import HeadSite
+from headedit.specs.schema import SITE_KINDS
+
+_INDEX = "a whole number, counted from 0"
 
 
 class ModelAttributeError(HeadEditError, AttributeError):
@@ -81,6 +86,10 @@ class ActiveAdapter(AdapterSet):
             A scalar. A λ on the number is the loss that one gate must save to stay open, and means the
             same for a model of any size; a λ on the share is spread over all gates.
         """
+        if vector not in (None, *VECTORS):
+            raise HeadEditError(
+                f"vector: found {describe(vector)}, expected one of {', '.join(VECTORS)}.{suggest(vector, VECTORS)}"
+            )
         return self.module.penalty(vector, share=share)
 
     def set_head(
@@ -109,8 +118,11 @@ class ActiveAdapter(AdapterSet):
                 holds no numbers; nothing is changed then.
         """
         kind = self.module.kinds()[0] if kind is None else kind
+        if kind not in SITE_KINDS:
+            kinds = self.module.kinds()
+            raise HeadEditError(f"kind: found {describe(kind)}, expected {' or '.join(kinds)}.{suggest(kind, kinds)}")
         columns = list(self.module.columns(kind))
-        wanted, index = whole_number(layer, "layer"), whole_number(head, "head")
+        wanted, index = whole_number(layer, "layer", _INDEX), whole_number(head, "head", _INDEX)
         layers = max((site.layers for site, _, _ in columns), default=0)
         in_layer = [column for column in columns if column[0].layer == (wanted + layers if wanted < 0 else wanted)]
         heads = sum(site.heads for site, _, _ in in_layer)
@@ -141,7 +153,17 @@ class ActiveAdapter(AdapterSet):
 
     @torch.no_grad()
     def restore(self, snapshot: list[Tensor]) -> None:
-        """Sets the parameters to their values at a ``snapshot``."""
+        """Sets the parameters to their values at a ``snapshot``.
+
+        Raises:
+            HeadEditError: it is not a snapshot of edits of this shape.
+        """
+        shapes = [parameter.shape for parameter in self.module.parameters()]
+        if not isinstance(snapshot, list) or [getattr(value, "shape", None) for value in snapshot] != shapes:
+            raise HeadEditError(
+                f"snapshot: found {describe(snapshot)}, expected what snapshot() of these edits returned while "
+                "the same adapter was active."
+            )
         for parameter, value in zip(self.module.parameters(), snapshot, strict=True):
             parameter.copy_(value)
         for edit in self.module:

@@ -92,6 +92,11 @@ class Arithmetic:
             raise HeadEditError("divisor of edits: found 0, expected another number.")
         return weighted_sum([(1 / number, self)])
 
+    def _refuse_on_the_right(self, other: object) -> "Adapter":
+        raise HeadEditError(f"{describe(other)} stands before edits; write edits - edits, and edits / 2.")
+
+    __rsub__ = __rtruediv__ = _refuse_on_the_right
+
     def __neg__(self) -> "Adapter":
         """The edit that undoes another one to first order: -g_m·m and -g_a·a."""
         return weighted_sum([(-1.0, self)])

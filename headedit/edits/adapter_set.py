@@ -9,7 +9,7 @@ import torch
 
 from headedit.edits.adapter import Adapter, Arithmetic, edited_sites, weighted_sum
 from headedit.edits.adapter_state import BASE, AdapterState
-from headedit.edits.arguments import as_config, as_list
+from headedit.edits.arguments import as_config, as_list, check_order
 from headedit.edits.config import EditConfig
 from headedit.edits.summands import site_shapes
 from headedit.edits.values import real_number
@@ -31,6 +31,7 @@ class AdapterSet(AdapterState):
         Raises:
             HeadEditError: there is an adapter of this name, or the edits do not fit this model.
         """
+        check_order(adapter_name, config)
         self._check_name(adapter_name)
         if isinstance(config, Arithmetic):
             self._put(adapter_name, self._copied(config._adapter()))

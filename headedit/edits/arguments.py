@@ -69,6 +69,12 @@ def as_config(given: Any, default: EditConfig | None = None) -> EditConfig:
     )
 
 
+def check_order(adapter_name: Any, config: Any) -> None:
+    """Raises a HeadEditError where a config stands in the place of an adapter's name, and the name in its place."""
+    if isinstance(config, str) and not isinstance(adapter_name, str):
+        raise HeadEditError(f"The name comes first: add_adapter({config!r}, config).")
+
+
 def as_list(given: Any, what: str, expected: str, *, least: int = 0) -> list[Any]:
     """What was given as a list, a tuple or an array, as a list.
 
@@ -112,6 +118,17 @@ def saved_edits(given: Any) -> "str | PathLike[str]":
         raise HeadEditError(f"{path}: is a file, expected the folder that save_pretrained wrote.{hint}")
     if isinstance(given, PathLike) and not path.exists():
         raise HeadEditError(f"{path}: there is no such folder. The id of a hub repository is given as a text.")
+    return given
+
+
+def folder_to_save_in(given: Any) -> "str | PathLike[str]":
+    """The folder that edits are to be saved in.
+
+    Raises:
+        HeadEditError: it is no path.
+    """
+    if not isinstance(given, str | PathLike) or not str(given):
+        raise HeadEditError(f"save_directory: found {describe(given)}, expected a folder, such as 'out'.")
     return given
 
 

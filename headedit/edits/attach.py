@@ -110,7 +110,7 @@ def _base_model(given: Any) -> nn.Module:
             "Found the handle of edits, which are on its model already: edits.add_adapter(name) adds more of them "
             "under a name, and edits.load_adapter(path, name) saved ones. edits.detach() takes them off."
         )
-    if isinstance(given, EditConfig | Spec | Adapter):
+    if isinstance(given, EditConfig | Spec | Adapter):  # an Adapter is an nn.Module too
         raise HeadEditError(
             f"Expected a transformers model, found {describe(given)}. The model comes first: headedit.attach(model, "
             "config=...)."

@@ -13,7 +13,7 @@ from headedit.errors import HeadEditError
 from headedit.io.describe import describe
 
 
-def real_number(value: Any, name: str, expected: str = "a number") -> float:
+def real_number(value: Any, name: str, expected: str = "a finite number") -> float:
     """A finite number: of Python or numpy, or a tensor or array without dimensions.
 
     Args:
@@ -30,8 +30,13 @@ def real_number(value: Any, name: str, expected: str = "a number") -> float:
     return values.item()
 
 
-def whole_number(value: Any, name: str) -> int:
+def whole_number(value: Any, name: str, expected: str = "a whole number") -> int:
     """A whole number of Python, numpy or torch.
+
+    Args:
+        value: what was given.
+        name: of the argument, for the message.
+        expected: what it should be, for the message.
 
     Raises:
         HeadEditError: it is not one.
@@ -42,7 +47,7 @@ def whole_number(value: Any, name: str) -> int:
             return operator.index(value)
     except (TypeError, ValueError, RuntimeError):
         pass
-    raise HeadEditError(f"{name}: found {describe(value)}, expected a whole number, counted from 0.")
+    raise HeadEditError(f"{name}: found {describe(value)}, expected {expected}.")
 
 
 def head_vector(value: Any, name: str, width: int, dtype: torch.dtype, *, scalar: bool = False) -> Tensor:
@@ -58,10 +63,10 @@ def head_vector(value: Any, name: str, width: int, dtype: torch.dtype, *, scalar
     Raises:
         HeadEditError: they are not numbers, of another shape, NaN, infinite or too large for the dtype.
     """
-    expected = f"{'a number, or ' if scalar else ''}{width} numbers, in a list, an array or a tensor"
+    expected = f"{'a number, or ' if scalar else ''}{width} numbers in a list, an array or a tensor"
     values = _as_double(value)
     if values is None:
-        raise HeadEditError(f"{name}: found {describe(value)}, expected {expected}.")
+        raise HeadEditError(f"{name}: found {_describe_items(value)}, expected {expected}.")
     shape = tuple(values.shape)
     if shape != (width,) and not (scalar and shape == ()):
         raise HeadEditError(
@@ -73,8 +78,18 @@ def head_vector(value: Any, name: str, width: int, dtype: torch.dtype, *, scalar
         number = float(values.reshape(-1)[place])
         what = f"too large for {str(dtype).removeprefix('torch.')}" if math.isfinite(number) else "not finite"
         where = f" at place {place}" if shape else ""
-        raise HeadEditError(f"{name}: found {number:g}{where}, which is {what}.")
+        raise HeadEditError(f"{name}: found {number:g}{where}, which is {what}; nothing is changed.")
     return values
+
+
+def _describe_items(value: Any) -> str:
+    """What a value that is not real numbers is, with the first item that is none."""
+    if isinstance(value, Tensor | numpy.ndarray):
+        meta = ", without values, on the meta device" if isinstance(value, Tensor) and value.is_meta else ""
+        return f"{describe(value)} and dtype {value.dtype}{meta}"
+    items = value if isinstance(value, list | tuple) else ()
+    wrong = next((describe(item) for item in items if _as_double(item) is None), "")
+    return f"{wrong} in {describe(value)}" if wrong else describe(value)
 
 
 @torch.no_grad()

@@ -45,36 +45,45 @@ def check_no_other_task(model: nn.Module) -> None:
     """Raises a HeadEditError where the head of a model is that of another task, such as a classifier's."""
     name = _other_task(model)
     if name is not None:
+        classify = " To classify, train it to answer with the name of the class, as in (text, ' positive')."
         raise HeadEditError(
-            f"{name} has a head for another task in place of a language model's, and attach freezes every weight, so a "
-            f"new head would stay random. {_load_instead(model)} To classify, train it to answer with the name of the "
-            "class: (text, ' positive')."
+            f"{name} has the head of another task in place of a language model's, and attach freezes every weight, so "
+            f"a new head would stay random. {_load_instead(model)}{classify if name.endswith('Classification') else ''}"
         )
 
 
-def check_predicts_tokens(model: nn.Module, what: str = "This") -> None:
-    """Raises a HeadEditError where a model gives no logits for the next token.
+def check_has_head(model: nn.Module, what: str) -> None:
+    """Raises a HeadEditError where a model has no language model's head, and so gives no logits for tokens.
 
     A model that does not say what its head is passes.
 
     Args:
         model: a transformers model, perhaps inside PEFT's.
-        what: what needs the logits, such as ``fit``.
+        what: what needs the logits, such as ``Training``.
     """
     inner = _without_peft(model)
-    name = type(inner).__name__
-    if _other_task(model) is not None:
-        raise HeadEditError(f"{what} needs the logits of a causal LM, and {name} has none. {_load_instead(model)}")
     head = getattr(inner, "get_output_embeddings", None)
-    if callable(head) and getattr(inner, "base_model", None) is inner and head() is None:
+    headless = callable(head) and getattr(inner, "base_model", None) is inner and head() is None
+    if headless or _other_task(model) is not None:
         raise HeadEditError(
-            f"{what} needs logits for the next token, and {name} has no language model's head: it is the model without "
-            f"one, as AutoModel loads it. {_load_instead(model)}"
+            f"{what} needs logits for the next token, and {type(inner).__name__} has no language model's head. "
+            f"{_load_instead(model)}"
         )
+
+
+def check_causal_lm(model: nn.Module, what: str) -> None:
+    """Raises a HeadEditError where a model does not predict the next token of what it reads.
+
+    Args:
+        model: a transformers model, perhaps inside PEFT's.
+        what: what needs such a model, such as ``Training``.
+    """
+    check_has_head(model, what)
+    inner = _without_peft(model)
     if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
         raise HeadEditError(
-            f"{what} needs a causal LM, and {name} has an encoder, which would read the response before it is "
-            f"predicted. {_load_instead(model)}"
+            f"{what} needs a causal LM, and {type(inner).__name__} has an encoder, which would read the response "
+            f"before it is predicted. {_load_instead(model)}"
         )
 
 
@@ -93,7 +102,10 @@ def _without_peft(model: nn.Module) -> nn.Module:
 def _load_instead(model: nn.Module) -> str:
     name = getattr(text_config(model), "_name_or_path", "") or getattr(model.config, "_name_or_path", "")
     place = repr(str(name)) if name else "name"
-    return f"Load it as one: headedit.load_model({place}), or AutoModelForCausalLM.from_pretrained({place})."
+    return (
+        f"Load the causal LM in its place: headedit.load_model({place}), or "
+        f"AutoModelForCausalLM.from_pretrained({place})."
+    )
 
 
 def _way_to_a_model(given: Any) -> str:
@@ -106,6 +118,8 @@ def _way_to_a_model(given: Any) -> str:
         return "Give its model: the attribute .model."
     if hasattr(given, "convert_tokens_to_ids") or hasattr(given, "tokenizer"):
         return "Give the model that it belongs to."
+    if hasattr(given, "peft_type"):
+        return "The model comes first; an adapter of PEFT is put on it by peft.get_peft_model(model, config)."
     if hasattr(given, "model_type") and hasattr(given, "to_dict"):
         return (
             "A config holds no weights: headedit.load_model('name') loads a model, and "

@@ -64,9 +64,9 @@ def _spec_file(given: Any) -> Path:
     Raises:
         HeadEditError: something else was given, such as the name of a model type or a folder.
     """
-    by_type = "the spec of a type that headedit knows is found by itself: headedit.attach(model)"
+    by_type = "For a type that headedit knows leave it out: headedit.attach(model)"
     if not isinstance(given, str | os.PathLike):
-        raise HeadEditError(f"spec: found {describe(given)}, expected the path of a spec file; {by_type}.")
+        raise HeadEditError(f"spec: found {describe(given)}, expected the path of a spec file. {by_type}.")
     path = Path(given)
     if path.is_dir():
         raise HeadEditError(
@@ -74,11 +74,8 @@ def _spec_file(given: Any) -> Path:
             "headedit.load(model, path)."
         )
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
-        known = str(given) in all_specs()
-        what = (
-            f"is a model type and not a spec file, and {by_type}" if known else f"there is no such spec file; {by_type}"
-        )
-        raise HeadEditError(f"{given}: {what}.")
+        what = "is a model type, not a spec file" if str(given) in all_specs() else "there is no such spec file"
+        raise HeadEditError(f"{given}: {what}. {by_type}.")
     return path
 
 
