@@ -11,7 +11,7 @@ from headedit.edits.adapter import Adapter, Arithmetic, edited_sites, weighted_s
 from headedit.edits.adapter_state import BASE, AdapterState
 from headedit.edits.arguments import as_config, as_list, check_order
 from headedit.edits.config import EditConfig
-from headedit.edits.summands import site_shapes
+from headedit.edits.summands import check_finite, site_shapes
 from headedit.edits.values import real_number
 from headedit.errors import HeadEditError
 from headedit.io.describe import describe
@@ -103,6 +103,8 @@ class AdapterSet(AdapterState):
     @torch.no_grad()
     def _copied(self, given: Adapter) -> Adapter:
         """An adapter with the values of a given one, on this model."""
+        for site, edit in given.pairs():
+            check_finite(dict(edit.vectors.items()), site)
         wanted = site_shapes(given.sites)
         sites = edited_sites(self.model, self.spec, given.config, names=wanted)
         found = site_shapes(sites)

@@ -132,10 +132,11 @@ class EditConfig:
             word = next((key for key in data if key in _WORDS_OF_PEFT), None)
             if word is not None:
                 raise HeadEditError(f"{where}: unknown key '{word}': {_WORDS_OF_PEFT[word]}.")
-            try:
-                data = {key: _plain(key, value) for key, value in data.items()}
-            except HeadEditError as error:
-                raise HeadEditError(f"{where}: {error}") from None
+            if all(key in {field.name for field in fields(EditConfig)} for key in data):
+                try:
+                    return EditConfig(**data)
+                except HeadEditError as error:
+                    raise HeadEditError(f"{where}: {error}") from None
         return strict.build(EditConfig, data, where)
 
 

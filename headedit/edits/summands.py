@@ -1,4 +1,4 @@
-"""Whether edits can be added: they are of the same sites, and their sum is finite."""
+"""Whether edits can be added or copied: they are of the same sites, and finite."""
 
 from collections.abc import Mapping
 
@@ -31,6 +31,6 @@ def check_finite(vectors: Mapping[str, Tensor], site: HeadSite) -> None:
     for name, vector in vectors.items():
         if not vector.isfinite().all():
             raise HeadEditError(
-                f"The result is not finite: {name} at {site.name} is NaN or infinite. Give smaller factors, and check "
-                "that the vectors and the strength of the edits are finite."
+                f"These edits are not finite: {name} at {site.name} is NaN or infinite. Give smaller factors, and "
+                "check the edits that they are made of."
             )
