@@ -12,7 +12,7 @@ from headedit.io.describe import describe, with_article
 
 _WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"}
 _OTHER_TASKS = re.compile(
-    r"For(\w*Classification|\w*QuestionAnswering|MultipleChoice|NextSentencePrediction|MaskedLM|PreTraining|"
+    r"For(\w*Classification|\w*QuestionAnswering(Simple)?|MultipleChoice|NextSentencePrediction|MaskedLM|PreTraining|"
     r"\w*Detection|\w*Segmentation|CTC|\w*Retrieval)$"
 )
 
