@@ -306,7 +306,7 @@ def test_edits_of_other_sites_cannot_be_added(llama):
         HeadEditError, match=r"of another model: at layers.0.* 8 heads of 8, this model has 4 heads of 16"
     ):
         edits.add_adapter("wide", wide)
-    with pytest.raises(TypeError):
+    with pytest.raises(HeadEditError, match="Only edits can be added"):
         edits["default"] + 1
     assert edits.adapters == ["default", "last"]
 

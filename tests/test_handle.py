@@ -60,7 +60,7 @@ def test_hand_set_gates_are_open_only_for_the_part_that_acts(llama):
     ("config", "arguments", "message"),
     [
         ({}, {"layer": 0, "head": 4}, r"no head 4 in layer 0 to set: the layer has 4 heads, 0 to 3"),
-        ({}, {"layer": 0, "head": -1}, r"no head -1 in layer 0"),
+        ({}, {"layer": 0, "head": -5}, r"no head -5 in layer 0"),
         ({}, {"layer": 9, "head": 0}, r"the layer has no attention site; edited layers: \[0, 1\]"),
         ({}, {"layer": 0, "head": 0, "offset": torch.ones(4)}, r"offset: found shape \(4,\), expected \(16,\)"),
         ({"vectors": "offset"}, {"layer": 0, "head": 0, "scale": 0.0}, r"These edits have no scale"),

@@ -24,8 +24,8 @@ def doctor(model: nn.Module, spec: "str | PathLike[str] | Spec | None" = None) -
     Raises:
         HeadEditError: there is no spec for it, or the spec does not fit or refuses it.
     """
-    config: Any = model.config
     edits = attach(model, spec)
+    config: Any = model.config
     try:
         trainable, total = edits.get_nb_trainable_parameters()
         layers = edits.sites[0].layers

@@ -1,6 +1,6 @@
 """The active adapter of a handle: its gates and parameters, read, set by hand and counted."""
 
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,40 @@ from headedit.edits.adapter import Gates
 from headedit.edits.adapter_set import AdapterSet
 from headedit.edits.config import EditConfig
 from headedit.edits.gate_set import harden
-from headedit.errors import HeadEditError
+from headedit.edits.site_edit import VECTORS
+from headedit.edits.values import head_vector, whole_number
+from headedit.errors import HeadEditError, suggest
+from headedit.io.describe import describe
 from headedit.specs import HeadSite
+from headedit.specs.schema import SITE_KINDS
+
+_INDEX = "a whole number, counted from 0"
+
+
+class ModelAttributeError(HeadEditError, AttributeError):
+    """An attribute of the model was asked of the handle, as with PEFT's models."""
 
 
 class ActiveAdapter(AdapterSet):
     """The methods of ``HeadEdits`` that read, set and count the active adapter."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses to be called as PEFT's models are: the model itself is edited.
+
+        Raises:
+            HeadEditError: always.
+        """
+        raise HeadEditError(
+            "The handle is not the model: call the model, which is edited in place, or edits.model(...)."
+        )
+
+    def __getattr__(self, name: str) -> NoReturn:
+        model = self.__dict__.get("model")
+        if model is not None and not name.startswith("_") and hasattr(model, name):
+            raise ModelAttributeError(
+                f"The handle has no '{name}', but its model, which is edited in place, has: edits.model.{name}."
+            )
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'", name=name, obj=self)
 
     @property
     def config(self) -> EditConfig:
@@ -58,6 +86,10 @@ class ActiveAdapter(AdapterSet):
             A scalar. A λ on the number is the loss that one gate must save to stay open, and means the
             same for a model of any size; a λ on the share is spread over all gates.
         """
+        if vector not in (None, *VECTORS):
+            raise HeadEditError(
+                f"vector: found {describe(vector)}, expected one of {', '.join(VECTORS)}.{suggest(vector, VECTORS)}"
+            )
         return self.module.penalty(vector, share=share)
 
     def set_head(
@@ -65,8 +97,8 @@ class ActiveAdapter(AdapterSet):
         layer: int,
         head: int,
         *,
-        scale: float = 1.0,
-        offset: Tensor | None = None,
+        scale: Any = 1.0,
+        offset: Any = None,
         kind: str | None = None,
     ) -> None:
         """Writes the edit of one head by hand, in place of its current one: z' = scale · z + offset.
@@ -74,30 +106,36 @@ class ActiveAdapter(AdapterSet):
         The gate of a part that is given is opened for good, the gate of a part left out is closed.
 
         Args:
-            layer: index of the layer.
-            head: index of the head; with several sites per layer they are counted side by side.
-            scale: factor on the head's output; 0 ablates it, 1 leaves it.
-            offset: added to it, [head_dim]; None for nothing.
+            layer: index of the layer; -1 is the last layer of the model.
+            head: index of the head; with several sites per layer they are counted side by side, and -1 is the last.
+            scale: factor on the head's output, a number or a list, array or tensor [head_dim]; 0 ablates it, 1 leaves
+                it, as if it were left out.
+            offset: added to it, a list, array or tensor [head_dim]; None for nothing.
             kind: the kind of site; by default attention, or the only kind there is.
 
         Raises:
-            HeadEditError: there is no such head, or ``offset`` has another shape.
+            HeadEditError: there is no such head, or ``scale`` or ``offset`` has another shape, is NaN or infinite, or
+                holds no numbers; nothing is changed then.
         """
         kind = self.module.kinds()[0] if kind is None else kind
-        heads = 0
-        for site, edit, first in self.module.columns(kind):
-            if site.layer != layer:
-                continue
-            if first <= head < first + site.heads:
-                if offset is not None and tuple(offset.shape) != (site.head_dim,):
-                    raise HeadEditError(
-                        f"offset: found shape {tuple(offset.shape)}, expected ({site.head_dim},) at {site.path}."
-                    )
+        if kind not in SITE_KINDS:
+            kinds = self.module.kinds()
+            raise HeadEditError(f"kind: found {describe(kind)}, expected {' or '.join(kinds)}.{suggest(kind, kinds)}")
+        columns = list(self.module.columns(kind))
+        wanted, index = whole_number(layer, "layer", _INDEX), whole_number(head, "head", _INDEX)
+        layers = max((site.layers for site, _, _ in columns), default=0)
+        in_layer = [column for column in columns if column[0].layer == (wanted + layers if wanted < 0 else wanted)]
+        heads = sum(site.heads for site, _, _ in in_layer)
+        place = index + heads if index < 0 else index
+        for site, edit, first in in_layer:
+            if first <= place < first + site.heads:
+                dtype = next(edit.vectors.parameters()).dtype
+                factor = head_vector(scale, "scale", site.head_dim, dtype, scalar=True)
+                added = None if offset is None else head_vector(offset, "offset", site.head_dim, dtype)
                 with self.writing("no head can be set"):
-                    edit.set_head(head - first, scale, offset)
+                    edit.set_head(place - first, factor, added)
                 return
-            heads = first + site.heads
-        known = sorted({site.layer for site in self.sites if site.kind == kind})
+        known = sorted({site.layer for site, _, _ in columns})
         what = f"has {heads} heads, 0 to {heads - 1}" if heads else f"has no {kind} site; edited layers: {known}"
         raise HeadEditError(f"There is no head {head} in layer {layer} to set: the layer {what}.")
 
@@ -132,7 +170,17 @@ class ActiveAdapter(AdapterSet):
 
     @torch.no_grad()
     def restore(self, snapshot: list[Tensor]) -> None:
-        """Sets the parameters to their values at a ``snapshot``."""
+        """Sets the parameters to their values at a ``snapshot``.
+
+        Raises:
+            HeadEditError: it is not a snapshot of edits of this shape.
+        """
+        shapes = [parameter.shape for parameter in self.module.parameters()]
+        if not isinstance(snapshot, list) or [getattr(value, "shape", None) for value in snapshot] != shapes:
+            raise HeadEditError(
+                f"snapshot: found {describe(snapshot)}, expected what snapshot() of these edits returned while "
+                "the same adapter was active."
+            )
         with self.writing("their values cannot be restored"):
             for parameter, value in zip(self.module.parameters(), snapshot, strict=True):
                 parameter.copy_(value)

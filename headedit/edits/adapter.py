@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,15 @@ from headedit.edits.config import EditConfig
 from headedit.edits.gates import SATURATED
 from headedit.edits.site_edit import VECTORS, SiteEdit
 from headedit.edits.strength import Strength, check_strength
+from headedit.edits.summands import check_finite, check_same_sites
+from headedit.edits.values import real_number
 from headedit.errors import HeadEditError
 from headedit.hf.sharding import is_tensor_parallel
+from headedit.io.describe import describe
 from headedit.specs import HeadSite, Spec, find_sites
 from headedit.specs.schema import SITE_KINDS
+
+_FACTOR = "a finite number such as 0.5; edits are added to edits and multiplied by numbers"
 
 
 class Gates(NamedTuple):
@@ -41,6 +46,8 @@ class Arithmetic:
     offsets, g_a·a. A head that has either has open gates in the result; all other gates are closed for good.
     """
 
+    __array_ufunc__ = None  # numpy leaves the product of its scalars with edits to __rmul__
+
     def _adapter(self) -> "Adapter":
         raise NotImplementedError
 
@@ -48,23 +55,47 @@ class Arithmetic:
         """The sum of two edits.
 
         Raises:
-            HeadEditError: they are edits of other sites.
+            HeadEditError: they are edits of other sites, the sum is not finite, or something else is added.
         """
-        return weighted_sum([(1.0, self), (1.0, other)]) if isinstance(other, Arithmetic) else NotImplemented
+        return weighted_sum([(1.0, self), (1.0, _as_edits(other, "added"))])
+
+    def __radd__(self, other: Literal[0]) -> "Adapter":
+        """The edits themselves, so that ``sum([a, b])``, which begins with 0, adds them."""
+        return weighted_sum([(1.0, self), *([] if other == 0 else [(1.0, _as_edits(other, "added"))])])
 
     def __sub__(self, other: "Arithmetic") -> "Adapter":
         """The difference of two edits.
 
         Raises:
-            HeadEditError: they are edits of other sites.
+            HeadEditError: they are edits of other sites, the difference is not finite, or something else is subtracted.
         """
-        return weighted_sum([(1.0, self), (-1.0, other)]) if isinstance(other, Arithmetic) else NotImplemented
+        return weighted_sum([(1.0, self), (-1.0, _as_edits(other, "subtracted"))])
 
     def __mul__(self, factor: float) -> "Adapter":
-        """A multiple of an edit."""
-        return weighted_sum([(float(factor), self)]) if isinstance(factor, int | float) else NotImplemented
+        """A multiple of an edit.
+
+        Raises:
+            HeadEditError: the factor is not a finite number, or the multiple is not finite.
+        """
+        return weighted_sum([(real_number(factor, "factor of edits", _FACTOR), self)])
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> "Adapter":
+        """An edit divided by a number.
+
+        Raises:
+            HeadEditError: the divisor is not a finite number, or is 0; or the result is not finite.
+        """
+        number = real_number(divisor, "divisor of edits", _FACTOR)
+        if number == 0:
+            raise HeadEditError("divisor of edits: found 0, expected another number.")
+        return weighted_sum([(1 / number, self)])
+
+    def _refuse_on_the_right(self, other: object) -> "Adapter":
+        raise HeadEditError(f"{describe(other)} stands before edits; write edits - edits, and edits / 2.")
+
+    __rsub__ = __rtruediv__ = _refuse_on_the_right
 
     def __neg__(self) -> "Adapter":
         """The edit that undoes another one to first order: -g_m·m and -g_a·a."""
@@ -223,12 +254,12 @@ def weighted_sum(terms: list[tuple[float, Arithmetic]]) -> Adapter:
     """The adapter whose effective values are Σ factor · effective values of the terms.
 
     Raises:
-        HeadEditError: the terms are edits of other sites.
+        HeadEditError: the terms are edits of other sites, or the sum is NaN or infinite somewhere.
     """
     adapters = [(factor, term._adapter()) for factor, term in terms]
     first = adapters[0][1]
     for _, adapter in adapters[1:]:
-        _check_same_sites(first.sites, adapter.sites)
+        check_same_sites(first.sites, adapter.sites)
     vectors = {adapter.config.vectors for _, adapter in adapters}
     config = replace(
         first.config, vectors=vectors.pop() if len(vectors) == 1 else "both", gates="separate", init_std=0.0
@@ -244,24 +275,18 @@ def weighted_sum(terms: list[tuple[float, Arithmetic]]) -> Adapter:
             assert gate is not None
             gate.data = torch.where((vector != 0).any(1), SATURATED, -SATURATED).to(vector.dtype)
             gate.requires_grad_(False)
+    for site, edit in result.pairs():
+        check_finite(dict(edit.vectors.items()), site)
     return result
 
 
-def site_shapes(sites: list[HeadSite]) -> dict[str, str]:
-    """The shape of every site by its name, in words."""
-    return {site.name: f"{site.heads} heads of {site.head_dim}" for site in sites}
-
-
-def _check_same_sites(ours: list[HeadSite], theirs: list[HeadSite]) -> None:
-    a, b = site_shapes(ours), site_shapes(theirs)
-    differing = [name for name in {**a, **b} if a.get(name) != b.get(name)]
-    if differing:
-        name = differing[0]
+def _as_edits(given: Any, verb: str) -> Arithmetic:
+    if not isinstance(given, Arithmetic):
         raise HeadEditError(
-            f"These edits cannot be added: {len(differing)} of their sites differ, such as {name}: "
-            f"{a.get(name, 'no site')} against {b.get(name, 'no site')}. Add edits of the same layers, sites and model "
-            "shape."
+            f"Only edits can be {verb}, such as a handle or edits['name']; found {describe(given)}. Numbers multiply "
+            "edits: 0.5 * edits['name']."
         )
+    return given
 
 
 def _count(opened: list[Tensor]) -> tuple[int, int]:

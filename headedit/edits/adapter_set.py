@@ -1,36 +1,42 @@
 """Several adapters on one model by name, with PEFT's method names."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 from warnings import warn
 
 import torch
 
-from headedit.edits.adapter import Adapter, Arithmetic, edited_sites, site_shapes, weighted_sum
+from headedit.edits.adapter import Adapter, Arithmetic, edited_sites, weighted_sum
 from headedit.edits.adapter_state import BASE, AdapterState
+from headedit.edits.arguments import as_config, as_list, check_order
 from headedit.edits.config import EditConfig
+from headedit.edits.summands import check_finite, site_shapes
+from headedit.edits.values import real_number
 from headedit.errors import HeadEditError
+from headedit.io.describe import describe
 
 
 class AdapterSet(AdapterState):
     """The adapters on a model, which can be added, chosen and deleted by name."""
 
-    def add_adapter(self, adapter_name: str, config: EditConfig | Arithmetic | None = None) -> None:
+    def add_adapter(self, adapter_name: str, config: EditConfig | Mapping[str, Any] | Arithmetic | None = None) -> None:
         """Adds edits under a name; they do nothing until ``set_adapter`` or ``route`` names them.
 
         Args:
             adapter_name: letters, digits, ``-`` and ``_``.
-            config: the shape of new edits, by default that of the active adapter; or edits to copy, such as another
-                handle, ``edits["arc"]``, or a sum, ``edits["arc"] + 0.5 * edits["boolq"]``.
+            config: the shape of new edits, or a mapping of its fields, by default that of the active adapter; or edits
+                to copy, such as another handle, ``edits["arc"]``, or a sum, ``edits["arc"] + 0.5 * edits["boolq"]``.
 
         Raises:
             HeadEditError: there is an adapter of this name, or the edits do not fit this model.
         """
+        check_order(adapter_name, config)
         self._check_name(adapter_name)
         if isinstance(config, Arithmetic):
             self._put(adapter_name, self._copied(config._adapter()))
             return
-        config = self.module.config if config is None else config
+        config = as_config(config, self.module.config)
         self._put(adapter_name, Adapter(edited_sites(self.model, self.spec, config), config))
 
     def add_weighted_adapter(
@@ -46,14 +52,17 @@ class AdapterSet(AdapterState):
 
         Raises:
             HeadEditError: a name is not known or taken, the numbers of names and weights differ, the adapters edit
-                other sites, or the combination is another one.
+                other sites, a weight or the sum is not finite, or the combination is another one.
         """
         if combination_type != "linear":
             raise HeadEditError(f"combination_type: found {combination_type!r}, expected 'linear': edits are vectors.")
-        if not adapters or len(adapters) != len(weights):
-            raise HeadEditError(f"Found {len(adapters)} adapters and {len(weights)} weights, expected one for each.")
+        names = as_list(adapters, "adapters", "a list of names, such as ['default']")
+        factors = as_list(weights, "weights", "a list of numbers, such as [0.5]")
+        if not names or len(names) != len(factors):
+            raise HeadEditError(f"Found {len(names)} adapters and {len(factors)} weights, expected one for each.")
         terms: list[tuple[float, Arithmetic]] = [
-            (float(weight), self[name]) for name, weight in zip(adapters, weights, strict=True)
+            (real_number(weight, f"weights[{i}]"), self[name])
+            for i, (name, weight) in enumerate(zip(names, factors, strict=True))
         ]
         self.add_adapter(adapter_name, weighted_sum(terms))
 
@@ -94,6 +103,8 @@ class AdapterSet(AdapterState):
     @torch.no_grad()
     def _copied(self, given: Adapter) -> Adapter:
         """An adapter with the values of a given one, on this model."""
+        for site, edit in given.pairs():
+            check_finite(dict(edit.vectors.items()), site)
         wanted = site_shapes(given.sites)
         sites = edited_sites(self.model, self.spec, given.config, names=wanted)
         found = site_shapes(sites)
@@ -115,7 +126,8 @@ class AdapterSet(AdapterState):
 
     def _check_name(self, name: Any) -> None:
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name) or name == BASE:
-            raise HeadEditError(f"{name!r} cannot name an adapter: use letters, digits, '-' and '_', such as 'boolq'.")
+            shown = repr(name) if isinstance(name, str) else describe(name)
+            raise HeadEditError(f"{shown} cannot name an adapter: use letters, digits, '-' and '_', such as 'boolq'.")
         if hasattr(self._adapters, name) and name not in self._adapters:
             raise HeadEditError(
                 f"'{name}' cannot name an adapter: torch's modules have a method of that name. Try '{name}_'."

@@ -12,12 +12,14 @@ from types import EllipsisType
 from torch import nn
 
 from headedit.edits.adapter import Adapter, Arithmetic
+from headedit.edits.arguments import as_list
 from headedit.edits.choices import NOTHING, Choice, Effective, Override, choice_of, new_choices
 from headedit.edits.hooks import SiteHooks, forget_compiled
 from headedit.edits.routing import route_rows
 from headedit.edits.strength import Strength, check_strength
 from headedit.edits.weight_change import WeightChange
 from headedit.errors import HeadEditError, suggest
+from headedit.io.describe import describe
 from headedit.specs import MODULE_NAME, Spec
 
 DEFAULT = "default"
@@ -191,9 +193,8 @@ class AdapterState(Arithmetic):
             HeadEditError: a name is not known, the model is in training mode or the edits are merged; in the context,
                 a batch has another number of rows.
         """
-        if isinstance(adapter_names, str) or not adapter_names:
-            raise HeadEditError(f"route: found {adapter_names!r}, expected a list with a name, or None, for each row.")
-        names = [None if name == BASE else name for name in adapter_names]
+        given = as_list(adapter_names, "route", "a list with a name, or None, for each row", least=1)
+        names = [None if isinstance(name, str) and name == BASE else name for name in given]
         for name in names:
             if name is not None:
                 self._check_known(name)
@@ -307,6 +308,10 @@ class AdapterState(Arithmetic):
         self._choices.model = choice_of(self.module) if self.merged is None else Choice({}, refusal=refusal)
 
     def _check_known(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise HeadEditError(
+                f"Found {describe(name)}, expected the name of one adapter. Adapters: {', '.join(self._adapters)}."
+            )
         if name not in self._adapters:
             known = ", ".join(self._adapters)
             raise HeadEditError(f"There is no adapter '{name}'.{suggest(str(name), self.adapters)} Adapters: {known}.")

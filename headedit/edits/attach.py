@@ -1,22 +1,27 @@
 """Puts edits on a model, new or saved: finds the sites, makes the parameters, registers the hooks."""
 
+from collections.abc import Mapping
 from os import PathLike
+from typing import Any
 
 from torch import nn
 
 from headedit.edits.adapter import Adapter, edited_sites
 from headedit.edits.adapter_state import handle_of
+from headedit.edits.arguments import naming_contents, saved_edits, spec_and_config
 from headedit.edits.config import EditConfig
 from headedit.edits.files.storage import read_with_spec
 from headedit.edits.handle import HeadEdits
 from headedit.errors import HeadEditError
+from headedit.hf.models import check_no_other_task, expect_model
+from headedit.io.describe import describe
 from headedit.specs import MODULE_NAME, Spec, find_spec
 
 
 def attach(
     model: nn.Module,
-    spec: "str | PathLike[str] | Spec | None" = None,
-    config: EditConfig | None = None,
+    spec: "str | PathLike[str] | Spec | EditConfig | None" = None,
+    config: EditConfig | Mapping[str, Any] | None = None,
 ) -> HeadEdits:
     """Hooks edits into a causal LM, in place, and freezes everything else.
 
@@ -25,21 +30,25 @@ def attach(
     optimisers, ``Trainer``, ``state_dict`` and ``.to()`` see them. ``detach`` undoes all of it.
 
     Args:
-        model: a transformers causal LM in any dtype, quantized or sharded.
-        spec: a spec, or the path of a spec file; by default found by ``config.model_type``.
-        config: the shape of the edits; by default an offset and a scale with a gate each, on every head.
+        model: a transformers causal LM in any dtype, quantized or sharded, PEFT's adapters on it or not. Of one that
+            ``torch.compile`` made, the module inside is edited, and both act as edited. A model without a head, as
+            ``AutoModel`` loads it, can be looked at but not trained; a classifier is refused.
+        spec: a spec, or the path of a spec file; by default found by ``config.model_type``. A config may stand here.
+        config: the shape of the edits, or a mapping of its fields; by default an offset and a scale with a gate each,
+            on every head.
 
     Returns:
         The handle. The model is the same object.
 
     Raises:
         HeadEditError: no spec describes the model, the spec does not fit it, it refuses it, the config
-            asks for layers or sites that the model lacks, or the model has edits already.
+            asks for layers or sites that the model lacks, the model has edits already, or what was given is not a
+            model, a spec or a config.
     """
-    config = EditConfig() if config is None else config
-    check_unattached(model)
-    found = find_spec(model, spec)
-    return HeadEdits(model, found, Adapter(edited_sites(model, found, config), config))
+    base = _base_model(model)
+    found, shape = spec_and_config(spec, config)
+    known = find_spec(base, found)
+    return HeadEdits(base, known, Adapter(edited_sites(base, known, shape), shape))
 
 
 def load(
@@ -53,7 +62,8 @@ def load(
 
     Args:
         model: the base model, without edits.
-        path: a folder that ``save_pretrained`` wrote, or the id of a repository on the Hugging Face hub.
+        path: a folder that ``save_pretrained`` wrote, or one of the two files in it, or the id of a repository on the
+            Hugging Face hub.
         spec: a spec or spec file to use; by default the registry's, or else the one saved with the edits.
         revision: the revision of a hub repository.
 
@@ -65,26 +75,56 @@ def load(
         HeadEditError: nothing is found, a file is damaged, or the edits were made for another model, in
             which case the message lists the differences.
     """
-    check_unattached(model)
-    return HeadEdits(model, *read_with_spec(model, spec, path, revision))
+    if isinstance(path, nn.Module):
+        raise HeadEditError("The model comes first, then the folder: headedit.load(model, path).")
+    base = _base_model(model)
+    folder = saved_edits(path)
+    with naming_contents(folder):
+        return HeadEdits(base, *read_with_spec(base, spec, folder, revision))
 
 
 def handle(model: nn.Module) -> HeadEdits:
-    """The handle of the edits on a model.
+    """The handle of the edits on a model, or on the model inside a wrapper such as PEFT's.
 
     Raises:
         HeadEditError: the model has no edits.
     """
-    found = handle_of(model)
-    if not isinstance(found, HeadEdits):
+    if isinstance(model, HeadEdits):
+        return model
+    if not isinstance(model, nn.Module):
+        raise HeadEditError(f"Expected a model that carries edits, found {describe(model)}.")
+    found = _found_handle(model)
+    if found is None:
         raise HeadEditError(f"This {type(model).__name__} has no edits; headedit.attach(model) puts some on it.")
     return found
 
 
-def check_unattached(model: nn.Module) -> None:
-    """Raises a HeadEditError where the model carries edits already."""
-    if MODULE_NAME in model._modules:
+def _base_model(given: Any) -> nn.Module:
+    """The model to put edits on.
+
+    Raises:
+        HeadEditError: it is none, carries edits already, or is not a language model.
+    """
+    if isinstance(given, HeadEdits):
         raise HeadEditError(
-            f"This {type(model).__name__} has edits attached already; headedit.handle(model) "
-            "gives their handle, and its detach() takes them off."
+            "Found the handle of edits, which are on its model already: edits.add_adapter(name) adds more of them "
+            "under a name, and edits.load_adapter(path, name) saved ones. edits.detach() takes them off."
         )
+    if isinstance(given, EditConfig | Spec | Adapter):  # an Adapter is an nn.Module too
+        raise HeadEditError(
+            f"Expected a transformers model, found {describe(given)}. The model comes first: headedit.attach(model, "
+            "config=...)."
+        )
+    model = expect_model(given)
+    if any(MODULE_NAME in module._modules for module in model.modules()):
+        raise HeadEditError(
+            f"This {type(model).__name__} has edits attached already; headedit.handle(model) gives their handle: "
+            "its load_adapter(path, name) and add_adapter(name) put more edits on, and its detach() takes them off."
+        )
+    check_no_other_task(model)
+    return model
+
+
+def _found_handle(model: nn.Module) -> HeadEdits | None:
+    found = (handle_of(module) for module in model.modules())
+    return next((edits for edits in found if isinstance(edits, HeadEdits)), None)

@@ -8,6 +8,7 @@ from torch import nn
 
 from headedit.edits.active_adapter import ActiveAdapter
 from headedit.edits.adapter import Adapter
+from headedit.edits.arguments import folder_to_save_in, naming_contents, saved_edits
 from headedit.edits.files.hub import push_to_hub
 from headedit.edits.files.storage import read_adapter, save
 from headedit.edits.merge.export import export_as, must_export
@@ -89,7 +90,9 @@ class HeadEdits(ActiveAdapter):
             HeadEditError: as for ``load``, or there is an adapter of this name.
         """
         self._check_name(adapter_name)
-        self._put(adapter_name, read_adapter(self.model, self.spec, model_id, revision))
+        folder = saved_edits(model_id)
+        with naming_contents(folder):
+            self._put(adapter_name, read_adapter(self.model, self.spec, folder, revision))
 
     def save_pretrained(
         self,
@@ -110,7 +113,7 @@ class HeadEdits(ActiveAdapter):
         Raises:
             HeadEditError: the folder cannot be made or written, or a metric is not a number.
         """
-        save(self, save_directory, hardened=hardened, card=card, metrics=metrics)
+        save(self, folder_to_save_in(save_directory), hardened=hardened, card=card, metrics=metrics)
 
     def push_to_hub(
         self,
@@ -217,7 +220,7 @@ class HeadEdits(ActiveAdapter):
         Raises:
             HeadEditError: PEFT is not installed, or cannot hold an edit of these sites.
         """
-        to_peft(self, directory)
+        to_peft(self, folder_to_save_in(directory))
 
     def _repr_html_(self) -> str | None:
         """A summary for notebooks; None where nothing draws one, so that they show the text."""

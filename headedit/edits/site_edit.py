@@ -141,10 +141,16 @@ class SiteEdit(nn.Module):
         return apply_affine(z, broadcast_to_heads(scale, z, shape), broadcast_to_heads(offset, z, shape))
 
     @torch.no_grad()
-    def set_head(self, head: int, scale: float, offset: Tensor | None) -> None:
-        """Writes the edit of one head by hand; see ``HeadEdits.set_head``."""
+    def set_head(self, head: int, scale: Tensor, offset: Tensor | None) -> None:
+        """Writes the edit of one head by hand; see ``HeadEdits.set_head``.
+
+        Args:
+            head: index of the head.
+            scale: factor, one number or [head_dim]; 1 everywhere leaves it out.
+            offset: [head_dim]; None leaves it out.
+        """
         values = {"scale": scale - 1.0, "offset": offset}
-        given = {"scale": scale != 1.0, "offset": offset is not None}
+        given = {"scale": bool((scale != 1.0).any()), "offset": offset is not None}
         for name in VECTORS:
             if given[name] and name not in self.vectors:
                 raise HeadEditError(

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from headedit.edits.values import real_number
 from headedit.errors import HeadEditError
 
 _STRONGEST = 1e6  # so that nothing overflows
+_EXPECTED = "a number such as 0.5; 1 is as trained"
 
 
 class Strength:
@@ -34,7 +36,7 @@ def check_strength(value: object) -> float:
     Raises:
         HeadEditError: it is not a number, not finite, or so large that vectors would overflow.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not abs(value) <= _STRONGEST:  # type: ignore[arg-type]
-        raise HeadEditError(f"strength: found {value!r}, expected a number such as 0.5; 1 is as trained.")
-    return float(value)  # type: ignore[arg-type]
+    number = real_number(value, "strength", _EXPECTED)
+    if not abs(number) <= _STRONGEST:
+        raise HeadEditError(f"strength: found {value}, expected {_EXPECTED}.")
+    return number

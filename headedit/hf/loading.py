@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from headedit.errors import HeadEditError
+from headedit.io.describe import describe
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["4bit", "8bit"]
@@ -136,7 +137,9 @@ def take_attention(model: Any, implementation: str) -> bool:
     return True
 
 
-def _from_pretrained(auto: Any, name: str, what: str, **options: Any) -> Any:
+def _from_pretrained(auto: Any, name: Any, what: str, **options: Any) -> Any:
+    if not isinstance(name, str | os.PathLike):
+        raise HeadEditError(f"Expected the name or the folder of a {what}, found {describe(name)}.")
     try:
         return auto.from_pretrained(name, **options)
     except Exception as error:  # transformers, the hub client and safetensors each raise their own

@@ -4,11 +4,14 @@ import os
 from collections.abc import Iterable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from headedit.errors import HeadEditError, suggest
 from headedit.hf.config import text_config
+from headedit.hf.models import expect_model
+from headedit.io.describe import describe
 from headedit.specs.schema import Spec, read_spec
 
 FOLDERS_VARIABLE = "HEADEDIT_SPECS"
@@ -42,7 +45,7 @@ def find_spec(model: nn.Module, spec: str | os.PathLike[str] | Spec | None = Non
         return spec
     model_type = model_type_of(model)
     if spec is not None:
-        found = read_spec(Path(spec))
+        found = read_spec(_spec_file(spec))
         if model_type not in found.model_types:
             listed = ", ".join(found.model_types)
             raise HeadEditError(
@@ -53,6 +56,27 @@ def find_spec(model: nn.Module, spec: str | os.PathLike[str] | Spec | None = Non
     known = all_specs()
     inner = text_config(model).model_type
     return _look_up(inner if model_type not in known and inner in known else model_type, known)
+
+
+def _spec_file(given: Any) -> Path:
+    """The path of a spec file.
+
+    Raises:
+        HeadEditError: something else was given, such as the name of a model type or a folder.
+    """
+    by_type = "For a type that headedit knows leave it out: headedit.attach(model)"
+    if not isinstance(given, str | os.PathLike):
+        raise HeadEditError(f"spec: found {describe(given)}, expected the path of a spec file. {by_type}.")
+    path = Path(given)
+    if path.is_dir():
+        raise HeadEditError(
+            f"{path}: is a folder, expected the path of a spec file. Saved edits are put on by "
+            "headedit.load(model, path)."
+        )
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        what = "is a model type, not a spec file" if str(given) in all_specs() else "there is no such spec file"
+        raise HeadEditError(f"{given}: {what}. {by_type}.")
+    return path
 
 
 def spec_of_type(model_type: str) -> Spec:
@@ -90,10 +114,8 @@ def model_type_of(model: nn.Module) -> str:
     Raises:
         HeadEditError: the object is not a transformers model.
     """
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if not isinstance(model_type, str):
-        raise HeadEditError(f"Expected a transformers model with config.model_type, found {type(model).__name__}.")
-    return model_type
+    config: Any = expect_model(model).config
+    return str(config.model_type)
 
 
 def packaged_specs() -> dict[str, Spec]:

@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any
 
 from accelerate.utils import wait_for_everyone
+from torch import nn
 
 from headedit.data.batches import Encoded
 from headedit.data.encoding import encode, is_encoded
@@ -15,27 +16,37 @@ from headedit.edits import HeadEdits
 from headedit.edits.files.card import write_card
 from headedit.edits.files.storage import load_tensors
 from headedit.edits.gate_set import heads_of, open_gates
+from headedit.edits.values import whole_number
 from headedit.errors import HeadEditError
 from headedit.hf.config import context_length
 from headedit.hf.loading import load_tokenizer
+from headedit.hf.models import check_causal_lm
 from headedit.hf.quantized import differentiable
 from headedit.io.files import check_writable
 from headedit.runs.files import PATH_FILE, PATH_TENSOR_FILE
 from headedit.runs.run import Run
 from headedit.runs.stability import Spread, Stability, agreement
+from headedit.training.arguments import (
+    as_tokenizer,
+    check_examples,
+    check_fields,
+    check_settings,
+    recipe_name,
+)
 from headedit.training.controls import Metric, figures_of, run_controls
 from headedit.training.prefix_cache import FrozenPrefix
 from headedit.training.recipes import DEFAULT, Recipe, make_recipe
 from headedit.training.recipes.journal import digest, digest_rows
 from headedit.training.recipes.session import Session
+from headedit.training.trainable import edits_to_train
 
 
 def fit(
-    edits: HeadEdits,
+    edits: HeadEdits | nn.Module,
     train: Iterable[Any],
     valid: Iterable[Any] | None = None,
     *,
-    output_dir: "str | PathLike[str]",
+    output_dir: "str | PathLike[str] | None" = None,
     recipe: str = DEFAULT,
     seed: int = 0,
     seeds: int = 1,
@@ -54,14 +65,14 @@ def fit(
     >>> run = headedit.fit(edits, train, valid, output_dir="out", recipe="localise")  # doctest: +SKIP
 
     Args:
-        edits: the handle; the base model is not changed.
+        edits: the handle, or the model that carries the edits; the base model is not changed.
         train: training examples: (prompt, response) pairs, records in any format of ``headedit.data.formats``,
             conversations included, or records with ``input_ids`` and ``labels``; as a list, a ``datasets.Dataset`` or
             a split of ``headedit.load_data``.
         valid: validation examples, in the same forms. Recipes choose heads and stop early by the loss on them, without
             penalty. If None, ``localise`` holds out some training examples, and the other recipes run to their end.
         output_dir: folder for the edits, ``history.jsonl``, ``run.json``, ``checkpoints/`` and, with ``localise``, the
-            pruning path.
+            pruning path. It must be given.
         recipe: name of the recipe: ``localise``, ``jola``, ``lofit``, ``ist``, ``rst``, ``refit`` or ``ungated``.
         seed: seed of the order of examples and of the gates' noise; the same seed gives the same edits.
         seeds: number of runs, with the seeds ``seed``, ``seed + 1``, ...; all but the first in folders ``seed-<n>``.
@@ -70,7 +81,8 @@ def fit(
             vectors of the same norms; ``run.controls`` has the figures of each.
         metric: measures the edited model, called without arguments; for ``seeds`` and ``controls``, in addition to the
             validation loss.
-        tokenizer: tokenizer for examples of text; None for the one at the model's own name or path.
+        tokenizer: tokenizer for examples of text, or its name or folder; None for the one at the model's own name or
+            path.
         max_length: largest number of tokens per example; longer examples are dropped and reported. None for the model's
             context length.
         resume: resume the run that was stopped in ``output_dir``; if there is none, start a new one. All other
@@ -92,11 +104,27 @@ def fit(
 
     Raises:
         HeadEditError: a set of examples is empty, malformed or smaller than the batch size; the recipe or one of its
-            fields is unknown, or a value is out of range; the edits are detached, merged, disabled or frozen; the
-            folder cannot be written; the loss becomes NaN or infinite; or the run to resume differs from this one.
+            fields is unknown, or a value is of a wrong type or out of range; the model gives no logits for the next
+            token; the edits are detached, merged, disabled or frozen; the folder cannot be written; the loss becomes
+            NaN or infinite; or the run to resume differs from this one.
         KeyboardInterrupt: Ctrl-C or SIGTERM, raised at the end of the step in which it arrived; that step is saved, and
             ``resume=True`` continues from there.
     """
+    check_settings(
+        output_dir=output_dir,
+        metric=metric,
+        arguments=arguments,
+        switches={"controls": controls, "resume": resume, "cache_prefix": cache_prefix, "progress": progress},
+    )
+    seed, seeds = whole_number(seed, "seed"), whole_number(seeds, "seeds", "the number of runs")
+    max_length = None if max_length is None else whole_number(max_length, "max_length")
+    edits = edits_to_train(edits)
+    check_causal_lm(edits.model, "headedit.fit")
+    check_examples(train, "train")
+    if valid is not None:
+        check_examples(valid, "valid")
+    recipe = recipe_name(recipe)
+    check_fields(recipe, overrides)
     chosen = make_recipe(recipe, overrides)
     if seeds < 1:
         raise HeadEditError(f"seeds: found {seeds}, expected 1 or more.")
@@ -104,8 +132,9 @@ def fit(
         raise HeadEditError("Several seeds, and controls, are compared on validation examples or a metric; give one.")
     edits.check_trainable()
     prefix = FrozenPrefix(edits, dict(arguments or {})) if cache_prefix else None
+    assert output_dir is not None
     folder = check_writable(output_dir)
-    train_rows, valid_rows, pad = _encoded(edits, train, valid, tokenizer, max_length, progress)
+    train_rows, valid_rows, pad = _encoded(edits, train, valid, as_tokenizer(tokenizer), max_length, progress)
     if len(train_rows) < chosen.batch_size:
         raise HeadEditError(
             f"The training set has {len(train_rows)} examples, fewer than the batch size of {chosen.batch_size}; give "

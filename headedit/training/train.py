@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from headedit.hf.config import context_length
 from headedit.io.files import check_writable, write_atomically
 from headedit.runs.files import DATA_FILE
 from headedit.runs.run import Run
+from headedit.training.arguments import check_base, check_run
 from headedit.training.config import ModelConfig, RunConfig, read_run
 from headedit.training.fit import fit
 
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    config: "str | PathLike[str] | RunConfig",
+    config: "str | PathLike[str] | Mapping[str, Any] | RunConfig",
     *,
     resume: bool = False,
     base: nn.Module | None = None,
@@ -44,8 +45,8 @@ def train(
     >>> run = headedit.train("cpu-small", output="out", epochs=1, data={"examples": 50})  # doctest: +SKIP
 
     Args:
-        config: a YAML file, the folder of an earlier run, the name of a config that comes with headedit, or a
-            ``RunConfig``.
+        config: a YAML file, the folder of an earlier run, the name of a config that comes with headedit, a
+            ``RunConfig``, or a mapping of its fields.
         resume: resume the run that was stopped in the output folder; if there is none, start a new one.
         base: the base model, if it is already loaded; None to load it as the config says.
         progress: show progress bars.
@@ -63,6 +64,12 @@ def train(
         KeyboardInterrupt: Ctrl-C or SIGTERM; the step in which it arrived is saved, and ``resume=True`` continues
             from there.
     """
+    if isinstance(config, Mapping):
+        config = RunConfig.from_dict(config, "the run's config")
+    elif not isinstance(config, RunConfig):
+        check_run(config)
+    if base is not None:
+        check_base(base)
     chosen = read_run(config, overrides)
     if chosen.output is None:
         raise HeadEditError("There is no output folder: give output=..., or --output.")

@@ -25,6 +25,7 @@ from headedit.training.loop.progress import EditProgress
 from headedit.training.loop.saving import SavesEdits
 from headedit.training.loop.schedules import Moment
 from headedit.training.loop.throughput import Throughput
+from headedit.training.trainable import edits_to_train
 
 
 class HeadEditMixin(SavesEdits):
@@ -68,6 +69,7 @@ class HeadEditMixin(SavesEdits):
         stage: str | None = None,
         **kwargs: Any,
     ) -> None:
+        edits = edits_to_train(edits)
         with accepted_for_training(edits.model):
             super().__init__(model=edits.model, **kwargs)
         self.edits = edits
