@@ -8,16 +8,17 @@ from warnings import warn
 import torch
 
 from headedit.edits.adapter import Adapter, Arithmetic, edited_sites, weighted_sum
-from headedit.edits.adapter_state import BASE, AdapterState
+from headedit.edits.adapter_state import BASE
 from headedit.edits.arguments import as_config, as_list, check_order
 from headedit.edits.config import EditConfig
+from headedit.edits.contexts import AdapterContexts
 from headedit.edits.summands import check_finite, site_shapes
 from headedit.edits.values import real_number
 from headedit.errors import HeadEditError
 from headedit.io.describe import describe
 
 
-class AdapterSet(AdapterState):
+class AdapterSet(AdapterContexts):
     """The adapters on a model, which can be added, chosen and deleted by name."""
 
     def add_adapter(self, adapter_name: str, config: EditConfig | Mapping[str, Any] | Arithmetic | None = None) -> None:

@@ -1,0 +1,107 @@
+"""Contexts in which a thread or task has other edits than the handle says: none, another strength, routed rows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+from headedit.edits.adapter import Adapter
+from headedit.edits.adapter_state import BASE, AdapterState
+from headedit.edits.arguments import as_list
+from headedit.edits.choices import NOTHING, Choice, Effective, Override, choice_of
+from headedit.edits.routing import route_rows
+from headedit.edits.strength import Strength, check_strength
+from headedit.errors import HeadEditError
+
+_REVERTED = (
+    "The edits are merged, and another thread or task has taken them out of the weights in disable_adapter(). Wait "
+    "until it has left that, or call unmerge_adapter(): then each has its own."
+)
+
+
+class AdapterContexts(AdapterState):
+    """Contexts that hold for the thread or task that enters them, and can be left in any order."""
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[nn.Module]:
+        """A context in which the model is the base model, bit for bit, whether the edits are merged or not.
+
+        It holds for the thread or asyncio task that enters it, and for tasks started in it. While the edits are merged
+        it changes the weights, which all threads share: then other threads get an error instead of an answer.
+
+        Raises:
+            HeadEditError: the edits are merged, and a pass in another thread does not end.
+        """
+        with self._choices.entered(Override("disable_adapter()", NOTHING)):
+            change = self.merged
+            if change is not None:
+                self._swap_weights(change.revert, _REVERTED)
+            try:
+                yield self.model
+            finally:
+                if change is not None and self.merged is change and self._count_off() == 1:
+                    self._swap_weights(change.apply, None)
+
+    @contextmanager
+    def at_strength(self, strength: float) -> Iterator[nn.Module]:
+        """A context in which the active adapter acts at another strength; see ``strength``.
+
+        It holds for the thread or asyncio task that enters it, and for tasks started in it.
+
+        Args:
+            strength: the factor on its vectors in place of ``edits.strength``.
+
+        Raises:
+            HeadEditError: it is not a finite number, or the edits are merged.
+        """
+        self._refuse_merged("strength cannot be changed")
+        dial = Strength(check_strength(strength))
+        with self._choices.entered(Override("at_strength()", adapter=self.module, dial=dial)):
+            yield self.model
+
+    @contextmanager
+    def route(self, adapter_names: Sequence[str | None]) -> Iterator[nn.Module]:
+        """A context in which each row of a batch has an adapter of its own, in ``forward`` and ``generate``.
+
+        It holds for the thread or asyncio task that enters it, and for tasks started in it.
+
+        The vectors are gathered when the context is entered, as they act in eval mode then, so that a site costs one
+        multiply-add however many adapters there are. A batch that is a multiple of the rows holds each of them several
+        times, one after the other, as ``num_beams`` and ``num_return_sequences`` do.
+
+        Args:
+            adapter_names: an adapter for each row of the batch; None or ``"__base__"`` for the base model.
+
+        Raises:
+            HeadEditError: a name is not known, the model is in training mode or the edits are merged; in the context,
+                a batch has another number of rows.
+        """
+        given = as_list(adapter_names, "route", "a list with a name, or None, for each row", least=1)
+        names = [None if isinstance(name, str) and name == BASE else name for name in given]
+        for name in names:
+            if name is not None:
+                self._check_known(name)
+        self._refuse_merged("rows cannot be routed")
+        if self.spec.no_routing is not None:
+            raise HeadEditError(
+                f"{type(self.model).__name__} cannot be routed by row: {self.spec.no_routing}. Run the rows of each "
+                "adapter by themselves, after set_adapter."
+            )
+        if self.model.training:
+            raise HeadEditError(
+                "route() works in eval mode: call model.eval() first, and train adapters one at a time."
+            )
+        with self._hooks.passes.lock:
+            routed = route_rows({name: self[name] for name in names if name is not None}, names)
+        with self._choices.entered(Override("route()", Choice(routed))):
+            yield self.model
+
+    @contextmanager
+    def applying(self, effective: "Mapping[str, Effective] | Adapter") -> Iterator[None]:
+        """A context in which the hooks apply an adapter, or edits by site name at the active adapter's strength."""
+        choice = choice_of(effective) if isinstance(effective, Adapter) else Choice(effective, self.module)
+        with self._choices.entered(Override("another adapter", choice)):
+            yield
+
+    def _count_off(self) -> int:
+        return sum(asked.choice is NOTHING for asked in list(self._choices.live))
