@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from headedit.edits.adapter import Adapter, Arithmetic
+from headedit.edits.attached import AttachedAdapters
 from headedit.edits.hooks import Effective, SiteHooks
 from headedit.edits.routing import route_rows
 from headedit.edits.weight_change import WeightChange
@@ -21,18 +22,6 @@ DEFAULT = "default"
 
 BASE = "__base__"
 """The name, as in PEFT, of no adapter: the base model."""
-
-
-class AttachedAdapters(nn.ModuleDict):
-    """The adapters of a model by name, as its submodule ``headedit``; it leads to their handle, in copies too."""
-
-    _handle: "AdapterState"
-
-
-def handle_of(model: nn.Module) -> "AdapterState | None":
-    """The handle of the edits on a model; None where it has none."""
-    adapters = model._modules.get(MODULE_NAME)
-    return adapters._handle if isinstance(adapters, AttachedAdapters) else None
 
 
 class AdapterState(Arithmetic):

@@ -5,7 +5,7 @@ from os import PathLike
 from torch import nn
 
 from headedit.edits.adapter import Adapter, edited_sites
-from headedit.edits.adapter_state import handle_of
+from headedit.edits.attached import handle_of
 from headedit.edits.config import EditConfig
 from headedit.edits.files.storage import read_with_spec
 from headedit.edits.handle import HeadEdits
