@@ -44,7 +44,7 @@ class AdapterState(Arithmetic):
         self._disabled = False
         self._layers_enabled = True
         self._put(DEFAULT, first)
-        model.add_module(MODULE_NAME, self._adapters)
+        self._adapters.put_on(model)
 
     def __copy__(self) -> "AdapterState":
         return self  # the state is the model's: two handles of one model would contradict each other

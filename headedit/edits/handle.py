@@ -17,7 +17,7 @@ from headedit.edits.merge.peft import to_peft
 from headedit.edits.status import ModelStatus, model_status
 from headedit.errors import HeadEditError
 from headedit.io.notebook import html_of
-from headedit.specs import MODULE_NAME, Spec
+from headedit.specs import Spec
 
 
 class HeadEdits(ActiveAdapter):
@@ -60,7 +60,7 @@ class HeadEdits(ActiveAdapter):
             self._hooks.remove()
             if self._guard is not None:
                 self._guard.remove()
-            del self.model._modules[MODULE_NAME]
+            self._adapters.take_off(self.model)
             for parameter in self._was_trainable:
                 parameter.requires_grad_(True)
         return self.model

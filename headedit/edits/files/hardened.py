@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from headedit.edits.adapter import Adapter
+from headedit.edits.files.values import check_finite
 from headedit.edits.gates import SATURATED
 from headedit.errors import HeadEditError
 
@@ -29,7 +30,7 @@ def pack(adapter: Adapter) -> dict[str, Tensor]:
     """The effective values of an adapter in the hardened form; the adapter does not change.
 
     Raises:
-        HeadEditError: the parameters have several dtypes, which the form cannot hold.
+        HeadEditError: the parameters have several dtypes, which the form cannot hold, or a value is not finite.
     """
     if not _has_one_dtype(adapter):
         raise HeadEditError(
@@ -39,6 +40,7 @@ def pack(adapter: Adapter) -> dict[str, Tensor]:
     tensors = {}
     for site, edit in adapter.pairs():
         for vector, effective in edit.effective().items():
+            check_finite({f"{site.name}.{vector}": effective})
             heads = edit.is_open(vector).cpu().nonzero().flatten()
             if len(heads):
                 tensors[f"{site.name}.{vector}"] = effective.cpu()[heads].contiguous()
