@@ -113,7 +113,7 @@ class AttachedAdapters(nn.ModuleDict):
 
     def _fitting(self, name: str, part: dict[str, Any]) -> Adapter:
         """The adapter of a name, if it has the recorded shape; or else a fresh one that has it, on this model."""
-        current = self.get(name, None)
+        current = self._modules.get(name)
         if (
             isinstance(current, Adapter)
             and current.config == part["config"]
