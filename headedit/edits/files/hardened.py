@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from headedit.edits.adapter import Adapter
-from headedit.edits.files.values import check_finite
+from headedit.edits.files.values import check_effective
 from headedit.edits.gates import SATURATED
 from headedit.errors import HeadEditError
 
@@ -37,10 +37,10 @@ def pack(adapter: Adapter) -> dict[str, Tensor]:
             "The parameters of these edits have several dtypes, so that they cannot be saved hardened. Bring them to "
             "one, edits.module.float(), or save them with hardened=False."
         )
+    check_effective(adapter)
     tensors = {}
     for site, edit in adapter.pairs():
         for vector, effective in edit.effective().items():
-            check_finite({f"{site.name}.{vector}": effective})
             heads = edit.is_open(vector).cpu().nonzero().flatten()
             if len(heads):
                 tensors[f"{site.name}.{vector}"] = effective.cpu()[heads].contiguous()

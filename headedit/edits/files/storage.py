@@ -78,9 +78,7 @@ def save(
     check_metrics(metrics)
     adapter = edits.module
     short = hardened or is_hardened(adapter)
-    tensors = tensors_of(adapter)
-    if short:
-        tensors = pack(adapter)
+    tensors = pack(adapter) if short else tensors_of(adapter)
     config = {**base_record(edits.model, edits.spec), **adapter_record(adapter)}
     if short:
         config["strength"] = 1.0  # is part of the values

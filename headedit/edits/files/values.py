@@ -44,6 +44,14 @@ def tensors_of(adapter: Adapter) -> dict[str, Tensor]:
     return tensors
 
 
+@torch.no_grad()
+def check_effective(adapter: Adapter) -> None:
+    """Raises a HeadEditError where a parameter of an adapter, or its effective value, is not whole and finite."""
+    tensors_of(adapter)
+    for site, edit in adapter.pairs():
+        check_finite({f"{site.name}.{vector}": value for vector, value in edit.effective().items()})
+
+
 def check_finite(tensors: dict[str, Tensor]) -> None:
     """Raises a HeadEditError that names site and head where a value of a head is NaN or infinite.
 
