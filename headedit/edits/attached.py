@@ -18,6 +18,7 @@ from headedit.edits.files.state import EXTRA_STATE, pack_state, set_frozen_gates
 from headedit.errors import HeadEditError
 from headedit.specs import MODULE_NAME
 
+_NO_STATE = "_EXTRA_STATE"  # the class that torch.distributed.checkpoint puts where a full state dict has none
 _SAVERS = {("transformers.modeling_utils", "save_pretrained")}
 
 
@@ -41,6 +42,13 @@ class AttachedAdapters(nn.ModuleDict):
         """Undoes ``put_on``."""
         self._checking.remove()
         del model._modules[MODULE_NAME]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "AttachedAdapters":
+        without_values = any(parameter.is_meta for parameter in self.parameters())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for adapter in self._by_name().values() if without_values else ():
+            adapter.strength = adapter.strength  # its tensors had no values either
+        return self
 
     def get_extra_state(self) -> Tensor:
         """What a state dict says of the adapters besides their parameters, as bytes, uint8."""
@@ -75,7 +83,7 @@ class AttachedAdapters(nn.ModuleDict):
         self._check_merged(self, self._loading, state_dict, prefix)
         if self._loading is not None:
             missing_keys += self._fit(self._loading, state_dict, prefix)
-            state_dict = {name: value for name, value in state_dict.items() if name != key}
+        state_dict = {name: value for name, value in state_dict.items() if name != key}
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -89,10 +97,11 @@ class AttachedAdapters(nn.ModuleDict):
 
     def _read(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Any] | None:
         """The record in a state dict, which the model can fit; None where it has none."""
-        if prefix + EXTRA_STATE not in state_dict:
+        state = state_dict.get(prefix + EXTRA_STATE)
+        if state is None or type(state).__name__ == _NO_STATE:
             return None
         where = f"The state dict, at {prefix}{EXTRA_STATE}"
-        record = unpack_state(state_dict[prefix + EXTRA_STATE], where)
+        record = unpack_state(state, where)
         differences: list[str] = []
         for name, part in record["adapters"].items():
             if name not in self:

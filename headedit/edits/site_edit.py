@@ -4,7 +4,7 @@ JoLA (Lai, Fraser, Titov, ICML 2025, arXiv 2502.01179), section 3, z' = (1 + g_m
 ``offset``. The maps of many sites are computed together, in a number of operators that does not grow with the sites.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -55,11 +55,11 @@ class SiteEdit(nn.Module):
         self.register_buffer("strength", None, persistent=False)
         self.vectors, self.gates = NamedParameters(), NamedParameters()
         for vector in VECTORS if config.vectors == "both" else (config.vectors,):
-            value = torch.zeros(self.heads, self.head_dim, device=device, dtype=torch.float32)
-            self.vectors[vector] = value.normal_(std=config.init_std) if config.init_std else value
+            value = _filled((self.heads, self.head_dim), 0.0, device)
+            _add(self.vectors, vector, value.normal_(std=config.init_std) if config.init_std else value)
             if config.gates == "separate" or (self.shared and not len(self.gates)):
-                gate = torch.full((self.heads,), config.gate_init, device=device, dtype=torch.float32)
-                self.gates[_gate_name(vector)] = gate
+                _add(self.gates, _gate_name(vector), _filled((self.heads,), config.gate_init, device))
+        self._fresh = {"vectors": (0.0, config.init_std), "gates": (config.gate_init, 0.0)}  # mean, standard deviation
         shape = (self.heads, self.head_dim, [*self.vectors, *self.gates], self.shared)
         self._traits = repr((*shape, self.distribution, self.expectation))  # a text, whose hash is computed once
 
@@ -134,6 +134,12 @@ class SiteEdit(nn.Module):
             affine: the map, where it was computed together with those of other sites; see ``affine_all``.
         """
         scale, offset = self.affine() if affine is None else affine
+        if not z.is_meta and any(part is not None and part.is_meta for part in (scale, offset)):
+            raise HeadEditError(
+                f"{self.path}: its edit is on the meta device, where it has no values, and the model is not. Call "
+                "model.headedit.to_empty(device=...) for fresh edits, which change nothing until they are trained, or "
+                "load a state dict that has their values with assign=True."
+            )
         shape = heads_shape(z, self.heads, self.head_dim, self.path)
         return apply_affine(z, broadcast_to_heads(scale, z, shape), broadcast_to_heads(offset, z, shape))
 
@@ -154,6 +160,24 @@ class SiteEdit(nn.Module):
             if gate is not None:
                 is_open = any(given.values()) if self.shared else given[name]
                 gate[head] = SATURATED if is_open else -SATURATED
+
+    @torch.no_grad()
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SiteEdit":
+        """Moves or casts the parameters; unlike other modules', their values stay under ``to_empty`` as well.
+
+        Parameters that come off the meta device, where they had no values, are those of a fresh edit.
+        """
+        before = {name: tensor.detach() for name, tensor in (*self.named_parameters(), *self.named_buffers())}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            part, old = name.partition(".")[0], before[name]
+            if tensor.is_meta:
+                continue
+            if not old.is_meta:
+                tensor.data.copy_(old)
+            elif part in self._fresh:
+                tensor.data.normal_(*self._fresh[part])
+        return self
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         self.idle = False  # the gates that are loaded may be open
@@ -246,6 +270,18 @@ def _stack(values: Sequence[Values], names: Sequence[str]) -> Tensor:
     tensors = [of[name] for of in values for name in names]
     stacked = torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
     return stacked.view(len(values), len(names), *stacked.shape[1:])
+
+
+def _filled(shape: tuple[int, ...], value: float, device: torch.device) -> Tensor:
+    """A float32 tensor of one value; on its device also where accelerate has torch make tensors without values."""
+    return torch.tensor(value, dtype=torch.float32, device=device).repeat(shape)
+
+
+def _add(parameters: NamedParameters, name: str, value: Tensor) -> None:
+    """Adds a parameter with its value, within ``accelerate.init_empty_weights`` too: no checkpoint will bring it."""
+    parameters[name] = value
+    if parameters[name].is_meta and not value.is_meta:
+        parameters._parameters[name] = nn.Parameter(value)
 
 
 def _gate_name(vector: str) -> str:

@@ -127,15 +127,6 @@ def holds_edits(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (TENSOR_FILE, CONFIG_FILE))
 
 
-def read_edits_config(folder: Path) -> dict[str, Any]:
-    """The config of the edits in a folder, with the keys and types that the format has.
-
-    Raises:
-        HeadEditError: there are none, a file is damaged, or it says what edits cannot be.
-    """
-    return read_pair(folder).config
-
-
 def read_pair(folder: Path) -> Pair:
     """The edits in a folder.
 

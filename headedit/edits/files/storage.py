@@ -171,6 +171,15 @@ def read(directory: "str | PathLike[str]") -> Adapter:
     return adapter
 
 
+def read_record(directory: "str | PathLike[str]") -> dict[str, Any]:
+    """What is recorded with the edits in a folder: base model, spec, config, strength, sites, versions.
+
+    Raises:
+        HeadEditError: the folder holds no edits, or a file is damaged.
+    """
+    return _read(Path(directory)).record
+
+
 def _read(folder: Path) -> _Saved:
     """The edits in a folder, or those in the weights of a model in it."""
     inside = None if holds_edits(folder) else read_from_weights(folder)
@@ -192,7 +201,7 @@ def _read(folder: Path) -> _Saved:
             stacklevel=3,
         )
     part = record["adapters"][active]
-    saved = {**record, **part, "format_version": FULL}
+    saved = {**record, **part, "config": dict(vars(part["config"])), "format_version": FULL}
     return _Saved(part["config"], of_adapters[active], saved, where, where, part["idle"], part["frozen_gates"])
 
 
