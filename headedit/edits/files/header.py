@@ -46,7 +46,7 @@ def header_text(payload: bytes) -> str | None:
 def with_text(payload: bytes, text: str) -> bytes:
     """A file with our text in its header, and the same tensors."""
     header, data = split_payload(payload)
-    content = {_METADATA: {_KEY: text}, **json.loads(header)}
+    content = {**json.loads(header), _METADATA: {_KEY: text}}
     written = json.dumps(content, separators=(",", ":")).encode()
     written += b" " * (-len(written) % 8)  # so that the tensors are aligned
     return struct.pack("<Q", len(written)) + written + data

@@ -1,10 +1,9 @@
 """The record of all adapters on a model as a tensor, which a state dict holds next to their parameters.
 
-format_version; versions, base_model, spec and spec_sha256 as in the files of saved edits; active, the name of the
-active adapter; merged, the names of those in the weights; adapters, by name: config, strength and sites as in the
-files; idle, the indices of the sites without an open head; frozen_gates, whether the gates alone are frozen, as
-hardened ones are. The tensor holds the bytes of the JSON, padded with spaces, so that states of about the same length
-have the same shape.
+format_version; versions, base_model and spec as in the files of saved edits; active, the name of the active adapter;
+merged, the names of those in the weights; adapters, by name: config, strength and sites as in the files; idle, the
+indices of the sites without an open head; frozen_gates, whether the gates alone are frozen, as hardened ones are. The
+tensor holds the bytes of the JSON, padded with spaces, so that states of about the same length have the same shape.
 """
 
 import json

@@ -79,7 +79,7 @@ def save(
     adapter = edits.module
     short = hardened or is_hardened(adapter)
     tensors = pack(adapter) if short else tensors_of(adapter)
-    config = {**base_record(edits.model, edits.spec), **adapter_record(adapter)}
+    config = {**base_record(edits.model, edits.spec), "spec_sha256": edits.spec.digest(), **adapter_record(adapter)}
     if short:
         config["strength"] = 1.0  # is part of the values
     write_pair(Path(directory), config, tensors, HARDENED if short else FULL)

@@ -30,9 +30,15 @@ def tensors_of(adapter: Adapter) -> dict[str, Tensor]:
             shape = (edit.heads, edit.head_dim) if name in edit.vectors else (edit.heads,)
             if value.shape != shape:
                 raise HeadEditError(
-                    f"{where} has shape {tuple(value.shape)} in this process, expected {shape}: it is sharded by FSDP1 "
-                    "(FullyShardedDataParallel), with which edits cannot be used. Shard with FSDP2, fully_shard, or "
-                    "leave the edits out of it: ignored_states=list(model.headedit.parameters())."
+                    f"{where} has shape {tuple(value.shape)} in this process, expected {shape}, as FSDP1 "
+                    "(FullyShardedDataParallel) shards it. Save within FullyShardedDataParallel.summon_full_params; or "
+                    "keep the edits whole, with ignored_states=list(model.headedit.parameters())."
+                )
+            if hasattr(value, "full_tensor"):
+                raise HeadEditError(
+                    f"{where} is sharded over processes, as FSDP2 does. Call model.unshard() in every process before "
+                    "saving, and model.reshard() afterwards; or keep the edits whole, with "
+                    "fully_shard(model, ignored_params=set(model.headedit.parameters()))."
                 )
             if value.is_meta:
                 raise HeadEditError(
