@@ -178,6 +178,10 @@ def test_a_state_in_whose_weights_the_edits_are_is_refused_by_a_model_where_they
         model.load_state_dict(unmerged)
     assert torch.equal(logits(model, ids), wanted)
     model.load_state_dict(merged)  # its own
+    strength = changed('"strength": 1.0', '"strength": 3.0')(merged[STATE])
+    with pytest.raises(HeadEditError, match=r"unmerge_adapter"):
+        model.load_state_dict({**merged, STATE: strength})
+    assert edits.strength == 1
     edits.unmerge_adapter()
     before = logits(model, ids)
     with pytest.raises(HeadEditError, match=r"taken while default was merged .* would act twice"):

@@ -205,7 +205,7 @@ class AttachedAdapters(nn.ModuleDict):
             return
         own = root.state_dict()
         given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-        if not all(_same(value, own.get(key)) for key, value in given.items() if not key.endswith(EXTRA_STATE)):
+        if not all(_same(value, own.get(key)) for key, value in given.items() if isinstance(value, Tensor)):
             raise HeadEditError(
                 f"{', '.join(merged)} is merged into the weights of this model, which a state dict would overwrite: "
                 "call unmerge_adapter() first, and load it then."

@@ -99,7 +99,9 @@ class HeadEdits(ActiveAdapter):
         card: bool = True,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Writes ``headedit_config.json`` and ``headedit.safetensors`` into a folder, atomically, and a model card.
+        """Writes ``headedit.safetensors`` into a folder in one step, a copy of its config to read, and a model card.
+
+        A save that is killed at any moment leaves the old edits or the new ones. The copy is ``headedit_config.json``.
 
         Args:
             save_directory: the folder; it is made if it does not exist.
@@ -108,7 +110,8 @@ class HeadEdits(ActiveAdapter):
             metrics: names and values that the card reports.
 
         Raises:
-            HeadEditError: the folder cannot be made or written, or a metric is not a number.
+            HeadEditError: a vector or gate is NaN, infinite, sharded or on the meta device, the folder cannot be made or
+                written, or a metric is not a number; nothing on disk has changed then.
         """
         save(self, save_directory, hardened=hardened, card=card, metrics=metrics)
 
@@ -135,7 +138,7 @@ class HeadEdits(ActiveAdapter):
             metrics: names and values for the card.
 
         Raises:
-            HeadEditError: the hub refuses, cannot be reached, or a metric is not a number.
+            HeadEditError: a vector or gate is not finite, the hub refuses, cannot be reached, or a metric is not a number.
         """
         return push_to_hub(
             self,
@@ -212,7 +215,7 @@ class HeadEdits(ActiveAdapter):
         """Writes the edits as a PEFT adapter: (IA)³, or LoRA where there is an offset.
 
         Raises:
-            HeadEditError: PEFT is not installed, or cannot hold an edit of these sites.
+            HeadEditError: a value is NaN or infinite, PEFT is not installed, or cannot hold an edit of these sites.
         """
         to_peft(self, directory)
 

@@ -71,7 +71,8 @@ def write_pair(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor],
     """
     payload = safetensors.torch.save(tensors)
     data = hashlib.sha256(split_payload(payload)[1]).hexdigest()
-    payload = with_text(payload, json.dumps({"format_version": version, **config, "data_sha256": data}))
+    text = json.dumps({"format_version": version, **config, "data_sha256": data}, separators=(",", ":"))
+    payload = with_text(payload, text)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / TENSOR_FILE, payload)
@@ -199,7 +200,7 @@ def _compare_copy(folder: Path, saved: dict[str, Any]) -> None:
             return
     warn(
         f"{file}: is not the config of the {TENSOR_FILE} next to it ({difference}). The config in the header of "
-        f"{TENSOR_FILE} counts, and the copy is ignored; saving the edits again writes it anew.",
+        f"{TENSOR_FILE} counts, and the copy is ignored; saving the edits writes it again.",
         stacklevel=2,
     )
 
