@@ -110,8 +110,8 @@ class HeadEdits(ActiveAdapter):
             metrics: names and values that the card reports.
 
         Raises:
-            HeadEditError: a vector or gate is NaN, infinite, sharded or on the meta device, the folder cannot be made or
-                written, or a metric is not a number; nothing on disk has changed then.
+            HeadEditError: a vector or gate is NaN, infinite, sharded or on the meta device, the folder cannot be made
+                or written, or a metric is not a number; nothing on disk has changed then.
         """
         save(self, save_directory, hardened=hardened, card=card, metrics=metrics)
 
@@ -138,7 +138,8 @@ class HeadEdits(ActiveAdapter):
             metrics: names and values for the card.
 
         Raises:
-            HeadEditError: a vector or gate is not finite, the hub refuses, cannot be reached, or a metric is not a number.
+            HeadEditError: a vector or gate is not finite, the hub refuses or cannot be reached, or a metric is not a
+                number.
         """
         return push_to_hub(
             self,
