@@ -98,8 +98,8 @@ def read_adapter(
     Args:
         model: the model, with or without edits attached.
         spec: a spec or spec file to use; by default the registry's, or else the one saved with the edits.
-        path: a folder that ``save_pretrained`` of the edits, or of the model with them, wrote, or the id of a repository
-            on the Hugging Face hub.
+        path: a folder that ``save_pretrained`` of the edits, or of the model with them, wrote, or the id of a
+            repository on the Hugging Face hub.
         revision: the revision of a hub repository.
 
     Raises:
