@@ -1,6 +1,7 @@
 """The command line from files to saved edits, and what it says when something is wrong."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def test_the_commands_lead_from_files_to_edits_to_figures_and_pictures(model_fol
     assert "30 to train on, 0 to validate on" in printed
     record = json.loads((out / "run.json").read_text())
     assert (record["steps"], record["settings"]["scale_lr"]) == (40, 0.01)
-    assert record["base_model"] == model_folder
+    assert record["base_model"] == os.path.basename(model_folder)
 
     report = tmp_path / "reports" / "report.json"
     arguments = ["--data", data, "--limit", 10, "--output", report, "--device", "cpu"]
@@ -159,7 +160,7 @@ def mistakes(model_folder, tmp_path):
             [*evaluate, "--edits", tmp_path / "qwen_edits"],
             r"qwen_edits: these edits were made for another model.*model_type: edits qwen3, model llama",
         ),
-        "no edits": ([*evaluate, "--edits", tmp_path], r"holds no headedit_config\.json"),
+        "no edits": ([*evaluate, "--edits", tmp_path], r"holds no headedit\.safetensors"),
         "report not writable": ([*evaluate, "--output", tmp_path / "file" / "r.json"], r"file: cannot be written"),
         "nothing to plot": (["plot", tmp_path / "none"], r"no saved edits here"),
         "no such task": (["demo", "--task", "rever", "--output", tmp_path / "demo"], r"Did you mean 'reverse'\?"),

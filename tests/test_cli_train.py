@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import headedit
 from headedit.cli.main import main
+from headedit.edits.files.header import split_payload
 from headedit.runs.run import Run
 from headedit.training.config import read_run
 from headedit.training.loop.interrupts import StopOnSignal
@@ -42,7 +43,7 @@ def changed(**settings):
 
 
 def trained(folder):
-    return (folder / TENSORS).read_bytes()
+    return split_payload((folder / TENSORS).read_bytes())[1]
 
 
 FEW = {"data__examples": 16, "data__valid": 8, "epochs": 2}

@@ -1,5 +1,6 @@
 """Saved edits from strangers are refused with a HeadEditError, or load finite; the model is never half edited."""
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from saved_files import older_pair
 from tiny import randomise, tiny_model
 
 import headedit
@@ -19,6 +21,7 @@ from headedit import EditConfig, HeadEditError
 from headedit.cli.main import main
 from headedit.demo import MODEL_FOLDER
 from headedit.edits.files.format import CONFIG_FILE, TENSOR_FILE
+from headedit.edits.files.header import split_payload, with_text
 from headedit.edits.files.storage import load_tensors, read
 from headedit.edits.gate_set import close, open_gates
 
@@ -40,7 +43,7 @@ def test_the_package_reads_no_file_in_a_way_that_could_run_code():
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """The two files, full and hardened, as bytes."""
+    """The two files, full and hardened, as bytes, in the form of older versions, whose config is a file of its own."""
     pairs = {}
     for form, config in (("full", EditConfig()), ("hardened", EditConfig()), ("shared", EditConfig(gates="shared"))):
         edits = headedit.attach(tiny_model("llama"), config=config)
@@ -48,7 +51,7 @@ def stored(tmp_path_factory):
         close(edits.module, open_gates(edits.module)[::3])
         folder = tmp_path_factory.mktemp(form)
         edits.save_pretrained(folder, hardened=form != "full")
-        pairs[form] = ((folder / CONFIG_FILE).read_bytes(), (folder / TENSOR_FILE).read_bytes())
+        pairs[form] = older_pair((folder / CONFIG_FILE).read_bytes(), (folder / TENSOR_FILE).read_bytes())
     return pairs
 
 
@@ -116,6 +119,30 @@ def rehashed(config, tensors):
     return json.dumps({**data, "tensors_sha256": hashlib.sha256(tensors).hexdigest()}).encode()
 
 
+def in_header(config, tensors):
+    """A file of tensors that has a config in its header, whatever the config is; the hash of the tensors fits."""
+    text = config.decode("utf-8", "replace")
+    with contextlib.suppress(ValueError, RecursionError):
+        data = json.loads(text)
+        if isinstance(data, dict):
+            hashed = hashlib.sha256(split_payload(tensors)[1]).hexdigest()
+            text = f'{{"data_sha256": "{hashed}", {text.lstrip()[1:]}'
+    return with_text(tensors, text)
+
+
+def attempt_in_header(target, config, tensors):
+    """As ``attempt``, of a file with the config in its header and nothing next to it."""
+    model, state, folder = target
+    alone = folder / "alone"
+    alone.mkdir(exist_ok=True)
+    (alone / TENSOR_FILE).write_bytes(in_header(config, tensors))
+    refused = _refusal(lambda: _check_loaded(headedit.load(model, alone), state))
+    assert refused is None or len(refused.encode()) < 5000
+    state.check(model)
+    _refusal(lambda: read(alone).gates())
+    return refused is None
+
+
 @st.composite
 def mutation(draw):
     """A function of bytes: some are changed, taken out or put in, or the end is cut off."""
@@ -178,6 +205,26 @@ def test_a_config_with_changed_bytes_is_refused_or_loads_finite(stored, target, 
     assert attempt(target, changed, tensors) or changed != config
 
 
+@QUICK
+@given(FORMS, mutation())
+def test_a_config_with_changed_bytes_in_the_header_is_refused_or_loads_finite(stored, target, form, mutate):
+    config, tensors = stored[form]
+    changed = mutate(config)
+    assert attempt_in_header(target, changed, tensors) or changed != config
+
+
+@QUICK
+@given(FORMS, mutation())
+def test_a_file_with_its_config_in_a_changed_header_is_refused_or_loads_finite(stored, target, form, mutate):
+    payload = in_header(*stored[form])
+    changed = mutate(payload)
+    _, state, folder = target
+    (folder / "alone").mkdir(exist_ok=True)
+    (folder / "alone" / TENSOR_FILE).write_bytes(changed)
+    refused = _refusal(lambda: _check_loaded(headedit.load(target[0], folder / "alone"), state))
+    assert refused is None or changed != payload
+
+
 ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -216,7 +263,9 @@ def test_a_config_with_changed_values_is_refused_or_loads_finite(stored, target,
             holder.append(copy.deepcopy(holder[last]))
         if not any(True for _ in places(content)):
             break
-    assert attempt(target, json.dumps(content).encode(), tensors) or content != json.loads(config)
+    changed = json.dumps(content).encode()
+    assert attempt(target, changed, tensors) or content != json.loads(config)
+    assert attempt_in_header(target, changed, tensors) or content != json.loads(config)
 
 
 def with_header(tensors, change):
@@ -320,6 +369,17 @@ def test_a_malicious_config_is_refused(stored, target, what):
     assert not attempt(target, config, tensors)
     with pytest.raises(HeadEditError, match=message):
         headedit.load(model, folder)
+    state.check(model)
+
+
+@pytest.mark.parametrize("what", [what for what in TEXTS if what not in ("not UTF-8", "half a surrogate pair")])
+def test_a_malicious_config_in_the_header_is_refused(stored, target, what):
+    change, message = TEXTS[what]
+    model, state, folder = target
+    config, tensors = stored["full"]
+    assert not attempt_in_header(target, change(config.strip() + b"\n"), tensors)
+    with pytest.raises(HeadEditError, match=message):
+        headedit.load(model, folder / "alone")
     state.check(model)
 
 

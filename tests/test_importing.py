@@ -12,6 +12,7 @@ import headedit
 from headedit import HeadEditError
 from headedit.cli import import_edits
 from headedit.edits import load
+from headedit.edits.files.header import split_payload
 from headedit.edits.importing.load import import_jola, import_lofit, read_lofit
 
 LAYERS, HEADS, WIDTH = 2, 4, 16
@@ -242,7 +243,8 @@ def test_lofits_arrays_compute_what_lofit_computes(with_scales, lofit, ids, tmp_
     edits.save_pretrained(tmp_path)
     load(fresh := tiny_model("llama"), tmp_path)
     assert torch.equal(logits(fresh, ids), logits(model, ids))
-    assert (tmp_path / "headedit.safetensors").stat().st_size < 3 * 16 * 4 * (1 + with_scales) + 1000
+    _, data = split_payload((tmp_path / "headedit.safetensors").read_bytes())
+    assert len(data) < 3 * 16 * 4 * (1 + with_scales) + 100
 
 
 def write_lofit(folder, heads, offsets, scales, kind):

@@ -260,6 +260,9 @@ def test_the_command_measures_on_data_or_leaves_evidence_out(run, tmp_path, caps
     assert "left out; --data FILE adds them" in " ".join(capsys.readouterr().out.split())
     assert "effect" not in Page(page.read_text()).heads()[0]
     arguments = ["--data", data, "--device", "cpu", "--limit", 4, "--no-probes", "--output", page]
+    assert call("report", run, *arguments) == 2
+    assert "records the name of its base model" in " ".join(capsys.readouterr().err.split())
+    arguments += ["--model", MODEL_FOLDER]
     assert call("report", run, *arguments) == 0
     read = Page(page.read_text())
     assert "probe accuracy" not in read.heads()[0]

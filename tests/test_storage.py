@@ -3,26 +3,31 @@
 Also the hardened form, the model card and the hub.
 """
 
+import hashlib
 import json
 import os
 import shutil
+import warnings
 
 import pytest
 import safetensors.torch
 import torch
 import yaml
+from saved_files import as_older, rewrite_header
 from tiny import FACTS, logits, randomise, tiny_model
+from transformers import AutoModelForCausalLM
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.edits.files import format
 from headedit.edits.files.card import CARD_FILE, MARKER
 from headedit.edits.files.format import CONFIG_FILE, TENSOR_FILE
+from headedit.edits.files.header import header_text, with_text
 from headedit.edits.files.hub import push_to_hub
 from headedit.edits.files.storage import load_tensors, read
 from headedit.edits.gate_set import close, open_gates
 from headedit.edits.gates import SATURATED
 from headedit.io.files import check_writable
+from headedit.specs.registry import packaged_folder
 
 
 @pytest.fixture
@@ -31,6 +36,12 @@ def saved(llama, tmp_path):
     randomise(edits)
     edits.save_pretrained(tmp_path / "edits")
     return tmp_path / "edits"
+
+
+@pytest.fixture
+def older(saved):
+    """The same edits as a version wrote them that had the config in the JSON alone."""
+    return as_older(saved)
 
 
 @pytest.mark.parametrize("model_type", sorted(FACTS))
@@ -112,7 +123,7 @@ def test_the_config_says_what_the_edits_are_of(saved):
         ("llama", {"num_hidden_layers": 3}, r"num_hidden_layers: edits 2, model 3"),
         ("llama", {"num_attention_heads": 8, "head_dim": 8}, r"num_attention_heads: edits 4, model 8"),
         ("llama", {"head_dim": 8}, r"head_dim: edits 16, model 8"),
-        ("llama", {"vocab_size": 256, "hidden_size": 64}, r"hidden_size: edits 32, model 64; vocab_size: edits 128"),
+        ("llama", {"vocab_size": 256, "hidden_size": 64}, r"hidden_size: edits 32, model 64\."),
     ],
 )
 def test_another_model_is_told_what_differs_and_stays_untouched(saved, ids, model_type, changes, message):
@@ -129,11 +140,21 @@ def test_a_model_that_has_edits_is_not_loaded_over(llama, saved):
         headedit.load(llama, saved)
 
 
+def test_a_vocabulary_of_another_size_is_only_warned_of(saved, llama, ids):
+    model = tiny_model("llama")
+    model.resize_token_embeddings(160)
+    with pytest.warns(UserWarning, match=r"another vocabulary \(vocab_size: edits 128, model 160\)"):
+        headedit.load(model, saved)
+    assert torch.equal(logits(model, ids)[..., :128], logits(llama, ids))
+
+
 def test_the_spec_travels_with_the_edits(saved, ids, llama):
-    config = json.loads((saved / CONFIG_FILE).read_text())
-    for part in (config["base_model"], config["spec"]):
-        part.update({k: "toy" for k in part if k == "model_type"} | {k: ["toy"] for k in part if k == "model_types"})
-    (saved / CONFIG_FILE).write_text(json.dumps(config))
+    def toy(config):
+        for part in (config["base_model"], config["spec"]):
+            part.update({k: "toy" for k in part if k == "model_type"})
+            part.update({k: ["toy"] for k in part if k == "model_types"})
+
+    rewrite_header(saved, toy)
     model = tiny_model("llama")
     model.config.model_type = "toy"  # a type that no registry knows
     headedit.load(model, saved)
@@ -147,7 +168,9 @@ def damage(folder, what):
     first = sorted(values)[0]
 
     def pair(changed):
-        format.write_pair(folder, {k: v for k, v in data.items() if k != "format_version"}, changed)
+        payload = safetensors.torch.save(changed)
+        tensors.write_bytes(payload)
+        rewrite_hash(config, data, payload)
 
     def rewrite(**changes):
         config.write_text(json.dumps({**data, **changes}))
@@ -182,7 +205,7 @@ def rewrite_hash(config, data, payload):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("no config", r"holds no headedit_config\.json"),
+        ("no config", r"holds no headedit_config\.json, and headedit\.safetensors has no config in its header"),
         ("no tensors", r"headedit\.safetensors: cannot be read \(No such file"),
         ("config cut", r"headedit_config\.json: cannot be read"),
         ("config a list", r"the key 'format_version' is missing"),
@@ -201,19 +224,89 @@ def rewrite_hash(config, data, payload):
         ("not a number", r"holds NaN, infinity"),
     ],
 )
-def test_damaged_files_are_refused_before_the_model_is_touched(saved, ids, what, message):
-    damage(saved, what)
+def test_damaged_files_of_older_versions_are_refused_before_the_model_is_touched(older, ids, what, message):
+    damage(older, what)
+    refuses(older, ids, message)
+
+
+def refuses(folder, ids, message):
     model = tiny_model("llama")
     base = logits(model, ids)
     with pytest.raises(HeadEditError, match=message) as caught:
-        headedit.load(model, saved)
-    assert str(saved) in str(caught.value)
+        headedit.load(model, folder)
+    assert str(folder) in str(caught.value)
     assert not hasattr(model, "headedit")
     assert torch.equal(logits(model, ids), base)
 
 
+HEADER_DAMAGE = {
+    "tensors cut": (lambda f: f.write_bytes(f.read_bytes()[:-8]), r"does not belong|is damaged"),
+    "tensors changed": (lambda f: f.write_bytes(f.read_bytes()[:-4] + b"abcd"), r"is damaged: its tensors do not have"),
+    "a newer format": (lambda f: rewrite_header(f.parent, lambda c: c.update(format_version=99)), r"99, this headedit"),
+    "no sites": (
+        lambda f: rewrite_header(f.parent, lambda c: c.update(sites=None)),
+        r"the config in its header: .*'sites'",
+    ),
+    "no config": (lambda f: rewrite_header(f.parent, lambda c: c.clear()), r"in its header: the key 'format_version'"),
+    "not JSON": (lambda f: f.write_bytes(with_text(f.read_bytes(), "{")), r"the config in its header cannot be read"),
+}
+
+
+@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("what", HEADER_DAMAGE)
+def test_a_damaged_tensor_file_is_refused_before_the_model_is_touched(saved, ids, what, copy):
+    change, message = HEADER_DAMAGE[what]
+    if not copy:
+        (saved / CONFIG_FILE).unlink()
+    change(saved / TENSOR_FILE)
+    refuses(saved, ids, message if copy or what != "tensors cut" else "damaged|has no config")
+
+
+def test_edits_of_older_versions_load_and_are_saved_in_the_new_form(older, llama, ids, tmp_path):
+    assert header_text((older / TENSOR_FILE).read_bytes()) is None
+    fresh = tiny_model("llama")
+    edits = headedit.load(fresh, older)
+    assert torch.equal(logits(fresh, ids), logits(llama, ids))
+    edits.save_pretrained(older)
+    assert header_text((older / TENSOR_FILE).read_bytes()) is not None
+    headedit.load(tiny_model("llama"), older)
+
+
+def test_the_copy_of_the_config_is_what_older_versions_read(saved):
+    copy, payload = json.loads((saved / CONFIG_FILE).read_text()), (saved / TENSOR_FILE).read_bytes()
+    assert copy.pop("tensors_sha256") == hashlib.sha256(payload).hexdigest()
+    assert copy == json.loads(header_text(payload))
+
+
+def test_edits_load_without_the_copy_of_their_config(saved, llama, ids):
+    (saved / CONFIG_FILE).unlink()
+    fresh = tiny_model("llama")
+    headedit.load(fresh, saved)
+    assert torch.equal(logits(fresh, ids), logits(llama, ids))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace('"strength": 1.0', '"strength": 3.0'), r"\(it differs in strength\)"),
+        (lambda text: "{", r"cannot be read"),
+        (lambda text: "[]", r"differs in format_version"),
+    ],
+)
+def test_a_copy_that_differs_is_named_and_the_header_counts(saved, llama, ids, change, message):
+    (saved / CONFIG_FILE).write_text(change((saved / CONFIG_FILE).read_text()))
+    fresh = tiny_model("llama")
+    with pytest.warns(UserWarning, match=rf"headedit_config\.json: is not the config .*{message}.*header.* counts"):
+        edits = headedit.load(fresh, saved)
+    assert torch.equal(logits(fresh, ids), logits(llama, ids))
+    edits.save_pretrained(saved)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        headedit.load(tiny_model("llama"), saved)
+
+
 @pytest.mark.parametrize("stop_at", [TENSOR_FILE, CONFIG_FILE])
-def test_a_save_that_is_interrupted_never_leaves_a_pair_that_loads_wrongly(saved, llama, ids, monkeypatch, stop_at):
+def test_a_save_that_is_interrupted_leaves_the_old_edits_or_the_new_ones(saved, llama, ids, monkeypatch, stop_at):
     before = logits(llama, ids)
     randomise(llama_edits := headedit.load(tiny_model("llama"), saved), seed=7)
     replace = os.replace
@@ -233,8 +326,69 @@ def test_a_save_that_is_interrupted_never_leaves_a_pair_that_loads_wrongly(saved
         headedit.load(fresh, saved)
         assert torch.equal(logits(fresh, ids), before)
     else:
-        with pytest.raises(HeadEditError, match="does not belong"):
+        with pytest.warns(UserWarning, match="header"):
             headedit.load(fresh, saved)
+        assert torch.equal(logits(fresh, ids), logits(llama_edits.model, ids))
+
+
+def test_edits_are_saved_where_only_the_copy_of_their_config_cannot_be(saved, llama, ids):
+    (saved / CONFIG_FILE).unlink()
+    (saved / CONFIG_FILE).mkdir()
+    randomise(edits := headedit.load(fresh := tiny_model("llama"), saved), seed=7)
+    with pytest.warns(UserWarning, match=r"headedit_config\.json: cannot be written .* saved without this copy"):
+        edits.save_pretrained(saved)
+    headedit.load(again := tiny_model("llama"), saved)
+    assert torch.equal(logits(again, ids), logits(fresh, ids))
+
+
+@pytest.mark.parametrize("hardened", [False, True])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["offset", "scale", "offset_gate"])
+def test_edits_that_are_not_finite_are_refused_before_anything_on_disk_is_touched(
+    saved, llama, ids, tmp_path, monkeypatch, name, value, hardened
+):
+    edits = headedit.handle(llama)
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    edit = edits.module.site_edits[1]
+    with torch.no_grad():
+        (edit.gates if name.endswith("gate") else edit.vectors)[name][2] = value
+    message = rf"layers\.1\.self_attn\.o_proj: the {name.replace('_', ' ')} of head 2 is not finite"
+    with pytest.raises(HeadEditError, match=message):
+        edits.save_pretrained(saved, hardened=hardened)
+    with pytest.raises(HeadEditError, match=message):
+        edits.save_pretrained(tmp_path / "new", hardened=hardened)
+    with pytest.raises(HeadEditError, match=message):
+        edits.to_peft(tmp_path / "peft")
+    hub = Hub(tmp_path / "hub", monkeypatch)
+    with pytest.raises(HeadEditError, match=message):
+        edits.push_to_hub("someone/edits", hardened=hardened)
+    assert hub.calls == []
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == [saved.name]
+
+
+def test_nothing_that_is_saved_holds_the_path_of_the_base_model(tmp_path, monkeypatch):
+    tiny_model("llama").save_pretrained(tmp_path / "secret" / "tiny")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "secret" / "tiny")
+    spec = tmp_path / "secret" / "spec.yaml"
+    spec.write_text((packaged_folder() / "llama.yaml").read_text())
+    edits = headedit.attach(model, spec=spec)
+    edits.set_head(0, 1, offset=torch.ones(16))
+    edits.save_pretrained(tmp_path / "saved" / "edits")
+    edits.to_peft(tmp_path / "saved" / "peft")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    Hub(tmp_path / "saved" / "hub", monkeypatch)
+    edits.push_to_hub("someone/edits")
+    rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 16
+    options = {"recipe": "ungated", "epochs": 1, "min_steps": 1, "progress": False}
+    headedit.fit(edits, rows, output_dir=tmp_path / "saved" / "run", **options)
+    with pytest.warns(UserWarning, match="saved with the model"):
+        model.save_pretrained(tmp_path / "saved" / "model")
+    files = [path for path in (tmp_path / "saved").rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [str(path) for path in files if b"secret" in path.read_bytes()] == []
+    names = json.loads((tmp_path / "saved" / "edits" / CONFIG_FILE).read_text())["base_model"]["name_or_path"]
+    assert names == json.loads((tmp_path / "saved" / "run" / "run.json").read_text())["base_model"] == "tiny"
 
 
 def test_a_folder_that_cannot_be_written(llama, tmp_path):

@@ -49,6 +49,7 @@ def describe(handle: "HeadEdits", model: str, edits: str) -> dict[str, Any]:
     import torch
     import transformers
 
+    from headedit.hf.names import portable_name
     from headedit.version import __version__
 
     opened = [
@@ -57,9 +58,9 @@ def describe(handle: "HeadEdits", model: str, edits: str) -> dict[str, Any]:
         for vector in edit.vectors
     ]
     return {
-        "base_model": model,
+        "base_model": portable_name(model),
         "base_class": type(handle.model).__name__,
-        "edits": str(edits),
+        "edits": portable_name(edits),
         "rehomed_to": None,
         "open_heads": [row for row in opened if row["heads"]],
         "counts": handle.count_open(),

@@ -119,8 +119,16 @@ def _prepare(
         chosen = dataclasses.replace(chosen, dtype=dtype.value)
     if device is not None:
         chosen = dataclasses.replace(chosen, device=device, device_map=None)
-    read = chosen.load_tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
-    base = chosen.load()
+    try:
+        read = chosen.load_tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
+        base = chosen.load()
+    except HeadEditError as error:
+        if model is not None or config is not None:
+            raise
+        raise HeadEditError(
+            f"{error} The run records the name of its base model, '{chosen.name}', without the folder that it was "
+            "loaded from: give the model with --model."
+        ) from None
     examples = _examples(config, data, read, base, skip_broken)
     return _Loaded(base, read, examples, (None if config is None else config.spec) if spec is None else spec)
 

@@ -1,6 +1,6 @@
 """One adapter: a ``SiteEdit`` for every site, what their gates say, and sums of adapters."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -14,9 +14,8 @@ from headedit.edits.strength import Strength, check_strength
 from headedit.edits.summands import check_finite, check_same_sites
 from headedit.edits.values import real_number
 from headedit.errors import HeadEditError
-from headedit.hf.sharding import is_tensor_parallel
 from headedit.io.describe import describe
-from headedit.specs import HeadSite, Spec, find_sites
+from headedit.specs import HeadSite
 from headedit.specs.schema import SITE_KINDS
 
 _FACTOR = "a finite number such as 0.5; edits are added to edits and multiplied by numbers"
@@ -220,33 +219,6 @@ class Adapter(nn.Module, Arithmetic):
         gates = [next(iter(self)).distribution.open_probability(torch.cat(group)) for group in logits.values()]
         total = sum((gate.sum().to(gates[0].device) for gate in gates[1:]), gates[0].sum())
         return total / sum(gate.numel() for gate in gates) if share else total
-
-
-def edited_sites(
-    model: nn.Module, spec: Spec, config: EditConfig, names: Collection[str] | None = None
-) -> list[HeadSite]:
-    """The sites that edits of a config have on a model.
-
-    Args:
-        model: the model.
-        spec: where its heads are.
-        config: the shape of the edits.
-        names: only the sites of these names, in place of the config's layers.
-
-    Raises:
-        HeadEditError: the spec does not fit the model, the config names layers or sites that the model lacks, or the
-            heads are split over processes.
-    """
-    sites = find_sites(model, spec, config.sites, mlp_groups=config.mlp_groups)
-    if is_tensor_parallel(model, [site.module for site in sites]):
-        raise HeadEditError(
-            f"This {type(model).__name__} is tensor-parallel: each process has some of its heads, and edits are of "
-            "all. Load it without tp_plan, whole or with device_map, or shard it by FSDP2 after attaching."
-        )
-    if names is not None:
-        return [site for site in sites if site.name in names]
-    layers = set(config.select_layers(sorted({site.layer for site in sites})))
-    return [site for site in sites if site.layer in layers]
 
 
 @torch.no_grad()

@@ -7,11 +7,12 @@ from warnings import warn
 
 import torch
 
-from headedit.edits.adapter import Adapter, Arithmetic, edited_sites, weighted_sum
+from headedit.edits.adapter import Adapter, Arithmetic, weighted_sum
 from headedit.edits.adapter_state import BASE
 from headedit.edits.arguments import as_config, as_list, check_order
 from headedit.edits.config import EditConfig
 from headedit.edits.contexts import AdapterContexts
+from headedit.edits.edited_sites import edited_sites
 from headedit.edits.summands import check_finite, site_shapes
 from headedit.edits.values import real_number
 from headedit.errors import HeadEditError

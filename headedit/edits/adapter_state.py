@@ -12,6 +12,7 @@ from types import EllipsisType
 from torch import nn
 
 from headedit.edits.adapter import Adapter, Arithmetic
+from headedit.edits.attached import AttachedAdapters
 from headedit.edits.choices import NOTHING, Choice, choice_of, new_choices
 from headedit.edits.hooks import SiteHooks, forget_compiled
 from headedit.edits.weight_change import WeightChange
@@ -26,18 +27,6 @@ _CHANGING = "The weights of this model are being merged or unmerged in another t
 
 BASE = "__base__"
 """The name, as in PEFT, of no adapter: the base model."""
-
-
-class AttachedAdapters(nn.ModuleDict):
-    """The adapters of a model by name, as its submodule ``headedit``; it leads to their handle, in copies too."""
-
-    _handle: "AdapterState"
-
-
-def handle_of(model: nn.Module) -> "AdapterState | None":
-    """The handle of the edits on a model; None where it has none."""
-    adapters = model._modules.get(MODULE_NAME)
-    return adapters._handle if isinstance(adapters, AttachedAdapters) else None
 
 
 class AdapterState(Arithmetic):
@@ -58,7 +47,7 @@ class AdapterState(Arithmetic):
         self._hooks = SiteHooks(model, spec, self._choices)
         self._active = DEFAULT
         self._put(DEFAULT, first)
-        model.add_module(MODULE_NAME, self._adapters)
+        self._adapters.put_on(model)
 
     def __copy__(self) -> "AdapterState":
         return self  # the state is the model's: two handles of one model would contradict each other

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from headedit.edits.adapter import Adapter, edited_sites
-from headedit.edits.adapter_state import handle_of
+from headedit.edits.adapter import Adapter
 from headedit.edits.arguments import naming_contents, saved_edits, spec_and_config
+from headedit.edits.attached import handle_of
 from headedit.edits.config import EditConfig
+from headedit.edits.edited_sites import edited_sites
 from headedit.edits.files.storage import read_with_spec
 from headedit.edits.handle import HeadEdits
 from headedit.errors import HeadEditError

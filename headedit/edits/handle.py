@@ -18,7 +18,7 @@ from headedit.edits.merge.peft import to_peft
 from headedit.edits.status import ModelStatus, model_status
 from headedit.errors import HeadEditError
 from headedit.io.notebook import html_of
-from headedit.specs import MODULE_NAME, Spec
+from headedit.specs import Spec
 
 
 class HeadEdits(ActiveAdapter):
@@ -61,7 +61,7 @@ class HeadEdits(ActiveAdapter):
             self._stop()
             if self._guard is not None:
                 self._guard.remove()
-            del self.model._modules[MODULE_NAME]
+            self._adapters.take_off(self.model)
             for parameter in self._was_trainable:
                 parameter.requires_grad_(True)
         return self.model
@@ -102,7 +102,9 @@ class HeadEdits(ActiveAdapter):
         card: bool = True,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Writes ``headedit_config.json`` and ``headedit.safetensors`` into a folder, atomically, and a model card.
+        """Writes ``headedit.safetensors`` into a folder in one step, a copy of its config to read, and a model card.
+
+        A save that is killed at any moment leaves the old edits or the new ones. The copy is ``headedit_config.json``.
 
         Args:
             save_directory: the folder; it is made if it does not exist.
@@ -111,7 +113,8 @@ class HeadEdits(ActiveAdapter):
             metrics: names and values that the card reports.
 
         Raises:
-            HeadEditError: the folder cannot be made or written, or a metric is not a number.
+            HeadEditError: a vector or gate is NaN, infinite, sharded or on the meta device, the folder cannot be made
+                or written, or a metric is not a number; nothing on disk has changed then.
         """
         save(self, folder_to_save_in(save_directory), hardened=hardened, card=card, metrics=metrics)
 
@@ -138,7 +141,8 @@ class HeadEdits(ActiveAdapter):
             metrics: names and values for the card.
 
         Raises:
-            HeadEditError: the hub refuses, cannot be reached, or a metric is not a number.
+            HeadEditError: a vector or gate is not finite, the hub refuses or cannot be reached, or a metric is not a
+                number.
         """
         return push_to_hub(
             self,
@@ -218,7 +222,7 @@ class HeadEdits(ActiveAdapter):
         """Writes the edits as a PEFT adapter: (IA)³, or LoRA where there is an offset.
 
         Raises:
-            HeadEditError: PEFT is not installed, or cannot hold an edit of these sites.
+            HeadEditError: a value is NaN or infinite, PEFT is not installed, or cannot hold an edit of these sites.
         """
         to_peft(self, folder_to_save_in(directory))
 

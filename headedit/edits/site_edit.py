@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from headedit.edits.affine import Affine, apply_affine, broadcast_to_heads, heads_shape
 from headedit.edits.config import EditConfig
 from headedit.edits.gates import SATURATED, HardConcrete
+from headedit.edits.parameters import NamedParameters
 from headedit.edits.strength import Strength
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite
@@ -20,15 +21,6 @@ VECTORS = ("offset", "scale")
 
 Values = Mapping[str, Tensor]
 """The tensors of one site by name, such as ``offset`` and ``offset_gate``."""
-
-
-class NamedParameters(nn.ParameterDict):
-    """A ParameterDict whose forward pass gives its tensors, so that hooks that fetch offloaded weights act on it."""
-
-    def forward(self) -> dict[str, Tensor]:
-        """The tensors by name."""
-        plain = self._parameters  # without those that are parametrised, which only their names lead to
-        return dict(plain) if len(plain) == len(self) else {name: self[name] for name in self}  # type: ignore[arg-type]
 
 
 class SiteEdit(nn.Module):
@@ -55,13 +47,11 @@ class SiteEdit(nn.Module):
         self.expectation = config.eval_gate == "expectation"
         self.idle = False
         self.strength = Strength() if strength is None else strength
-        self.vectors, self.gates = NamedParameters(), NamedParameters()
+        self.vectors, self.gates = NamedParameters(0.0, config.init_std), NamedParameters(config.gate_init, 0.0)
         for vector in VECTORS if config.vectors == "both" else (config.vectors,):
-            value = torch.zeros(self.heads, self.head_dim, device=device, dtype=torch.float32)
-            self.vectors[vector] = value.normal_(std=config.init_std) if config.init_std else value
+            self.vectors.add(vector, (self.heads, self.head_dim), device)
             if config.gates == "separate" or (self.shared and not len(self.gates)):
-                gate = torch.full((self.heads,), config.gate_init, device=device, dtype=torch.float32)
-                self.gates[_gate_name(vector)] = gate
+                self.gates.add(_gate_name(vector), (self.heads,), device)
         shape = (self.heads, self.head_dim, [*self.vectors, *self.gates], self.shared)
         self._traits = repr((*shape, self.distribution, self.expectation))  # a text, whose hash is computed once
 
@@ -87,9 +77,7 @@ class SiteEdit(nn.Module):
 
     def values(self) -> dict[str, Tensor]:
         """The tensors of vectors and gates by name, fetched where they are offloaded."""
-        modules = (
-            self._modules
-        )  # read in every pass at every site, where the usual attribute access costs as much again
+        modules = self._modules  # read in every pass at every site, where the usual access costs as much again
         return modules["vectors"].forward() | modules["gates"].forward()  # type: ignore[union-attr, no-any-return]
 
     def gate_values(self) -> dict[str, Tensor]:
@@ -137,6 +125,12 @@ class SiteEdit(nn.Module):
             affine: the map, where it was computed before, as together with those of other sites; see ``affine_all``.
         """
         scale, offset = self.affine(self.strength.factor) if affine is None else affine
+        if not z.is_meta and any(part is not None and part.is_meta for part in (scale, offset)):
+            raise HeadEditError(
+                f"{self.path}: its edit is on the meta device, where it has no values, and the model is not. Call "
+                "model.headedit.to_empty(device=...) for fresh edits, which change nothing until they are trained, or "
+                "load a state dict that has their values with assign=True."
+            )
         shape = heads_shape(z, self.heads, self.head_dim, self.path)
         return apply_affine(z, broadcast_to_heads(scale, z, shape), broadcast_to_heads(offset, z, shape))
 

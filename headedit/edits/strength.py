@@ -27,7 +27,7 @@ class Strength:
     def set(self, value: float) -> None:
         """Sets the factor."""
         self.value = value
-        self.factor: Tensor | None = None if value == 1 else torch.tensor(value, dtype=torch.float64)
+        self.factor: Tensor | None = None if value == 1 else torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def check_strength(value: object) -> float:

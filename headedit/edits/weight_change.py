@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from headedit.errors import HeadEditError
@@ -18,6 +19,7 @@ class TensorChange:
         before: its values before the merge.
         after: its values with the edits.
         version: the parameter's count of in-place writes when values were last put; None where it is not known.
+        sums: of the values then.
     """
 
     module: nn.Module
@@ -25,6 +27,7 @@ class TensorChange:
     before: Tensor
     after: Tensor
     version: int | None = None
+    sums: tuple[float, float] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "version": -1 if self.is_written() else None}  # a copy of a tensor counts from 0 again
@@ -39,11 +42,12 @@ class TensorChange:
         """Sets the values, in the dtype and on the device that the parameter was moved to."""
         parameter = self.parameter()
         parameter.data = values.to(parameter.device, parameter.dtype)
-        self.version = parameter._version
+        self.version, self.sums = parameter._version, _sums(parameter)
 
     def is_written(self) -> bool:
-        """Whether the parameter was written to in place since values were put."""
-        return self.version is not None and self.parameter()._version > self.version
+        """Whether other values were written to the parameter in place since values were put."""
+        parameter = self.parameter()
+        return self.version is not None and parameter._version > self.version and _sums(parameter) != self.sums
 
 
 @dataclass
@@ -110,6 +114,14 @@ class WeightChange:
                     "it, as by load_state_dict or an optimiser, and unmerging would lose that. Keep the merged model: "
                     "merge_and_unload(); or load the weights after unmerging."
                 )
+
+
+@torch.no_grad()
+def _sums(values: Tensor) -> tuple[float, float] | None:
+    """The sum and the Euclidean norm of a tensor, by which other values are told from the same; None without values."""
+    if values.is_meta:
+        return None
+    return float(values.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
 def tensor_change(module: nn.Module, name: str, after: Tensor) -> TensorChange:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from headedit.edits import HeadEdits
 from headedit.edits.adapter import Adapter
-from headedit.edits.files.format import read_edits_config
-from headedit.edits.files.storage import read
+from headedit.edits.files.storage import read, read_record
 from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
 from headedit.hf.config import read_config, text_config
@@ -56,7 +54,7 @@ class HeadMap:
             return HeadMap(edits, _kinds_of_sites(edits.sites, NOT_EDITED), {})
         if isinstance(edits, str | PathLike):
             module = read(edits)
-            base = read_edits_config(Path(edits))["base_model"]
+            base = read_record(edits)["base_model"]
             return HeadMap(module, _kinds_of_sites(module.sites, NOT_EDITED), _groups(module, base))
         raise HeadEditError(
             f"Cannot draw a {type(edits).__name__}; give the handle that headedit.attach or headedit.load returned, or "

@@ -21,6 +21,7 @@ from headedit.errors import HeadEditError
 from headedit.hf.config import context_length
 from headedit.hf.loading import load_tokenizer
 from headedit.hf.models import check_causal_lm
+from headedit.hf.names import portable_name
 from headedit.hf.quantized import differentiable
 from headedit.io.files import check_writable
 from headedit.runs.files import PATH_FILE, PATH_TENSOR_FILE
@@ -198,7 +199,7 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
         "recipe": name,
         "settings": vars(recipe),
         "seed": session.seed,
-        "base_model": getattr(edits.model.config, "_name_or_path", ""),
+        "base_model": portable_name(getattr(edits.model.config, "_name_or_path", "")),
         "train_examples": len(session.train),
         "valid_examples": len(session.valid or []),
         "steps": session.steps,

@@ -1,7 +1,6 @@
 """The model card next to saved edits: what they are, how to load them, which heads they edit, what was measured."""
 
 import json
-import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from headedit.edits.adapter import Adapter
 from headedit.edits.adapter_set import AdapterSet
 from headedit.errors import HeadEditError
+from headedit.hf.names import hub_id
 from headedit.io.files import write_atomically
 from headedit.io.tables import markdown_table
 
@@ -83,14 +83,13 @@ def card(
         run: the record of the run that made the edits, as in ``run.json``; empty where there is none.
         repo_id: the id to load from; by default a placeholder.
     """
-    name = getattr(edits.model.config, "_name_or_path", "") or ""
-    is_hub_id = bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not Path(name).exists()
+    name = hub_id(getattr(edits.model.config, "_name_or_path", ""))
     model_type = str(getattr(edits.model.config, "model_type", ""))
     front: dict[str, Any] = {"library_name": "headedit"}
-    if is_hub_id:
+    if name is not None:
         front |= {"base_model": name, "base_model_relation": "adapter"}
     front["tags"] = ["headedit", "attention-heads", "activation-editing", *([model_type] if model_type else [])]
-    base = f"`{name}`" if is_hub_id else f"a {type(edits.model).__name__}"
+    base = f"a {type(edits.model).__name__}" if name is None else f"`{name}`"
     counts = edits.module.count_open()
     rows = [("edited heads", _of(counts["any"])), ("open offset gates", _of(counts["offset"]))]
     rows += [("open scale gates", _of(counts["scale"]))]
@@ -104,7 +103,7 @@ def card(
         "JoLA, [arXiv 2502.01179](https://arxiv.org/abs/2502.01179). The base model is not included, nor changed.",
         _table(rows),
         "## How to load\n\n```python\nimport headedit, transformers\n"
-        f'model = transformers.AutoModelForCausalLM.from_pretrained("{name if is_hub_id else "the-base-model"}")\n'
+        f'model = transformers.AutoModelForCausalLM.from_pretrained("{name or "the-base-model"}")\n'
         f'edits = headedit.load(model, "{repo_id or "this-folder"}")\n```',
         f"## Which heads\n\n{_LEGEND}.\n\n" + "\n\n".join(_map(edits.module, kind) for kind in edits.module.kinds()),
     ]

@@ -1,14 +1,17 @@
-"""The two files of saved edits, read and written so that a half-written pair is never used.
+"""The files of saved edits. ``headedit.safetensors`` is the edits; ``headedit_config.json`` is a copy to read.
 
-Each is written next to its place and moved in, tensors first; the config holds the hash of the tensors, so a
-pair that does not belong together is refused. A file may come from anyone: nothing in it is run, and its sizes,
-numbers and names are checked before anything is made of them.
+The config stands in the header of the tensors' file, so that both are written in one step: a save that is killed leaves
+the old edits or the new ones, and of two writers one wins whole. The copy is written after it, and loading ignores it.
+Older versions wrote the config into ``headedit_config.json`` alone, with a hash of the tensors' file; such a pair is
+still read. A file may come from anyone: nothing in it is run, and its sizes, numbers and names are checked before
+anything is made of them.
 
-``headedit_config.json``: format_version; versions (headedit, torch, transformers); base_model (name_or_path, revision,
-model_type, class, shape); spec and spec_sha256; config, the fields of ``EditConfig``; strength; sites, a row each
-(layer, layers, kind, name, heads, head_dim); tensors_sha256.
+The config: format_version; versions (headedit, torch, transformers); base_model (name_or_path, revision, model_type,
+class, shape); spec and spec_sha256; config, the fields of ``EditConfig``; strength; sites, a row each (layer, layers,
+kind, name, heads, head_dim); data_sha256, of what follows the header. In the header it is JSON under the key
+``config``. The copy has tensors_sha256, of the whole tensors' file, as well, by which older versions read the pair.
 
-``headedit.safetensors``, by format_version:
+The tensors, by format_version:
 
 1. full: for each site ``{name}.offset`` and ``{name}.scale``, [heads, head_dim], and their gate logits
    ``{name}.offset_gate`` and ``{name}.scale_gate``, [heads]; those that the config leaves out are not there.
@@ -21,46 +24,84 @@ A file names the lowest version that can read it.
 
 import hashlib
 import json
-import math
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from warnings import warn
 
 import safetensors.torch
 from torch import Tensor
 
+from headedit.edits.files.header import header_text, split_payload, with_text
+from headedit.edits.files.record import check_keys, check_site_rows
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
-from headedit.specs.schema import SITE_KINDS
+from headedit.io.strict_json import read_json
 
 CONFIG_FILE = "headedit_config.json"
 TENSOR_FILE = "headedit.safetensors"
 FULL, HARDENED = 1, 2
 """The values of ``format_version``: every head with its gates, or open heads alone."""
 
-SITE_KEYS = ("layer", "layers", "kind", "name", "heads", "head_dim")
-_LARGEST_CONFIG = 2**22  # bytes
-_LARGEST_TENSORS = 2**30  # bytes; the full edits of a 70B model have 10 MB
-_MOST_NUMBERS = 2**26  # in one vector of all sites; a 70B model has 2**19
-_DEEPEST = 20
+LARGEST_CONFIG = 2**22  # bytes
+LARGEST_TENSORS = 2**30  # bytes; the full edits of a 70B model have 10 MB
+_KINDS = {"format_version": int, "base_model": dict, "spec": dict, "config": dict, "sites": list}
+_TRIES = 100
+
+
+class Pair(NamedTuple):
+    """Saved edits as they are in a folder.
+
+    Fields:
+        config: the content of the config, with the keys and types that the format has.
+        tensors: by name.
+        where: the place to name in messages about the config.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    where: str
 
 
 def write_pair(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], version: int = FULL) -> None:
-    """Writes both files of saved edits.
+    """Writes the files of saved edits: in one step the tensors with their config, then its readable copy.
 
     Raises:
-        HeadEditError: the folder cannot be made or written.
+        HeadEditError: the folder cannot be made or written; nothing has changed then.
     """
-    payload = safetensors.torch.save(tensors, metadata={"format": "headedit"})
-    config = {"format_version": version, **config, "tensors_sha256": hashlib.sha256(payload).hexdigest()}
+    payload = safetensors.torch.save(tensors)
+    data = hashlib.sha256(split_payload(payload)[1]).hexdigest()
+    text = json.dumps({"format_version": version, **config, "data_sha256": data}, separators=(",", ":"))
+    payload = with_text(payload, text)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / TENSOR_FILE, payload)
-        write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
     except OSError as error:
         raise HeadEditError(
             f"{folder}: the edits cannot be written ({error.strerror}). Choose a folder that can be written."
         ) from None
+    try:
+        _write_copy(folder, payload)
+    except OSError as error:
+        warn(
+            f"{folder / CONFIG_FILE}: cannot be written ({error.strerror}). The edits are saved without this copy of "
+            f"their config, which loading does not need.",
+            stacklevel=2,
+        )
+
+
+def _write_copy(folder: Path, payload: bytes) -> None:
+    """Writes the readable copy of the config, again where another process has saved edits meanwhile."""
+    for _ in range(_TRIES):
+        text = header_text(payload)
+        if text is None:
+            return
+        config = {**json.loads(text), "tensors_sha256": hashlib.sha256(payload).hexdigest()}
+        write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+        found = read_bounded(folder / TENSOR_FILE, LARGEST_TENSORS)
+        if found == payload:
+            return
+        payload = found
 
 
 def locate(path: "str | PathLike[str]", revision: str | None) -> Path:
@@ -82,119 +123,125 @@ def locate(path: "str | PathLike[str]", revision: str | None) -> Path:
         ) from None
 
 
-def read_edits_config(folder: Path) -> dict[str, Any]:
-    """The content of a folder's config file, with the keys and types that the format has.
+def holds_edits(folder: Path) -> bool:
+    """Whether a folder has one of the files of saved edits."""
+    return any((folder / name).is_file() for name in (TENSOR_FILE, CONFIG_FILE))
+
+
+def read_pair(folder: Path) -> Pair:
+    """The edits in a folder.
 
     Raises:
-        HeadEditError: there is none, it is damaged, or it says what edits cannot be.
+        HeadEditError: there are none, a file is damaged, or it says what edits cannot be.
     """
-    file = folder / CONFIG_FILE
-    if not file.is_file():
-        raise HeadEditError(f"{folder}: holds no {CONFIG_FILE}, so there are no saved edits here.")
+    file = folder / TENSOR_FILE
+    if not holds_edits(folder):
+        raise HeadEditError(f"{folder}: holds no {TENSOR_FILE}, so there are no saved edits here.")
+    payload = _read_tensor_file(file) if file.is_file() else None
     try:
-        saved = _read_json(_read(file, _LARGEST_CONFIG))
+        text = None if payload is None else header_text(payload)
+    except ValueError:
+        text = None  # no safetensors file: the config next to it, if there is one, belongs to another
+    if payload is None or text is None:
+        return _read_older(folder, payload)
+    where = f"{file}: the config in its header"
+    try:
+        config = read_json(text.encode()) if len(text) <= LARGEST_CONFIG else None
+    except (ValueError, RecursionError) as error:
+        raise HeadEditError(f"{where} cannot be read ({error}).") from None
+    if config is None:
+        raise HeadEditError(f"{where} has {len(text):,} bytes, more than the {LARGEST_CONFIG:,} that edits can have.")
+    saved = _checked(config, {**_KINDS, "data_sha256": str}, where)
+    if hashlib.sha256(split_payload(payload)[1]).hexdigest() != saved["data_sha256"]:
+        raise HeadEditError(
+            f"{file}: is damaged: its tensors do not have the hash in its header. Save the edits again."
+        )
+    _compare_copy(folder, saved)
+    return Pair(saved, _tensors(payload, file), where)
+
+
+def _read_older(folder: Path, payload: bytes | None) -> Pair:
+    """A pair of files of which the config has the hash of the tensors."""
+    file, tensor_file = folder / CONFIG_FILE, folder / TENSOR_FILE
+    if not file.is_file():
+        raise HeadEditError(
+            f"{folder}: holds no {CONFIG_FILE}, and {TENSOR_FILE} has no config in its header, so that there are no "
+            "saved edits here."
+        )
+    try:
+        config = read_json(read_bounded(file, LARGEST_CONFIG))
     except (OSError, ValueError, RecursionError) as error:
         raise HeadEditError(f"{file}: cannot be read ({error}).") from None
-    kinds = {
-        "format_version": int,
-        "base_model": dict,
-        "spec": dict,
-        "config": dict,
-        "sites": list,
-        "tensors_sha256": str,
-    }
-    for key, kind in kinds.items():
-        if not isinstance(saved, dict) or type(saved.get(key)) is not kind:
-            raise HeadEditError(f"{file}: the key '{key}' is missing or not a {kind.__name__}; the file is damaged.")
-    assert isinstance(saved, dict)
+    saved = _checked(config, {**_KINDS, "tensors_sha256": str}, str(file))
+    if payload is None:
+        payload = _read_tensor_file(tensor_file)
+    if hashlib.sha256(payload).hexdigest() != saved["tensors_sha256"]:
+        raise HeadEditError(
+            f"{tensor_file}: does not belong to the {CONFIG_FILE} next to it (its hash differs): the file was damaged, "
+            "or saving was interrupted. Save the edits again."
+        )
+    return Pair(saved, _tensors(payload, tensor_file), str(file))
+
+
+def _compare_copy(folder: Path, saved: dict[str, Any]) -> None:
+    """Warns where the readable copy is not that of the config in the header."""
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        return
+    try:
+        copy = read_json(read_bounded(file, LARGEST_CONFIG))
+    except (OSError, ValueError, RecursionError) as error:
+        copy, difference = None, f"it cannot be read: {error}"
+    else:
+        copy = copy if isinstance(copy, dict) else {}
+        keys = [key for key in {**saved, **copy} if key != "tensors_sha256" and copy.get(key) != saved.get(key)]
+        difference = "it differs in " + ", ".join(f"{key:.40}" for key in keys[:8])
+        if not keys:
+            return
+    warn(
+        f"{file}: is not the config of the {TENSOR_FILE} next to it ({difference}). The config in the header of "
+        f"{TENSOR_FILE} counts, and the copy is ignored; saving the edits writes it again.",
+        stacklevel=2,
+    )
+
+
+def _checked(config: object, kinds: dict[str, type], where: str) -> dict[str, Any]:
+    saved = check_keys(config, kinds, where)
     if saved["format_version"] not in (FULL, HARDENED):
         versions = saved.get("versions")
         writer = versions.get("headedit") if isinstance(versions, dict) else None
         raise HeadEditError(
-            f"{file}: format_version is {saved['format_version']}, this headedit reads {FULL} and {HARDENED}; "
+            f"{where}: format_version is {saved['format_version']}, this headedit reads {FULL} and {HARDENED}; "
             f"it was written by headedit {'of unknown version' if writer is None else writer}."
         )
-    _check_sites(saved["sites"], str(file))
+    check_site_rows(saved["sites"], where)
     return saved
 
 
-def read_tensors(folder: Path, saved: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors next to a config; they must be those that the config was written with."""
-    file = folder / TENSOR_FILE
-    try:
-        payload = _read(file, _LARGEST_TENSORS)
-    except OSError as error:
-        raise HeadEditError(f"{file}: cannot be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise HeadEditError(f"{file}: cannot be read ({error}).") from None
-    if hashlib.sha256(payload).hexdigest() != saved["tensors_sha256"]:
-        raise HeadEditError(
-            f"{file}: does not belong to the {CONFIG_FILE} next to it (its hash differs): the file was damaged, "
-            "or saving was interrupted. Save the edits again."
-        )
+def _tensors(payload: bytes, file: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(payload)
     except Exception as error:  # its own, a KeyError for a dtype that torch lacks, and torch's
         raise HeadEditError(f"{file}: is not a safetensors file ({error}).") from None
 
 
-def _read(file: Path, largest: int) -> bytes:
+def _read_tensor_file(file: Path) -> bytes:
+    try:
+        return read_bounded(file, LARGEST_TENSORS)
+    except OSError as error:
+        raise HeadEditError(f"{file}: cannot be read ({error.strerror}).") from None
+    except ValueError as error:
+        raise HeadEditError(f"{file}: cannot be read ({error}).") from None
+
+
+def read_bounded(file: Path, largest: int) -> bytes:
+    """The content of a file.
+
+    Raises:
+        ValueError: it has more than ``largest`` bytes.
+        OSError: it cannot be read.
+    """
     size = file.stat().st_size
     if size > largest:
         raise ValueError(f"it has {size:,} bytes, more than the {largest:,} that edits can have")
     return file.read_bytes()
-
-
-def _read_json(payload: bytes) -> object:
-    """Strict JSON: no key twice, no NaN, infinity or number that no field can hold, not nested without end."""
-    content = json.loads(
-        payload.decode(), object_pairs_hook=_unique, parse_int=_whole, parse_float=_finite, parse_constant=_finite
-    )
-    if _is_deeper(content, _DEEPEST):
-        raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
-    json.dumps(content, ensure_ascii=False).encode()  # a ValueError for half a surrogate pair, which cannot be printed
-    return content
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
-    return dict(pairs)
-
-
-def _whole(text: str) -> int:
-    if len(text) > 18:
-        raise ValueError(f"the number {text[:18]}… is too large")
-    return int(text)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text[:18]} is not finite")
-    return value
-
-
-def _is_deeper(content: object, levels: int) -> bool:
-    inner = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
-    return levels < 0 or any(_is_deeper(item, levels - 1) for item in inner)
-
-
-def _check_sites(rows: list[Any], where: str) -> None:
-    for row in rows:
-        if not isinstance(row, dict) or set(row) != set(SITE_KEYS):
-            raise HeadEditError(f"{where}: sites: found {row!r:.80}, expected the keys {', '.join(SITE_KEYS)}.")
-        numbers = [row[key] for key in ("layer", "layers", "heads", "head_dim")]
-        texts = isinstance(row["name"], str) and row["name"] and row["kind"] in SITE_KINDS
-        if not (
-            texts and all(type(n) is int for n in numbers) and 0 <= numbers[0] < numbers[1] and min(numbers[2:]) > 0
-        ):
-            raise HeadEditError(f"{where}: sites: found {row!r:.200}, which cannot be a site.")
-    names = [row["name"] for row in rows]
-    if len(set(names)) < len(names) or not names:
-        raise HeadEditError(f"{where}: sites: {'one is named twice' if names else 'there is none'}.")
-    numbers = sum(row["heads"] * row["head_dim"] for row in rows)
-    cells = max(row["layers"] for row in rows) * sum(row["heads"] for row in rows)
-    if max(numbers, cells) > _MOST_NUMBERS:
-        raise HeadEditError(f"{where}: sites: they have {max(numbers, cells):,} numbers, more than edits can have.")

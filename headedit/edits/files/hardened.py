@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from headedit.edits.adapter import Adapter
+from headedit.edits.files.values import check_effective
 from headedit.edits.gates import SATURATED
 from headedit.errors import HeadEditError
 
@@ -29,13 +30,14 @@ def pack(adapter: Adapter) -> dict[str, Tensor]:
     """The effective values of an adapter in the hardened form; the adapter does not change.
 
     Raises:
-        HeadEditError: the parameters have several dtypes, which the form cannot hold.
+        HeadEditError: the parameters have several dtypes, which the form cannot hold, or a value is not finite.
     """
     if not _has_one_dtype(adapter):
         raise HeadEditError(
             "The parameters of these edits have several dtypes, so that they cannot be saved hardened. Bring them to "
             "one, edits.module.float(), or save them with hardened=False."
         )
+    check_effective(adapter)
     tensors = {}
     for site, edit in adapter.pairs():
         for vector, effective in edit.effective().items():

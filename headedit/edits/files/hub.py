@@ -40,7 +40,7 @@ def push_to_hub(
         The address of the commit.
 
     Raises:
-        HeadEditError: the hub refuses, cannot be reached, or a metric is not a number.
+        HeadEditError: a vector or gate is not finite, the hub refuses, cannot be reached, or a metric is not a number.
     """
     from huggingface_hub import HfApi
 

@@ -1,41 +1,55 @@
-"""Edits on disk: ``headedit_config.json`` describes them and their model, ``headedit.safetensors`` holds them.
+"""Edits on disk: an adapter saved into a folder, and read from one, on a model or alone; see ``format`` for the files.
 
-The config names the base model and its shape, the spec and its hash, the versions and every site; the format is
-described in ``headedit.edits.files.format``.
+A folder that a model's own ``save_pretrained`` or a Trainer wrote with edits attached is read as well.
 """
 
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from warnings import warn
 
 import torch
-import transformers
 from torch import Tensor, nn
 
-from headedit.edits.adapter import Adapter, edited_sites
+from headedit.edits.adapter import Adapter
 from headedit.edits.adapter_set import AdapterSet
 from headedit.edits.config import EditConfig
+from headedit.edits.edited_sites import edited_sites
 from headedit.edits.files.card import check_metrics, write_card
-from headedit.edits.files.compatibility import check_model, check_sites, describe, site_row
-from headedit.edits.files.format import (
-    CONFIG_FILE,
-    FULL,
-    HARDENED,
-    TENSOR_FILE,
-    locate,
-    read_edits_config,
-    read_tensors,
-    write_pair,
-)
+from headedit.edits.files.compatibility import check_model, check_sites
+from headedit.edits.files.format import FULL, HARDENED, TENSOR_FILE, holds_edits, locate, read_pair, write_pair
 from headedit.edits.files.hardened import FLOATS, is_hardened, pack, unpack
+from headedit.edits.files.model_weights import read_from_weights
+from headedit.edits.files.record import adapter_record, base_record, read_config
+from headedit.edits.files.state import set_frozen_gates
+from headedit.edits.files.values import parameters_of, tensors_of
 from headedit.edits.gate_set import harden
 from headedit.errors import HeadEditError
 from headedit.io.strict import build
 from headedit.specs import HeadSite, Spec, find_spec
-from headedit.version import __version__
 
-_LARGEST = 1e6  # of a setting of the gates, so that nothing overflows
+
+class _Saved(NamedTuple):
+    """An adapter as it was read.
+
+    Fields:
+        config: the shape of the edits.
+        tensors: by name, in the form that the record's format_version names.
+        record: of the model, spec, sites and strength.
+        where: the place of the record, for messages.
+        tensors_at: the place of the tensors, for messages.
+        idle: the indices of sites that are skipped.
+        frozen_gates: whether the gates alone are frozen; None where that is not recorded.
+    """
+
+    config: EditConfig
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+    where: str
+    tensors_at: str
+    idle: list[int]
+    frozen_gates: bool | None
 
 
 def save(
@@ -59,25 +73,16 @@ def save(
         repo_id: the id of the hub repository that the card says to load from; by default this folder.
 
     Raises:
-        HeadEditError: the folder cannot be made or written, or a metric is not a number.
+        HeadEditError: a vector or gate is NaN or infinite, the folder cannot be made or written, or a metric is not a
+            number; nothing on disk has changed then.
     """
     check_metrics(metrics)
     adapter = edits.module
     short = hardened or is_hardened(adapter)
-    tensors = pack(adapter) if short else _tensors(adapter)
-    config = {
-        "versions": {
-            "headedit": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "base_model": describe(edits.model),
-        "spec": edits.spec.to_dict(),
-        "spec_sha256": edits.spec.digest(),
-        "config": vars(adapter.config),
-        "strength": 1.0 if short else adapter.strength,
-        "sites": [site_row(site) for site in adapter.sites],
-    }
+    tensors = pack(adapter) if short else tensors_of(adapter)
+    config = {**base_record(edits.model, edits.spec), "spec_sha256": edits.spec.digest(), **adapter_record(adapter)}
+    if short:
+        config["strength"] = 1.0  # is part of the values
     write_pair(Path(directory), config, tensors, HARDENED if short else FULL)
     if card:
         write_card(edits, directory, metrics=metrics, repo_id=repo_id)
@@ -94,7 +99,8 @@ def read_adapter(
     Args:
         model: the model, with or without edits attached.
         spec: a spec or spec file to use; by default the registry's, or else the one saved with the edits.
-        path: a folder that ``save_pretrained`` wrote, or the id of a repository on the Hugging Face hub.
+        path: a folder that ``save_pretrained`` of the edits, or of the model with them, wrote, or the id of a
+            repository on the Hugging Face hub.
         revision: the revision of a hub repository.
 
     Raises:
@@ -112,15 +118,13 @@ def read_with_spec(
 ) -> tuple[Spec, Adapter]:
     """Saved edits for a model, and the spec that says where its heads are; see ``read_adapter``."""
     folder = locate(path, revision)
-    saved = read_edits_config(folder)
-    check_model(saved, model, folder)
-    found = _spec_for(model, spec, saved, folder)
-    config = _config_of(saved, f"{folder / CONFIG_FILE}: config")
-    tensors = read_tensors(folder, saved)
-    sites = edited_sites(model, found, config, names={row["name"] for row in saved["sites"]})
-    check_sites(saved, sites, folder)
-    adapter = Adapter(sites, config)
-    _fill(adapter, folder, saved, tensors)
+    saved = _read(folder)
+    check_model(saved.record, model, folder)
+    found = _spec_for(model, spec, saved)
+    sites = edited_sites(model, found, saved.config, names={row["name"] for row in saved.record["sites"]})
+    check_sites(saved.record, sites, folder)
+    adapter = Adapter(sites, saved.config)
+    _fill(adapter, saved)
     return found, adapter
 
 
@@ -131,7 +135,7 @@ def put_tensors(adapter: Adapter, tensors: dict[str, Tensor], where: str) -> Non
     Raises:
         HeadEditError: names, shapes or values do not fit; nothing is copied then.
     """
-    expected = _tensors(adapter)
+    expected = parameters_of(adapter)
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors or name not in expected:
             raise HeadEditError(f"{where}: the tensor '{name}' is {'missing' if name in expected else 'not known'}.")
@@ -140,7 +144,7 @@ def put_tensors(adapter: Adapter, tensors: dict[str, Tensor], where: str) -> Non
             raise HeadEditError(f"{where}: the tensor '{name}' has shape {found}, expected {wanted}.")
         if not (tensors[name].dtype in FLOATS and torch.isfinite(tensors[name]).all()):
             raise HeadEditError(f"{where}: the tensor '{name}' holds NaN, infinity or no floating-point numbers.")
-    for name, parameter in _parameters(adapter).items():
+    for name, parameter in expected.items():
         parameter.data = tensors[name].to(parameter.device)  # in the dtype it was saved in
     for edit in adapter:
         edit.idle = False
@@ -152,9 +156,7 @@ def load_tensors(edits: AdapterSet, directory: "str | PathLike[str]") -> None:
     Raises:
         HeadEditError: the folder holds no such edits.
     """
-    folder = Path(directory)
-    saved = read_edits_config(folder)
-    _fill(edits.module, folder, saved, read_tensors(folder, saved))
+    _fill(edits.module, _read(Path(directory)))
 
 
 def read(directory: "str | PathLike[str]") -> Adapter:
@@ -163,56 +165,65 @@ def read(directory: "str | PathLike[str]") -> Adapter:
     Raises:
         HeadEditError: the folder holds no edits, or a file is damaged.
     """
-    folder = Path(directory)
-    saved = read_edits_config(folder)
-    where = str(folder / CONFIG_FILE)
-    config, tensors = _config_of(saved, f"{where}: config"), read_tensors(folder, saved)
-    sites = [build(HeadSite, {**row, "path": row["name"], "module": nn.Identity()}, where) for row in saved["sites"]]
-    adapter = Adapter(sites, config)
-    _fill(adapter, folder, saved, tensors)
+    saved = _read(Path(directory))
+    rows = saved.record["sites"]
+    sites = [build(HeadSite, {**row, "path": row["name"], "module": nn.Identity()}, saved.where) for row in rows]
+    adapter = Adapter(sites, saved.config)
+    _fill(adapter, saved)
     return adapter
 
 
-def _fill(adapter: Adapter, folder: Path, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    where = str(folder / TENSOR_FILE)
-    if saved["format_version"] == FULL:
-        put_tensors(adapter, tensors, where)
-        adapter.strength = saved.get("strength", 1.0)
+def read_record(directory: "str | PathLike[str]") -> dict[str, Any]:
+    """What is recorded with the edits in a folder: base model, spec, config, strength, sites, versions.
+
+    Raises:
+        HeadEditError: the folder holds no edits, or a file is damaged.
+    """
+    return _read(Path(directory)).record
+
+
+def _read(folder: Path) -> _Saved:
+    """The edits in a folder, or those in the weights of a model in it."""
+    inside = None if holds_edits(folder) else read_from_weights(folder)
+    if inside is None:
+        saved, tensors, where = read_pair(folder)
+        config = read_config(saved, where)
+        return _Saved(config, tensors, saved, where, str(folder / TENSOR_FILE), [], None)
+    record, of_adapters, where = inside
+    if record["merged"]:
+        raise HeadEditError(
+            f"{where}: this model was saved while {', '.join(record['merged'])} was merged into its weights, so that "
+            "the edits would act twice. Use the model as it is, without them; or save it after unmerge_adapter()."
+        )
+    active, others = record["active"], [name for name in record["adapters"] if name != record["active"]]
+    if others:
+        warn(
+            f"{where}: holds the adapters {', '.join(record['adapters'])}; '{active}', the active one, is read. To "
+            "have all, attach edits to the model and give its load_state_dict the state dict of this model.",
+            stacklevel=3,
+        )
+    part = record["adapters"][active]
+    saved = {**record, **part, "config": dict(vars(part["config"])), "format_version": FULL}
+    return _Saved(part["config"], of_adapters[active], saved, where, where, part["idle"], part["frozen_gates"])
+
+
+def _fill(adapter: Adapter, saved: _Saved) -> None:
+    if saved.record["format_version"] == FULL:
+        put_tensors(adapter, saved.tensors, saved.tensors_at)
+        adapter.strength = saved.record.get("strength", 1.0)
+        set_frozen_gates(adapter, saved.frozen_gates)
+        for i in saved.idle:
+            adapter.site_edits[i].idle = True  # type: ignore[assignment]
         return
-    put_tensors(adapter, unpack(adapter, tensors, where), where)
+    put_tensors(adapter, unpack(adapter, saved.tensors, saved.tensors_at), saved.tensors_at)
     harden(adapter)  # changes no value any more, and freezes the gates
 
 
-def _config_of(saved: dict[str, Any], where: str) -> EditConfig:
-    config = EditConfig.from_dict(saved["config"], where)
-    for key in ("temperature", "stretch", "gate_init", "init_std"):
-        value = getattr(config, key)
-        if (
-            max(map(abs, value if isinstance(value, tuple) else [value])) > _LARGEST
-            or config.temperature < 1 / _LARGEST
-        ):
-            raise HeadEditError(f"{where}: {key}: found {value}, which no edits can have.")
-    return config
-
-
-def _parameters(adapter: Adapter) -> dict[str, nn.Parameter]:
-    return {
-        f"{site.name}.{name}": parameter
-        for site, edit in adapter.pairs()
-        for parameters in (edit.vectors, edit.gates)
-        for name, parameter in parameters.items()
-    }
-
-
-def _tensors(adapter: Adapter) -> dict[str, Tensor]:
-    return {name: p.detach().cpu().contiguous() for name, p in _parameters(adapter).items()}
-
-
-def _spec_for(model: nn.Module, spec: "str | PathLike[str] | Spec | None", saved: dict[str, Any], folder: Path) -> Spec:
+def _spec_for(model: nn.Module, spec: "str | PathLike[str] | Spec | None", saved: _Saved) -> Spec:
     """The spec that is given, or the registry's, or else the one saved with the edits."""
     try:
         return find_spec(model, spec)
     except HeadEditError:
         if spec is not None:
             raise
-    return build(Spec, saved["spec"], f"{folder / CONFIG_FILE}: spec")
+    return build(Spec, saved.record["spec"], f"{saved.where}: spec")

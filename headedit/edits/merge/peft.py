@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from headedit.edits.adapter_set import AdapterSet
+from headedit.edits.files.values import check_effective
 from headedit.edits.merge.fold import check_attached, wide_scale_and_offset
 from headedit.edits.merge.projection import weight_owners, why_not_mergeable
 from headedit.errors import HeadEditError
+from headedit.hf.names import portable_name
 from headedit.io.files import write_atomically
 from headedit.io.optional import import_optional
 
@@ -39,13 +41,14 @@ def to_peft(edits: AdapterSet, directory: "str | PathLike[str]") -> None:
         directory: the folder; it is made if it does not exist.
 
     Raises:
-        HeadEditError: PEFT is not installed, a site is not a linear projection, or its weight, which a LoRA is computed
-            from, is quantized, offloaded or shared; or the folder cannot be written.
+        HeadEditError: PEFT is not installed, a value is NaN or infinite, a site is not a linear projection, or its
+            weight, which a LoRA is computed from, is quantized, offloaded or shared; or the folder cannot be written.
     """
     check_attached(edits)
     if edits.merged is not None:
         raise HeadEditError("These edits are merged; call unmerge_adapter() first, as the base model must be plain.")
     peft = import_optional("peft", "Writing an adapter of PEFT")
+    check_effective(edits.module)
     rows = [(site, *wide_scale_and_offset(edit)) for site, edit in edits.module.pairs()]
     rows = [row for row in rows if bool((row[1] != 1).any()) or bool(row[2].any())] or rows[:1]
     for site, _, _ in rows:
@@ -56,7 +59,7 @@ def to_peft(edits: AdapterSet, directory: "str | PathLike[str]") -> None:
             )
     common: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": getattr(edits.model.config, "_name_or_path", "") or None,
+        "base_model_name_or_path": portable_name(getattr(edits.model.config, "_name_or_path", "")) or None,
         "target_modules": [site.path for site, _, _ in rows],
         "fan_in_fan_out": isinstance(rows[0][0].module, Conv1D),
         "inference_mode": True,

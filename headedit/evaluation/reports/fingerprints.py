@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from headedit.edits.handle import HeadEdits
+from headedit.hf.names import portable_name
 from headedit.version import __version__
 
 
@@ -16,7 +17,7 @@ def fingerprint(model: nn.Module, edits: HeadEdits | None) -> dict[str, Any]:
     first = next(model.parameters())
     inside = set() if edits is None else set(edits.module.parameters())
     return {
-        "model": getattr(config, "_name_or_path", "") or type(model).__name__,
+        "model": portable_name(getattr(config, "_name_or_path", "")) or type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters() if p not in inside),
         "dtype": str(first.dtype).removeprefix("torch."),
         "edits": None if edits is None else _digest(edits),

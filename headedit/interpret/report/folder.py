@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headedit.edits.files.format import CONFIG_FILE, read_edits_config
+from headedit.edits.files.format import TENSOR_FILE, holds_edits
+from headedit.edits.files.storage import read_record
 from headedit.errors import HeadEditError
 from headedit.interpret.head_map import HeadMap
 from headedit.interpret.labels import LABELS, axis_label, short
@@ -64,9 +65,9 @@ class RunFolder:
         Raises:
             HeadEditError: the folder holds no edits or no history, or a file is damaged.
         """
-        if not (folder / CONFIG_FILE).is_file():
+        if not holds_edits(folder):
             raise HeadEditError(
-                f"{folder}: contains no {CONFIG_FILE}, so there are no edits to report on. Give the output folder of "
+                f"{folder}: contains no {TENSOR_FILE}, so there are no edits to report on. Give the output folder of "
                 "headedit train, or of fit(..., output_dir=...)."
             )
         for name in (HISTORY_FILE, RUN_FILE):
@@ -79,7 +80,7 @@ class RunFolder:
         return RunFolder(
             path=folder,
             record=_object(folder / RUN_FILE),
-            saved=read_edits_config(folder),
+            saved=read_record(folder),
             source=source,
             levels=PruningPath.read(folder) if (folder / PATH_FILE).is_file() else None,
             data=_object(folder / DATA_FILE) if (folder / DATA_FILE).is_file() else None,
@@ -88,7 +89,7 @@ class RunFolder:
 
     @property
     def base_model(self) -> str:
-        """The folder or hub id of the base model, as it was loaded for the run."""
+        """The hub id of the base model, or the name of its folder, without the path to it."""
         return str(self.saved["base_model"].get("name_or_path") or "unknown")
 
     def facts(self) -> list[tuple[str, str]]:

@@ -1,0 +1,51 @@
+"""Vectors, or gates, of a site as a module: parameters by name that are never without values."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class NamedParameters(nn.ParameterDict):
+    """A ParameterDict whose forward pass gives its tensors, so that hooks that fetch offloaded weights act on it.
+
+    Args:
+        mean: of fresh values.
+        std: their standard deviation; 0 for the mean itself.
+    """
+
+    _fresh: tuple[float, float]
+
+    def __init__(self, mean: float, std: float) -> None:
+        super().__init__()
+        object.__setattr__(self, "_fresh", (mean, std))  # a ParameterDict counts attributes as its entries
+
+    def forward(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        plain = self._parameters  # without those that are parametrised, which only their names lead to
+        return dict(plain) if len(plain) == len(self) else {name: self[name] for name in self}  # type: ignore[arg-type]
+
+    def add(self, name: str, shape: tuple[int, ...], device: torch.device) -> None:
+        """Adds a fresh float32 parameter, which has values also where accelerate has torch make tensors without."""
+        mean, std = self._fresh
+        value = torch.tensor(mean, dtype=torch.float32, device=device).repeat(shape)
+        self[name] = value.normal_(std=std) if std else value
+        if self[name].is_meta and not value.is_meta:
+            self._parameters[name] = nn.Parameter(value)
+
+    @torch.no_grad()
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NamedParameters":
+        """Moves or casts the parameters; unlike other modules', their values stay under ``to_empty`` as well.
+
+        Parameters that come off the meta device, where they had no values, are fresh.
+        """
+        before = {name: tensor.detach() for name, tensor in self.named_parameters()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, tensor in self.named_parameters():
+            if tensor.is_meta:
+                continue
+            if not before[name].is_meta:
+                tensor.data.copy_(before[name])
+            else:
+                tensor.data.normal_(*self._fresh)
+        return self
