@@ -63,8 +63,9 @@ def load(
 
     Args:
         model: the base model, without edits.
-        path: a folder that ``save_pretrained`` wrote, or one of the two files in it, or the id of a repository on the
-            Hugging Face hub.
+        path: a folder that ``save_pretrained`` wrote, or one of the two files in it; a folder that the
+            ``save_pretrained`` of a model with edits or a Trainer wrote, of which the active adapter is read; or the
+            id of a repository of edits on the Hugging Face hub.
         spec: a spec or spec file to use; by default the registry's, or else the one saved with the edits.
         revision: the revision of a hub repository.
 

@@ -82,7 +82,8 @@ class HeadEdits(ActiveAdapter):
         """Adds saved edits under a name; they do nothing until ``set_adapter`` or ``route`` names them.
 
         Args:
-            model_id: a folder that ``save_pretrained`` wrote, or the id of a repository on the Hugging Face hub.
+            model_id: a folder that ``save_pretrained`` wrote, of the edits or of a model with edits, or the id of a
+                repository of edits on the Hugging Face hub.
             adapter_name: letters, digits, ``-`` and ``_``.
             revision: the revision of a hub repository.
 
