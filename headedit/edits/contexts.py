@@ -12,6 +12,7 @@ from headedit.edits.choices import NOTHING, Choice, Effective, Override, choice_
 from headedit.edits.routing import route_rows
 from headedit.edits.strength import Strength, check_strength
 from headedit.errors import HeadEditError
+from headedit.hf.compiled import is_compiled
 
 _REVERTED = (
     "The edits are merged, and another thread or task has taken them out of the weights in disable_adapter(). Wait "
@@ -95,6 +96,30 @@ class AdapterContexts(AdapterState):
             routed = route_rows({name: self[name] for name in names if name is not None}, names)
         with self._choices.entered(Override("route()", Choice(routed))):
             yield self.model
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """A context in which the edited model is run, as for an evaluation: the edits must act in it.
+
+        Raises:
+            HeadEditError: they are detached, disabled, or the caller is in a context such as ``route()``; or, in the
+                end, no pass has reached them.
+        """
+        if not self.attached:
+            raise HeadEditError("These edits are detached, so the model is not edited; attach or load them again.")
+        if self.in_context():
+            self.refuse_contexts("edits cannot be measured")
+        if self.disabled:
+            raise HeadEditError("These edits are disabled, so they cannot be measured: call enable_adapter_layers().")
+        before = self._hooks.passes.count
+        yield
+        acts = self.merged is None and not all(edit.idle for edit in self.module)
+        if acts and self._hooks.passes.count == before and not is_compiled(self.model):
+            raise HeadEditError(
+                f"No pass of this {type(self.model).__name__} has reached its edits, so what was measured is not the "
+                "edited model: whatever runs it has taken the weights elsewhere. Attach the edits before the model is "
+                "handed to an engine that compiles or copies it."
+            )
 
     @contextmanager
     def applying(self, effective: "Mapping[str, Effective] | Adapter") -> Iterator[None]:

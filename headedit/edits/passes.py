@@ -77,6 +77,7 @@ class Passes:
 
     Fields:
         lock: held while the values of a pass are read, and by whoever writes several of them.
+        count: how many passes in which edits act have begun; those of a compiled model are not counted.
     """
 
     def __init__(self, choices: Choices) -> None:
@@ -86,6 +87,7 @@ class Passes:
         self._recorded: list[_Recorded] = []
         self._graph: tuple[weakref.ref[Any], threading.Thread] | None = None
         self.lock = threading.RLock()
+        self.count = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Passes, (self._choices,)  # a copy is in no pass
@@ -121,6 +123,7 @@ class Passes:
         if torch.is_grad_enabled():
             self._record(running)
         self._threads.running = running
+        self.count += bool(running.active)
         return running
 
     def end(self) -> Pass | None:

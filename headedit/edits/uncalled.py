@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from headedit.edits.passes import Pass
 from headedit.errors import HeadEditError
+from headedit.hf.compiled import is_compiled
 from headedit.hf.config import drops_layers
 from headedit.specs import HeadSite, Spec
 
@@ -99,8 +100,7 @@ class Uncalled:
 
     def _may_skip(self) -> bool:
         """Whether all layers may have been skipped by intent, or have run as a compiled graph."""
-        compiled = any(getattr(m, "_compiled_call_impl", None) is not None for m in self._model.modules())
-        return compiled or drops_layers(self._model)
+        return is_compiled(self._model) or drops_layers(self._model)
 
 
 class Watch:
