@@ -31,7 +31,7 @@ class Effective(Protocol):
 
 
 class Choice:
-    """What acts in a pass; it does not change.
+    """The effective edits of a pass; it does not change.
 
     Fields:
         by_site: what each site applies, by the site's name; sites that are not in it apply nothing.
@@ -112,7 +112,7 @@ class Choices:
         return new_choices, (), {"model": self.model, "off": self.off}  # a copy is in no context
 
     def now(self) -> Choice:
-        """What acts in a pass that begins now, in this context."""
+        """The choice of a pass that begins now, in this context."""
         if self.off:
             return NOTHING
         choice, asked = self.model, self.asked

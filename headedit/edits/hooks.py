@@ -26,7 +26,7 @@ class SiteHook:
         site: the site's name.
         parent: the module that holds the site's module.
         name: the name of the site's module in it.
-        choices: what acts in a pass.
+        choices: of the handle and of contexts.
         passes: the passes under way.
     """
 
@@ -78,7 +78,7 @@ class SiteHooks:
     Args:
         model: the model.
         spec: where its heads are.
-        choices: what acts in a pass.
+        choices: of the handle and of contexts.
 
     Fields:
         passes: the passes under way.

@@ -1,4 +1,4 @@
-"""The passes that are under way on a model: what acts is decided when a pass begins, and computed once for all sites.
+"""The passes under way on a model: the effective edits are chosen when a pass begins, and computed once for all sites.
 
 Vectors and gates are small, so their cost is the number of operators, which is the same for one site and for all.
 Nothing outlives a pass, and threads share nothing.
@@ -23,7 +23,7 @@ _saving_hooks: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hoo
 _autograd_node: Any = getattr(torch._C, "_current_autograd_node", lambda: None)
 _sequence_number: Any = getattr(torch._C._autograd, "_get_sequence_nr", lambda: 0)
 _PATIENCE = 60  # seconds
-_REMEMBERED = 8  # changes of what acts, between passes whose layers may still be recomputed
+_REMEMBERED = 8  # changes of choice, between passes whose layers may still be recomputed
 
 
 @dataclass(eq=False)
@@ -31,7 +31,7 @@ class Pass:
     """A pass that is under way in one thread.
 
     Fields:
-        choice: what acts.
+        choice: the effective edits.
         strength: the factor on the vectors, a scalar; None for 1.
         active: what each site applies, without the sites whose edit is idle.
         together: the edits that are computed together, when the first site asks.
@@ -57,7 +57,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """What acted in the passes of a thread from a node of its graphs on."""
+    """The choice of the passes of a thread from a node of its graphs on."""
 
     thread: int
     first_node: int
@@ -73,7 +73,7 @@ class Passes:
     segment, which must compute the same again when it is recomputed.
 
     Args:
-        choices: what acts.
+        choices: of the handle and of contexts.
 
     Fields:
         lock: held while the values of a pass are read, and by whoever writes several of them.
@@ -140,7 +140,7 @@ class Passes:
     def wait_for_others(self) -> None:
         """Waits until no other thread is in a pass.
 
-        A pass is listed before it reads what acts. So whoever changes the model's choice first, and then waits, knows
+        A pass is listed before it reads its choice. So whoever changes the model's choice first, and then waits, knows
         that no pass acts as before the change.
 
         Raises:
@@ -173,10 +173,10 @@ class Passes:
         return running.found.get(edit)  # type: ignore[call-overload, no-any-return]
 
     def outside(self) -> tuple[Choice, Tensor | None]:
-        """What acts on a layer that is called without a pass, and the strength.
+        """The choice for a layer that is called without a pass, and the strength.
 
         In a backward pass a checkpointed layer is recomputed, possibly in another thread and after another adapter was
-        set: what acts is what acted in the pass that it belongs to.
+        set: its choice is that of the pass that it belongs to.
         """
         node = _autograd_node()
         if node is None or not self._recorded:
