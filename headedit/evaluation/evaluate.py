@@ -17,7 +17,7 @@ from headedit.errors import HeadEditError
 from headedit.evaluation.answers.answers import answers
 from headedit.evaluation.answers.generation import check_room
 from headedit.evaluation.answers.predictions import BASE, EDITED, Prediction, append, digest, resume
-from headedit.evaluation.reports.fingerprints import fingerprint
+from headedit.evaluation.reports.fingerprints import DIGESTS, fingerprint
 from headedit.evaluation.reports.report import Report
 from headedit.evaluation.reports.report_tables import markdown
 from headedit.evaluation.scores import scoring
@@ -59,7 +59,8 @@ def evaluate(
         seed: seed of that draw.
         batch_size: examples per batch; predictions do not depend on it in float32.
         output: a JSON file for the report; a Markdown file and the predictions are written next to it. A stopped
-            evaluation is resumed by the same call.
+            evaluation is resumed by the same call; predictions of other weights, edits, settings or another tokenizer
+            are made again.
         skip_broken: leave out and report what is broken or too long, instead of stopping at the first.
         progress: show bars.
         changes: fields of the task to change, such as ``scoring="loglikelihood"`` or ``num_beams=1``.
@@ -93,7 +94,7 @@ def evaluate(
     settings = {
         "task": {k: v for k, v in dataclasses.asdict(task).items() if k not in ("data", "description", "suite")},
         "examples": digest(dataclasses.astuple(example) for example in examples),
-        **fingerprint(model, edits),
+        **fingerprint(model, edits, tokenizer, [example.prompt for example in examples]),
     }
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": progress}
     found = _predictions(model, tokenizer, task, examples, edits, file, settings, options)
@@ -130,7 +131,7 @@ def _predictions(
 ) -> dict[str, list[Prediction]]:
     """The predictions of each system, by its name; those in the file next to the report are not made again."""
     kept = None if file is None else file.with_suffix(".predictions.jsonl")
-    done = [] if kept is None else resume(kept, settings)
+    done = [] if kept is None else resume(kept, settings, DIGESTS)
     found: dict[str, list[Prediction]] = {}
     for system in ["model"] if edits is None else [EDITED, BASE]:
         by_row = {prediction.row: prediction for prediction in done if prediction.system == system}
