@@ -1,4 +1,4 @@
-"""Predictions that are resumed are those of this model: any other weights, edits, settings or tokenizer measure again."""
+"""Predictions that are resumed are of this model: other weights, edits, settings or tokenizers are measured again."""
 
 import contextlib
 import json

@@ -52,8 +52,8 @@ def settings_digest(model: nn.Module) -> str:
     config, generation = getattr(model, "config", None), getattr(model, "generation_config", None)
     parts = [type(getattr(model, "_orig_mod", model)).__name__]
     for found in (config, generation):
-        data = found.to_dict() if hasattr(found, "to_dict") else {}
-        parts.append(_without(data, (*_INCIDENTAL, "pad_token_id", "_from_model_config")))
+        as_data: Any = getattr(found, "to_dict", dict)
+        parts.append(_without(as_data(), (*_INCIDENTAL, "pad_token_id", "_from_model_config")))
     return digest_of(parts)
 
 
@@ -73,7 +73,7 @@ def tensor_bytes(tensor: Tensor) -> Iterator[bytes]:
     flat = tensor.reshape(tensor.shape[0] if tensor.dim() else 1, -1).contiguous()
     bits = flat.view(_WHOLE[flat.element_size()])
     rows = max(1, _AT_ONCE // bits.shape[1])
-    sums = [part.sum(1, dtype=torch.int64).cpu() for part in bits.split(rows)]
+    sums = [part.sum(1, dtype=torch.int64).cpu() for part in torch.split(bits, rows)]
     yield torch.cat(sums).numpy().tobytes()
     places = torch.linspace(0, bits.numel() - 1, min(_TAKEN, bits.numel()), dtype=torch.float64).long()
     yield bits.view(-1)[places.to(bits.device)].cpu().numpy().tobytes()

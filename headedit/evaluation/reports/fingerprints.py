@@ -37,7 +37,7 @@ def fingerprint(
 
     Returns:
         Name, number of parameters and dtype of the model; digests of its weights, of its config and settings of
-        generation, of ``edits``, of edits that are ``attached`` and not compared, and of the tokenizer; and the version.
+        generation, of ``edits``, of edits that are ``attached`` and not compared, and of the tokenizer; the version.
     """
     config: Any = model.config
     first = next(model.parameters())
