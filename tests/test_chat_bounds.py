@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Chat templates: what transformers renders is rendered, to the character, and what would not end ends."""
 
 import json
@@ -271,7 +272,9 @@ def test_a_conversation_that_its_template_makes_too_much_of_can_be_skipped():
 
 
 def test_long_conversations_and_long_texts_are_rendered():
-    turns = [{"role": role, "content": f"{role} {i} " + "x" * 200} for i in range(500) for role in ("user", "assistant")]
+    turns = [
+        {"role": role, "content": f"{role} {i} " + "x" * 200} for i in range(500) for role in ("user", "assistant")
+    ]
     for template in (CHATML, LLAMA_3, QWEN_3, MISTRAL):
         tokenizer = byte_level(template)
         assert chat_text(tokenizer, turns, "here") == tokenizer.apply_chat_template(turns, tokenize=False)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headedit.errors import HeadEditError
+from headedit.io.json import parse_json
 from headedit.io.optional import import_optional
 
 _ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:+-]+))?")
@@ -61,23 +61,15 @@ def _json_rows(file: Path) -> Iterator[SourceRow]:
             if line.strip():
                 yield _line(line, f"{file}, line {number}")
         return
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise HeadEditError(f"{file}, line {error.lineno}: not valid JSON ({error.msg}).") from None
-    except RecursionError:
-        raise HeadEditError(f"{file}: the JSON is nested too deeply.") from None
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(parse_json(text, str(file)), start=1):
         yield SourceRow(f"{file}, record {number}", row)
 
 
 def _line(line: str, where: str) -> SourceRow:
     try:
-        return SourceRow(where, json.loads(line))
-    except json.JSONDecodeError as error:
-        return SourceRow(where, fault=f"{where}: not valid JSON ({error.msg}, column {error.colno}).")
-    except RecursionError:
-        return SourceRow(where, fault=f"{where}: the JSON is nested too deeply.")
+        return SourceRow(where, parse_json(line, where))
+    except HeadEditError as error:
+        return SourceRow(where, fault=str(error))
 
 
 def _csv_rows(file: Path) -> Iterator[SourceRow]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from headedit.errors import HeadEditError
 from headedit.io import strict
+from headedit.io.json import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +106,8 @@ def _write_lines(file: Path, mode: str, rows: Iterable[dict[str, Any]]) -> None:
 
 def _parsed(file: Path, line: str, number: int) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        return parse_json(line, "")
+    except HeadEditError:
         raise HeadEditError(f"{file}, line {number}: is not a prediction. Delete the file or give another.") from None
 
 

@@ -1,12 +1,12 @@
 """Reads saved reports of evaluations for tables."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headedit.errors import HeadEditError
+from headedit.io.json import parse_json
 
 _NEEDED = {"task": str, "n": int, "metric": str, "score": dict, "constant": dict, "settings": dict}
 
@@ -64,8 +64,8 @@ def read_run(path: str | Path) -> SavedRun:
 
 def _reports(file: Path, *, whole_folder: bool) -> Iterator[dict[str, Any]]:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = parse_json(file.read_text(encoding="utf-8"), file.name)
+    except (OSError, UnicodeDecodeError, HeadEditError) as error:
         raise HeadEditError(f"{file}: cannot be read as JSON ({error}).") from None
     for item in data if isinstance(data, list) else [data]:
         if whole_folder and not (isinstance(item, Mapping) and "task" in item and "score" in item):
@@ -80,6 +80,6 @@ def _checked(file: Path, item: object) -> dict[str, Any]:
         if not isinstance(item.get(key), kind):
             raise HeadEditError(f"{file}: is not a report of `headedit eval`; it lacks '{key}'.")
     for key, score in (("score", item["score"]), ("base", item.get("base"))):
-        if score is not None and not {"metrics", "interval"} <= set(score):
+        if score is not None and not (isinstance(score, dict) and {"metrics", "interval"} <= set(score)):
             raise HeadEditError(f"{file}: is not a report of `headedit eval`; '{key}' lacks 'metrics' or 'interval'.")
     return item
