@@ -53,7 +53,7 @@ def fuzz(examples):
         max_examples=examples * TIMES,
         derandomize=TIMES == 1,
         deadline=None,
-        phases=[Phase.generate],
+        phases=[Phase.generate, *([Phase.shrink] if TIMES == 1 else [])],
         database=None,
         suppress_health_check=list(HealthCheck),
     )
@@ -78,7 +78,7 @@ SPECS = sorted(packaged_folder().glob("*.yaml"))
 
 
 @given(st.integers(0, 1000), CHANGES)
-@fuzz(500)
+@fuzz(300)
 def test_a_spec_is_read_or_refused(folder, number, changes):
     file = folder / "spec.yaml"
     text = SPECS[number % len(SPECS)].read_text()
@@ -98,7 +98,7 @@ def llama():
 
 
 @given(changes=CHANGES)
-@fuzz(150)
+@fuzz(100)
 def test_a_spec_fits_a_model_or_is_refused(folder, llama, changes):
     file = folder / "llama.yaml"
     text = (packaged_folder() / "llama.yaml").read_text()
@@ -132,7 +132,7 @@ def stored(tmp_path_factory):
 
 
 @given(st.integers(0, 1), st.integers(0, 15), CHANGES)
-@fuzz(400)
+@fuzz(100)
 def test_a_folder_of_edits_is_read_or_refused(folder, stored, llama, form, which, changes):
     place = folder / "edits"
     place.mkdir(exist_ok=True)
@@ -233,7 +233,7 @@ def test_a_parquet_file_is_read_or_refused(folder, changes):
 
 
 @given(st.integers(0, 6), CHANGES)
-@fuzz(200)
+@fuzz(600)
 def test_examples_in_python_are_encoded_or_refused(kind, changes):
     from headedit.data.encoding import encode
 
@@ -256,7 +256,7 @@ QUESTIONS = [{"q": {"text": "which"}, "n": 3, "choices": ["a", "b"], "right": "b
 
 
 @given(st.integers(0, 100), CHANGES, CHANGES, st.booleans())
-@fuzz(400)
+@fuzz(300)
 def test_a_task_and_its_records_are_read_or_refused(folder, number, changes, others, skip):
     file = folder / "task.yaml"
     text = OWN_TASK if number % 2 else TASKS[number % len(TASKS)].read_text()
@@ -339,13 +339,13 @@ PIECES = [
 @given(
     st.lists(st.sampled_from(PIECES), max_size=8), st.sampled_from([0, 3, 40, 99999, 10**12, -1, "a", None, [], 2.5])
 )
-@fuzz(500)
+@fuzz(1000)
 def test_a_template_of_any_pieces_is_rendered_or_refused(pieces, number):
     attempt(lambda: render("".join(pieces), {**QUESTIONS[0], "n": number, "x": "x"}, "record 1"))
 
 
 @given(st.sampled_from(["scoring", "prompt", "options", "num_beams", "metrics", "data", "only", "nothing"]), CHANGES)
-@fuzz(150)
+@fuzz(400)
 def test_a_change_of_a_task_is_taken_or_refused(key, changes):
     value = mutate_data([1], changes)
     attempt(lambda: find_task("boolq", **{key: value[0] if isinstance(value, list) and value else value}))
@@ -376,7 +376,7 @@ evaluate: {tasks: [boolq], limit: 5, changes: {num_beams: 1}}
 
 
 @given(st.integers(0, 100), CHANGES, CHANGES)
-@fuzz(400)
+@fuzz(150)
 def test_the_file_of_a_run_and_its_overrides_are_read_or_refused(folder, number, changes, others):
     file = folder / "run.yaml"
     text = RUN if number % 3 else CONFIGS[number % len(CONFIGS)].read_text()
@@ -393,7 +393,7 @@ def test_the_file_of_a_run_and_its_overrides_are_read_or_refused(folder, number,
 
 
 @given(CHANGES)
-@fuzz(200)
+@fuzz(400)
 def test_settings_of_a_command_are_read_or_refused(changes):
     text = mutate_bytes(b"training.learning_rate=1e-3", changes).decode("utf-8", "surrogateescape")
 
@@ -405,7 +405,7 @@ def test_settings_of_a_command_are_read_or_refused(changes):
 
 
 @given(CHANGES)
-@fuzz(250)
+@fuzz(150)
 def test_a_sweep_is_planned_or_refused(folder, changes):
     file = folder / "sweep.yaml"
     file.write_bytes(mutate_text(SWEEP, changes, yaml.safe_load, dump_yaml))
@@ -488,7 +488,7 @@ def mutated(files, which, changes):
 
 
 @given(st.integers(0, 63), CHANGES)
-@fuzz(300)
+@fuzz(60)
 def test_the_folder_of_a_run_is_reported_or_refused(folder, run, which, changes):
     place = folder / "run"
     place.mkdir(exist_ok=True)
@@ -503,7 +503,7 @@ def test_the_folder_of_a_run_is_reported_or_refused(folder, run, which, changes)
 
 
 @given(st.sampled_from(["history.jsonl", "path.json", "run.json", "path.safetensors"]), CHANGES)
-@fuzz(25)
+@fuzz(6)
 def test_the_plots_of_a_run_are_drawn_or_refused(folder, run, name, changes):
     import matplotlib.pyplot as plt
 
@@ -523,7 +523,7 @@ def test_the_plots_of_a_run_are_drawn_or_refused(folder, run, name, changes):
 
 
 @given(CHANGES)
-@fuzz(200)
+@fuzz(300)
 def test_a_report_and_predictions_of_an_evaluation_are_read_or_refused(folder, changes):
     report = {
         "task": "t",

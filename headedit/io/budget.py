@@ -82,7 +82,9 @@ _current: ContextVar[Budget | None] = ContextVar("budget of a template", default
 def spending(value: Any = None) -> Iterator[Budget]:
     """A context in which templates have a budget; it grows with the data that they are given."""
     steps, characters = Budget(2**40, 2**40).size(value)
-    budget = Budget(_STEPS + _STEPS_PER_VALUE * steps, _CHARACTERS + _CHARACTERS_PER_CHARACTER * characters)
+    budget = Budget(
+        _STEPS + _STEPS_PER_VALUE * steps + characters, _CHARACTERS + _CHARACTERS_PER_CHARACTER * characters
+    )
     before = _current.set(budget)
     try:
         yield budget

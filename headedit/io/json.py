@@ -36,7 +36,7 @@ def parse_json(text: str, where: str) -> Any:
 
 def _is_deeper(value: Any, levels: int) -> bool:
     here = [value]
-    for _ in range(levels + 1):
+    for _ in range(levels):
         here = [
             item
             for found in here
