@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -35,10 +36,10 @@ def read_rows(source: str, split: str = "train") -> Iterator[SourceRow]:
         HeadEditError: the source cannot be read at all.
     """
     path, colon, named = source.rpartition(":")
-    folder, chosen = (Path(path), named) if colon and Path(path).is_dir() else (Path(source), split)
-    if folder.is_dir():
+    folder, chosen = (Path(path), named) if colon and os.path.isdir(path) else (Path(source), split)
+    if os.path.isdir(folder):
         return _saved_rows(folder, chosen)
-    found = None if folder.exists() or source.startswith(("/", ".", "~")) else _ID.fullmatch(source)
+    found = None if os.path.exists(folder) or source.startswith(("/", ".", "~")) else _ID.fullmatch(source)
     if found is not None and folder.suffix.lower() not in {".json", ".jsonl", *_READERS}:
         return _hub_rows(found["name"], found["config"], found["split"] or split)
     return _READERS.get(folder.suffix.lower(), _json_rows)(folder)
@@ -52,6 +53,8 @@ def _text(file: Path) -> str:
         raise HeadEditError(f"{file}: cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
         raise HeadEditError(f"{file}: is not UTF-8 text (byte {error.start}).") from None
+    except ValueError as error:  # of a path that no system has
+        raise HeadEditError(f"{str(file)!r}: cannot be read ({error}).") from None
 
 
 def _json_rows(file: Path) -> Iterator[SourceRow]:

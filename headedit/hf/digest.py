@@ -71,7 +71,8 @@ def tensor_bytes(tensor: Tensor) -> Iterator[bytes]:
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     flat = tensor.reshape(tensor.shape[0] if tensor.dim() else 1, -1).contiguous()
-    bits = flat.view(_WHOLE[flat.element_size()])
+    together = flat.shape[1] * flat.element_size() % 8 == 0  # as many bits at once as a whole number has
+    bits = flat.view(torch.int64 if together else _WHOLE[flat.element_size()])
     rows = max(1, _AT_ONCE // bits.shape[1])
     sums = [part.sum(1, dtype=torch.int64).cpu() for part in torch.split(bits, rows)]
     yield torch.cat(sums).numpy().tobytes()

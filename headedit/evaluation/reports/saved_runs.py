@@ -1,5 +1,6 @@
 """Reads saved reports of evaluations for tables."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ def read_run(path: str | Path) -> SavedRun:
             two models.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise HeadEditError(f"{path}: there is no such file or folder.")
     files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
     found: dict[str, tuple[Path, dict[str, Any]]] = {}

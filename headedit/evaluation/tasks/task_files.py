@@ -1,6 +1,7 @@
 """Finds the tasks that come with headedit by name, and those in a user's own files by path."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from functools import cache
 from os import PathLike
@@ -67,7 +68,7 @@ def read_task(file: Path) -> Task:
     """
     content = read_yaml(file)
     task = strict.build(Task, {"name": file.stem, **content} if isinstance(content, dict) else content, str(file))
-    if task.data is not None and (file.parent / task.data.path.replace("{split}", task.data.split)).exists():
+    if task.data is not None and os.path.exists(file.parent / task.data.path.replace("{split}", task.data.split)):
         return dataclasses.replace(task, data=dataclasses.replace(task.data, path=str(file.parent / task.data.path)))
     return task
 

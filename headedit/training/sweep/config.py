@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ class SweepConfig:
         sweep = strict.build(SweepConfig, read_yaml(path), str(path))
         base = path.parent / sweep.base
         return dataclasses.replace(
-            sweep, base=str(base) if base.is_file() else sweep.base, set={**sweep.set, **(changes or {})}
+            sweep, base=str(base) if os.path.isfile(base) else sweep.base, set={**sweep.set, **(changes or {})}
         )
 
 
