@@ -195,7 +195,7 @@ def mutate_data(data: Any, changes: Sequence[Change]) -> Any:
         elif kind == 7 and isinstance(holder, dict):
             holder[str(odd)[:9]] = odd
         elif kind == 8:
-            for _ in range(with_ % 300):
+            for _ in range(with_ % 120):
                 holder[key] = [holder[key]] if what % 2 else {"a": holder[key]}
         else:
             holder[key] = odd
