@@ -72,6 +72,12 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzzed")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def libraries():
+    """The libraries that are imported on use, so that no example is charged for it."""
+    read_run("cpu-small", {"model.name": "x", "data.train": "y", "training.learning_rate": 1.0})
+
+
 # Specs.
 
 SPECS = sorted(packaged_folder().glob("*.yaml"))

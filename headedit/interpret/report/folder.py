@@ -133,7 +133,7 @@ class RunFolder:
             "Data": self.data or {},
         }
         for title, values in parts.items():
-            cells = [[what, shown(value)] for what, value in flat(values)]
+            cells = [[what, shown(value)] for what, value in flat(values)] if isinstance(values, Mapping) else []
             if cells:
                 yield Table(title=title, header=[], cells=cells, left=2)
 
