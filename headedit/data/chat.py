@@ -10,10 +10,12 @@ import re
 from itertools import pairwise
 from typing import Any
 
+from headedit.data.chat_templates import render_chat
 from headedit.data.formats import Message
 from headedit.data.tokens import Span, end_ids, special_ids, text_ids
 from headedit.errors import HeadEditError
 
+_SHOWN = 500  # characters of a message of the template
 _MARKS = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -23,7 +25,7 @@ def chat_text(tokenizer: Any, messages: list[Message], where: str, *, prompt: bo
     Raises:
         HeadEditError: the tokenizer has no template, or the template refuses the conversation.
     """
-    return str(_applied(tokenizer, messages, where, tokenize=False, add_generation_prompt=prompt))
+    return _applied(tokenizer, messages, where, prompt=prompt)[0]
 
 
 def chat_tokens(tokenizer: Any, messages: list[Message], where: str) -> tuple[list[int], list[Span]]:
@@ -61,15 +63,30 @@ def chat_tokens(tokenizer: Any, messages: list[Message], where: str) -> tuple[li
     return ids, spans
 
 
-def _applied(tokenizer: Any, messages: list[Message], where: str, **options: Any) -> Any:
+def _applied(tokenizer: Any, messages: list[Message], where: str, *, prompt: bool = False) -> tuple[str, list[Span]]:
+    """A conversation as text, and the spans that its template marks, in characters."""
     if not getattr(tokenizer, "chat_template", None):
         raise HeadEditError("The tokenizer has no chat template; use another template, such as chatml or alpaca.")
     try:
-        return tokenizer.apply_chat_template(messages, **options)
+        if _has_own_way(tokenizer):
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)), []
+        if not messages:
+            raise ValueError("the conversation is empty")
+        template, tokens = tokenizer.get_chat_template(), tokenizer.special_tokens_map
+        return render_chat(template, messages, add_generation_prompt=prompt, **tokens)
     except Exception as error:  # Jinja's own, and whatever a template's filters raise
         raise HeadEditError(
-            f"{where}: the tokenizer's chat template refuses the conversation ({type(error).__name__}: {error})."
+            f"{where}: the tokenizer's chat template refuses the conversation "
+            f"({type(error).__name__}: {str(error)[:_SHOWN]})."
         ) from None
+
+
+def _has_own_way(tokenizer: Any) -> bool:
+    """Whether a tokenizer renders conversations by code of its own in place of transformers'."""
+    from transformers import PreTrainedTokenizerBase
+
+    shared = PreTrainedTokenizerBase.apply_chat_template
+    return getattr(type(tokenizer), "apply_chat_template", None) is not shared
 
 
 def _marked(
@@ -79,13 +96,25 @@ def _marked(
     if not _MARKS.search(str(getattr(tokenizer, "chat_template", None))):
         return None
     responses = [message["content"].strip() for message in messages if message["role"] == "assistant"]
-    whole = chat_text(tokenizer, messages, where)
-    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-    found = _applied(tokenizer, messages, where, **options)
-    ids, mask = list(found["input_ids"]), [0, *found["assistant_masks"], 0]
+    whole, marks = _applied(tokenizer, messages, where)
+    encoded = tokenizer(whole, add_special_tokens=False, verbose=False)
+    ids = list(encoded["input_ids"])
+    mask = [0, *_mask(encoded, len(ids), marks), 0]
     edges = [i - 1 for i in range(1, len(mask)) if mask[i] != mask[i - 1]]
     spans = [_closed(tokenizer, ids, span, special) for span in zip(edges[::2], edges[1::2], strict=True)]
     return (ids, spans) if len(spans) == len(responses) and all(text in whole for text in responses) else None
+
+
+def _mask(encoded: Any, tokens: int, marks: list[Span]) -> list[int]:
+    """1 for every token that a mark reaches, as transformers gives them; 0 for the others."""
+    mask = [0] * tokens
+    for begin, end in marks:
+        first, last = encoded.char_to_token(0, begin), encoded.char_to_token(0, end - 1)
+        if first is None:
+            break
+        stop = last + 1 if last else tokens
+        mask[first:stop] = [1] * max(0, stop - first)
+    return mask
 
 
 def _rendered(tokenizer: Any, messages: list[Message], where: str) -> tuple[str, list[Span]]:

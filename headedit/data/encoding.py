@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from headedit.data.batches import IGNORED, Encoded, StoredRows, token_embeddings
 from headedit.data.conversation import last_exchange
 from headedit.data.encoder import Encoder
-from headedit.data.formats import to_messages
+from headedit.data.formats import check_text, to_messages
 from headedit.data.records import Conversation
 from headedit.data.templates import CHATML_END, Template
 from headedit.data.tokens import Span, TokenisedPrompt, text_ids, without_end
@@ -45,6 +45,7 @@ def encode(
     kept: list[Encoded] = []
     too_long = 0
     encoder = Encoder(tokenizer)
+    check_iterable(examples, f"The {name} set")
     for i, example in enumerate(tqdm(examples, desc=f"tokenising {name}", disable=not progress, leave=False)):
         row = encode_example(example, encoder, f"{name} example {i + 1}")
         if max_length is not None and len(row["input_ids"]) > max_length:
@@ -77,6 +78,7 @@ def encode_all(examples: Iterable[Any], tokenizer: Any, model: nn.Module) -> lis
         HeadEditError: there are none; one is of another form, has no labelled token after its first, is longer than
             the model's context, or has an id that the model does not know.
     """
+    check_iterable(examples, "The set of examples")
     encoder = Encoder(tokenizer)
     rows = [encode_example(example, encoder, f"Example {i + 1}") for i, example in enumerate(examples)]
     if not rows:
@@ -93,6 +95,12 @@ def encode_all(examples: Iterable[Any], tokenizer: Any, model: nn.Module) -> lis
                 "tokenizer."
             )
     return rows
+
+
+def check_iterable(examples: Any, what: str) -> None:
+    """Raises a HeadEditError for what cannot be a set of examples."""
+    if isinstance(examples, str | bytes) or not (hasattr(examples, "__iter__") or hasattr(examples, "__getitem__")):
+        raise HeadEditError(f"{what} is {type(examples).__name__}, expected a list of examples or a datasets.Dataset.")
 
 
 def check_lengths(rows: Sequence[Sequence[int]], model: nn.Module) -> None:
@@ -118,7 +126,7 @@ def encode_example(example: Any, encoder: Encoder, where: str) -> Encoded:
         HeadEditError: the example is of another form, or text without a tokenizer; ``where`` names it.
     """
     if is_encoded(example):
-        row = {key: [int(i) for i in example.get(key, ())] for key in ("input_ids", "labels")}
+        row = {key: _ids(example.get(key, ()), key, where) for key in ("input_ids", "labels")}
         if len(row["labels"]) != len(row["input_ids"]):
             raise HeadEditError(f"{where}: has {len(row['input_ids'])} input_ids but {len(row['labels'])} labels.")
         return row
@@ -163,7 +171,7 @@ def ids_to_last_token(example: Any, tokenizer: Any, where: str) -> list[int]:
         HeadEditError: the example is of another form, empty, or text without a tokenizer; ``where`` names it.
     """
     if is_encoded(example):
-        ids = [int(i) for i in example["input_ids"]]
+        ids = _ids(example["input_ids"], "input_ids", where)
     else:
         encoder = Encoder(tokenizer)
         conversation = _conversation(example, encoder, where)
@@ -189,10 +197,19 @@ def last_response(row: Encoded, where: str) -> Span:
     return next((i + 1 for i in reversed(range(end)) if labels[i] == IGNORED), 0), end
 
 
+def _ids(values: Any, key: str, where: str) -> list[int]:
+    try:
+        return [int(value) for value in values]
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # of torch, for a row of several dimensions
+        raise HeadEditError(f"{where}: {key} should list whole numbers, found {repr(values)[:60]}.") from None
+
+
 def _conversation(example: Any, encoder: Encoder, where: str) -> Conversation:
     if encoder.tokenizer is None:
         raise HeadEditError(f"{where}: is text, and there is no tokenizer; give tokenizer=...")
     if isinstance(example, tuple | list) and [type(part) for part in example] == [str, str]:
+        for text in example:
+            check_text(text, where)
         turns = [{"role": "user", "content": example[0]}, {"role": "assistant", "content": example[1]}]
         return Conversation(0, where, turns, "response")
     return Conversation(0, where, *to_messages(example, where))

@@ -12,6 +12,7 @@
 A record of any of them may have a text ``system``. The first format whose fields are all there is taken.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ _FIELDS: dict[Format, tuple[str, ...]] = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
 }
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ROLES = {
     "system": "system",
     "user": "user",
@@ -74,8 +76,17 @@ def to_messages(record: object, where: str, format: Format | None = None) -> tup
         messages = _pair(record, question, answer, where)
     system = record.get("system")
     if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
+        check_text(system, f"{where}: the field 'system'")
         messages.insert(0, {"role": "system", "content": system})
     return messages, found
+
+
+def check_text(text: str, what: str) -> None:
+    """Raises a HeadEditError for half of a surrogate pair, such as half of an emoji, which no tokenizer reads."""
+    if not text.isascii() and (found := _SURROGATE.search(text)):
+        raise HeadEditError(
+            f"{what} holds half of a character (\\u{ord(found[0]):04x} at {found.start()}); was the text cut off?"
+        )
 
 
 def _pair(record: Mapping[str, Any], question: str, answer: str, where: str) -> list[Message]:
@@ -87,6 +98,7 @@ def _pair(record: Mapping[str, Any], question: str, answer: str, where: str) -> 
     ):
         if not isinstance(value, str):
             raise HeadEditError(f"{where}: the field '{name}' holds {type(value).__name__}, expected text.")
+        check_text(value, f"{where}: the field '{name}'")
     prompt, response = record[question], record[answer]
     if not response.strip():
         raise HeadEditError(f"{where}: the field '{answer}' is empty, so there is nothing to learn from it.")
@@ -122,6 +134,7 @@ def _turn(turn: object, where: str) -> Message:
     content = _joined(turn[what])
     if content is None:
         raise HeadEditError(f"{where}: the field '{what}' holds {type(turn[what]).__name__}, expected text.")
+    check_text(content, f"{where}: the field '{what}'")
     if role == "assistant" and not content.strip():
         raise HeadEditError(f"{where}: the response is empty, so there is nothing to learn from it.")
     return {"role": role, "content": content}

@@ -2,7 +2,7 @@
 
 import csv
 import io
-import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headedit.errors import HeadEditError
+from headedit.io.json import parse_json
 from headedit.io.optional import import_optional
 
 _ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:+-]+))?")
@@ -35,10 +36,10 @@ def read_rows(source: str, split: str = "train") -> Iterator[SourceRow]:
         HeadEditError: the source cannot be read at all.
     """
     path, colon, named = source.rpartition(":")
-    folder, chosen = (Path(path), named) if colon and Path(path).is_dir() else (Path(source), split)
-    if folder.is_dir():
+    folder, chosen = (Path(path), named) if colon and os.path.isdir(path) else (Path(source), split)
+    if os.path.isdir(folder):
         return _saved_rows(folder, chosen)
-    found = None if folder.exists() or source.startswith(("/", ".", "~")) else _ID.fullmatch(source)
+    found = None if os.path.exists(folder) or source.startswith(("/", ".", "~")) else _ID.fullmatch(source)
     if found is not None and folder.suffix.lower() not in {".json", ".jsonl", *_READERS}:
         return _hub_rows(found["name"], found["config"], found["split"] or split)
     return _READERS.get(folder.suffix.lower(), _json_rows)(folder)
@@ -52,6 +53,8 @@ def _text(file: Path) -> str:
         raise HeadEditError(f"{file}: cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
         raise HeadEditError(f"{file}: is not UTF-8 text (byte {error.start}).") from None
+    except ValueError as error:  # of a path that no system has
+        raise HeadEditError(f"{str(file)!r}: cannot be read ({error}).") from None
 
 
 def _json_rows(file: Path) -> Iterator[SourceRow]:
@@ -61,23 +64,15 @@ def _json_rows(file: Path) -> Iterator[SourceRow]:
             if line.strip():
                 yield _line(line, f"{file}, line {number}")
         return
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise HeadEditError(f"{file}, line {error.lineno}: not valid JSON ({error.msg}).") from None
-    except RecursionError:
-        raise HeadEditError(f"{file}: the JSON is nested too deeply.") from None
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(parse_json(text, str(file)), start=1):
         yield SourceRow(f"{file}, record {number}", row)
 
 
 def _line(line: str, where: str) -> SourceRow:
     try:
-        return SourceRow(where, json.loads(line))
-    except json.JSONDecodeError as error:
-        return SourceRow(where, fault=f"{where}: not valid JSON ({error.msg}, column {error.colno}).")
-    except RecursionError:
-        return SourceRow(where, fault=f"{where}: the JSON is nested too deeply.")
+        return SourceRow(where, parse_json(line, where))
+    except HeadEditError as error:
+        return SourceRow(where, fault=str(error))
 
 
 def _csv_rows(file: Path) -> Iterator[SourceRow]:

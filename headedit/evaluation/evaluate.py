@@ -17,7 +17,7 @@ from headedit.errors import HeadEditError
 from headedit.evaluation.answers.answers import answers
 from headedit.evaluation.answers.generation import check_room
 from headedit.evaluation.answers.predictions import BASE, EDITED, Prediction, append, digest, resume
-from headedit.evaluation.reports.fingerprints import fingerprint
+from headedit.evaluation.reports.fingerprints import DIGESTS, fingerprint
 from headedit.evaluation.reports.report import Report
 from headedit.evaluation.reports.report_tables import markdown
 from headedit.evaluation.scores import scoring
@@ -26,6 +26,7 @@ from headedit.evaluation.tasks.records import TaskData, load_examples, load_rows
 from headedit.evaluation.tasks.task import Task
 from headedit.evaluation.tasks.task_files import find_task
 from headedit.hf.loading import load_tokenizer
+from headedit.hf.models import check_has_head, expect_model
 from headedit.io.files import check_writable, write_atomically
 
 
@@ -59,7 +60,8 @@ def evaluate(
         seed: seed of that draw.
         batch_size: examples per batch; predictions do not depend on it in float32.
         output: a JSON file for the report; a Markdown file and the predictions are written next to it. A stopped
-            evaluation is resumed by the same call.
+            evaluation is resumed by the same call; predictions of other weights, edits, settings or another tokenizer
+            are made again.
         skip_broken: leave out and report what is broken or too long, instead of stopping at the first.
         progress: show bars.
         changes: fields of the task to change, such as ``scoring="loglikelihood"`` or ``num_beams=1``.
@@ -70,7 +72,9 @@ def evaluate(
     """
     task = find_task(task, **changes)
     scoring.check_metrics(task)
-    if edits is not None and (edits.model is not model or not edits.attached):
+    model = expect_model(model)
+    check_has_head(model, "Evaluation")
+    if edits is not None and (not isinstance(edits, HeadEdits) or edits.model is not model or not edits.attached):
         raise HeadEditError("edits: are not on this model; give the model that they were attached to or loaded on.")
     if (limit is not None and limit < 1) or batch_size < 1:
         raise HeadEditError("limit and batch_size: expected 1 or more.")
@@ -93,7 +97,7 @@ def evaluate(
     settings = {
         "task": {k: v for k, v in dataclasses.asdict(task).items() if k not in ("data", "description", "suite")},
         "examples": digest(dataclasses.astuple(example) for example in examples),
-        **fingerprint(model, edits),
+        **fingerprint(model, edits, tokenizer, [example.prompt for example in examples]),
     }
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": progress}
     found = _predictions(model, tokenizer, task, examples, edits, file, settings, options)
@@ -130,19 +134,27 @@ def _predictions(
 ) -> dict[str, list[Prediction]]:
     """The predictions of each system, by its name; those in the file next to the report are not made again."""
     kept = None if file is None else file.with_suffix(".predictions.jsonl")
-    done = [] if kept is None else resume(kept, settings)
+    done = [] if kept is None else resume(kept, settings, DIGESTS)
     found: dict[str, list[Prediction]] = {}
     for system in ["model"] if edits is None else [EDITED, BASE]:
         by_row = {prediction.row: prediction for prediction in done if prediction.system == system}
         missing = [(row, example) for row, example in enumerate(examples) if row not in by_row]
-        switched = edits.disable_adapter() if edits is not None and system == BASE else contextlib.nullcontext()
-        with switched, contextlib.closing(answers(model, tokenizer, task, missing, system=system, **options)) as coming:
+        with _system(edits, system, missing), contextlib.closing(answers(model, tokenizer, task, missing, system=system, **options)) as coming:
             for batch in coming:
                 if kept is not None:
                     append(kept, batch)
                 by_row |= {prediction.row: prediction for prediction in batch}
         found[system] = [by_row[row] for row in range(len(examples))]
     return found
+
+
+def _system(
+    edits: HeadEdits | None, system: str, missing: Sequence[Any]
+) -> "contextlib.AbstractContextManager[object]":
+    """A context in which the model is the system of a name."""
+    if edits is None or not missing:
+        return contextlib.nullcontext()
+    return edits.disable_adapter() if system == BASE else edits.measured()
 
 
 def _longest_answer(tokenizer: Any, examples: Sequence[Example]) -> int:

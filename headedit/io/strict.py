@@ -10,9 +10,8 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from headedit.errors import HeadEditError, suggest
+from headedit.io.yaml import parse_yaml
 
 T = TypeVar("T")
 
@@ -96,10 +95,7 @@ def read_assignments(settings: Iterable[str]) -> dict[str, Any]:
         key, sign, text = setting.partition("=")
         if not sign:
             raise HeadEditError(f"{setting}: expected name=value, such as epochs=5.")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise HeadEditError(f"{setting}: '{text}' cannot be read as a value.") from None
+        value = parse_yaml(text, f"{setting[:60]}: cannot be read as a value")
         if isinstance(value, str):
             with contextlib.suppress(ValueError):
                 value = float(value)  # YAML reads 1e-3 as a text

@@ -8,7 +8,12 @@ from typing import Any
 
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
+from headedit.io.json import parse_json
 from headedit.runs.files import HISTORY_FILE
+
+_LARGEST = 1e300
+_SHOWN = {"step", "epoch", "stage", "loss", "eval_loss", "penalty", "gates", "learning_rate", "gate_learning_rate"}
+_SHOWN |= {f"{name}_{vector}" for name in ("open", "lambda") for vector in ("offset", "scale")}
 
 
 class History:
@@ -57,14 +62,35 @@ class History:
         rows = []
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(json.loads(line))
-            except ValueError as error:
+                rows.append(parse_json(line, f"{file}, line {number}"))
+            except HeadEditError:
                 if number == len(lines):
                     break  # the run was killed while it wrote this row
-                raise HeadEditError(f"{file}, line {number}: not valid JSON ({error}).") from None
-            if not isinstance(rows[-1], dict) or "step" not in rows[-1]:
-                raise HeadEditError(f"{file}, line {number}: expected an object with a step.")
+                raise
+            _check_row(rows[-1], f"{file}, line {number}")
         return History(file, rows)
+
+
+def _check_row(row: Any, where: str) -> None:
+    if not isinstance(row, dict) or "step" not in row:
+        raise HeadEditError(f"{where}: expected an object with a step.")
+    for key, value in row.items():
+        right = value is None or (
+            isinstance(value, str) if key == "stage" else _are_gates(value) if key == "gates" else _is_number(value)
+        )
+        if key in _SHOWN and (not right or (key == "step" and value is None)):
+            raise HeadEditError(f"{where}: {key}: found {repr(value)[:60]}; the file is damaged.")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < _LARGEST  # type: ignore[arg-type]
+
+
+def _are_gates(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(site, dict) and all(isinstance(row, list) and all(map(_is_number, row)) for row in site.values())
+        for site in value
+    )
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -16,7 +17,9 @@ from torch import Tensor
 from headedit.edits import HeadEdits
 from headedit.edits.gate_set import GateIndex, freeze_gates, heads_of
 from headedit.errors import HeadEditError
+from headedit.io import strict
 from headedit.io.files import write_atomically
+from headedit.io.json import parse_json
 from headedit.runs.files import PATH_FILE, PATH_TENSOR_FILE
 
 Vectors = dict[str, Tensor]
@@ -121,18 +124,24 @@ class PruningPath:
         if not (folder / PATH_FILE).is_file():
             raise HeadEditError(f"{folder}: holds no {PATH_FILE}; the recipe 'localise' writes one where it prunes.")
         try:
-            data = json.loads((folder / PATH_FILE).read_text(encoding="utf-8"))
+            data = parse_json((folder / PATH_FILE).read_text(encoding="utf-8"), PATH_FILE)
             tensors = safetensors.torch.load((folder / PATH_TENSOR_FILE).read_bytes())
             vectors: dict[int, Vectors] = {}
             for name, rows in tensors.items():
                 gates, _, key = name.partition("/")
                 vectors.setdefault(int(gates), {})[key] = rows
             levels = [
-                Level(**{**row, "order": [GateIndex(*g) for g in row["order"]], "vectors": vectors[len(row["order"])]})
-                for row in data["levels"]
+                Level(
+                    order=[GateIndex(*strict.convert(tuple[int, str, int], gate, "order")) for gate in row["order"]],
+                    vectors=vectors[len(row["order"])],
+                    **{key: strict.convert(float | None, row.get(key), key) for key in ("loss", "standard_error")},
+                )
+                for row in strict.convert(list[dict[str, Any]], data["levels"], "levels")
             ]
-            return PruningPath(levels, data["chosen"])
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            if not levels:
+                raise HeadEditError("it has no level")
+            return PruningPath(levels, strict.convert(int, data["chosen"], "chosen"))
+        except Exception as error:  # of the system, of JSON and safetensors, and of what the files lack
             raise HeadEditError(f"{folder}: the pruning path is damaged ({error}).") from None
 
 

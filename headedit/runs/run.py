@@ -12,6 +12,7 @@ from headedit.io.files import write_atomically
 from headedit.runs.files import RUN_FILE
 from headedit.runs.history import History
 from headedit.runs.pruning_path import Level, PruningPath
+from headedit.runs.record import read_record
 from headedit.runs.stability import Stability
 
 
@@ -122,8 +123,4 @@ class Run:
         """
         folder = Path(directory)
         history = History.read(folder)
-        try:
-            record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise HeadEditError(f"{folder / RUN_FILE}: cannot be read ({error}).") from None
-        return Run(folder, history, record)
+        return Run(folder, history, read_record(folder))

@@ -36,7 +36,7 @@ from headedit.edits.files.header import header_text, split_payload, with_text
 from headedit.edits.files.record import check_keys, check_site_rows
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
-from headedit.io.strict_json import read_json
+from headedit.io.json import read_json
 
 CONFIG_FILE = "headedit_config.json"
 TENSOR_FILE = "headedit.safetensors"

@@ -7,7 +7,7 @@ place of each tensor, and texts under ``__metadata__``; and the tensors.
 import json
 import struct
 
-from headedit.io.strict_json import read_json
+from headedit.io.json import read_json
 
 _KEY = "config"  # the only key, since safetensors writes several in random order
 _METADATA = "__metadata__"

@@ -13,7 +13,7 @@ from headedit.edits.files.format import LARGEST_TENSORS, read_bounded
 from headedit.edits.files.record import check_keys
 from headedit.edits.files.state import EXTRA_STATE, tensor_names, unpack_state
 from headedit.errors import HeadEditError
-from headedit.io.strict_json import read_json
+from headedit.io.json import read_json
 from headedit.specs import MODULE_NAME
 
 WEIGHTS_FILE = "model.safetensors"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from headedit.edits.adapter import Adapter
 from headedit.edits.files.record import adapter_record, base_record, check_keys, check_site_rows, read_config
 from headedit.errors import HeadEditError
-from headedit.io.strict_json import read_json
+from headedit.io.json import read_json
 from headedit.specs import Spec
 
 EXTRA_STATE = "_extra_state"

@@ -1,17 +1,22 @@
 """Writes predictions as they are made, one JSON object per line, so that a stopped evaluation can be resumed.
 
-The first line says what is evaluated. A line that was cut off is dropped, and its example is run again.
+The first line says what is evaluated, with digests of the model and its edits. A line that was cut off is dropped, and
+its example is run again.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from headedit.errors import HeadEditError
 from headedit.io import strict
+from headedit.io.json import parse_json
+
+logger = logging.getLogger(__name__)
 
 KIND = "headedit predictions"
 EDITED, BASE = "edited", "base"
@@ -50,8 +55,16 @@ def digest(parts: Iterable[Any]) -> str:
     return hashlib.sha256(json.dumps(list(parts), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def resume(file: Path, header: dict[str, Any]) -> list[Prediction]:
+def resume(file: Path, header: dict[str, Any], digests: Mapping[str, str]) -> list[Prediction]:
     """Reads the predictions that a file already holds; creates the file if it does not exist.
+
+    Predictions of the same names whose digests differ, such as those of a model that was trained since, are dropped,
+    and a warning says so.
+
+    Args:
+        file: the file.
+        header: what is evaluated.
+        digests: the keys of the header that are digests, and what each is of.
 
     Raises:
         HeadEditError: it holds the predictions of another evaluation, or something else.
@@ -62,7 +75,11 @@ def resume(file: Path, header: dict[str, Any]) -> list[Prediction]:
     content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     first, *rest = whole.decode(errors="replace").splitlines() or [""]
-    _check_header(file, _parsed(file, first, 1), header)
+    changed = _changed(file, _parsed(file, first, 1), header, digests)
+    if changed:
+        logger.warning("%s: holds predictions of other %s; they are made again.", file, " and ".join(changed))
+        _write_lines(file, "w", [{"kind": KIND, **header}])
+        return []
     found = [
         strict.build(Prediction, _parsed(file, line, number), f"{file}, line {number}")
         for number, line in enumerate(rest, start=2)
@@ -89,18 +106,24 @@ def _write_lines(file: Path, mode: str, rows: Iterable[dict[str, Any]]) -> None:
 
 def _parsed(file: Path, line: str, number: int) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        return parse_json(line, "")
+    except HeadEditError:
         raise HeadEditError(f"{file}, line {number}: is not a prediction. Delete the file or give another.") from None
 
 
-def _check_header(file: Path, found: Any, wanted: dict[str, Any]) -> None:
+def _changed(file: Path, found: Any, wanted: dict[str, Any], digests: Mapping[str, str]) -> list[str]:
+    """What the digests that differ are of.
+
+    Raises:
+        HeadEditError: something else differs, or edits are compared with the base in one of the two alone.
+    """
     if not isinstance(found, dict) or found.get("kind") != KIND:
         raise HeadEditError(f"{file}: does not hold predictions. Give another output.")
-    wanted = json.loads(json.dumps(wanted))
-    for key, value in wanted.items():
-        if found.get(key) != value:
+    differing = {key: value for key, value in json.loads(json.dumps(wanted)).items() if found.get(key) != value}
+    for key, value in differing.items():
+        if key not in digests or (key == "edits" and None in (found.get(key), value)):
             raise HeadEditError(
                 f"{file}: holds predictions of another evaluation: {key} was {found.get(key)!r}, is {value!r}. "
                 "Give another output, or delete the file to begin again."
             )
+    return [digests[key] for key in differing]

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-import yaml
+from headedit.io.yaml import read_yaml
 
 _FILE = Path(__file__).with_suffix(".yaml")
 _COMMONSENSE = ("arc_c", "arc_e", "boolq", "hellaswag", "obqa", "piqa", "siqa", "winogrande")
@@ -83,7 +84,7 @@ def published() -> Published:
     >>> published().results[7].method, published().results[7].reasoning
     ('JoLA', 70.55)
     """
-    data = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+    data: Any = read_yaml(_FILE)
     return Published(
         setting=data["setting"],
         sources=data["sources"],

@@ -1,12 +1,13 @@
 """Reads saved reports of evaluations for tables."""
 
-import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headedit.errors import HeadEditError
+from headedit.io.json import parse_json
 
 _NEEDED = {"task": str, "n": int, "metric": str, "score": dict, "constant": dict, "settings": dict}
 
@@ -37,7 +38,7 @@ def read_run(path: str | Path) -> SavedRun:
             two models.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise HeadEditError(f"{path}: there is no such file or folder.")
     files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
@@ -64,8 +65,8 @@ def read_run(path: str | Path) -> SavedRun:
 
 def _reports(file: Path, *, whole_folder: bool) -> Iterator[dict[str, Any]]:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = parse_json(file.read_text(encoding="utf-8"), file.name)
+    except (OSError, UnicodeDecodeError, HeadEditError) as error:
         raise HeadEditError(f"{file}: cannot be read as JSON ({error}).") from None
     for item in data if isinstance(data, list) else [data]:
         if whole_folder and not (isinstance(item, Mapping) and "task" in item and "score" in item):
@@ -80,6 +81,6 @@ def _checked(file: Path, item: object) -> dict[str, Any]:
         if not isinstance(item.get(key), kind):
             raise HeadEditError(f"{file}: is not a report of `headedit eval`; it lacks '{key}'.")
     for key, score in (("score", item["score"]), ("base", item.get("base"))):
-        if score is not None and not {"metrics", "interval"} <= set(score):
+        if score is not None and not (isinstance(score, dict) and {"metrics", "interval"} <= set(score)):
             raise HeadEditError(f"{file}: is not a report of `headedit eval`; '{key}' lacks 'metrics' or 'interval'.")
     return item

@@ -1,5 +1,6 @@
 """Reads the records of a task as examples, from a local file or folder, an address, or the hub."""
 
+import os
 import random
 from collections.abc import Iterable, Iterator
 from os import PathLike
@@ -79,7 +80,7 @@ def load_training_rows(task: Task, data: TaskData | None, train: TaskData | None
         return None
     if data is None:
         return _read(task, None, task.data.train)
-    if isinstance(data, str | PathLike) and Path(data).is_dir():
+    if isinstance(data, str | PathLike) and os.path.isdir(data):
         file = _in_folder(Path(data), task, task.data.train)
         return None if file is None else read_rows(str(file))
     return None
@@ -99,7 +100,7 @@ def _read(task: Task, data: str | PathLike[str] | None, split: str) -> Iterable[
     if source.config is not None or source.revision is not None:
         return _loaded(path, split, name=source.config, revision=source.revision)
     file = _in_folder(Path(path), task, split)
-    if file is None and Path(path).is_dir() and not any((Path(path) / name).exists() for name in _SAVED):
+    if file is None and os.path.isdir(path) and not any((Path(path) / name).exists() for name in _SAVED):
         places = " or ".join(f"{name}{split}.json" for name in ("", f"{_folder(task)}/"))
         raise HeadEditError(f"{path}: holds no {places}, the {split} split of '{task.name}'.")
     return read_rows(path if file is None else str(file), split)
@@ -113,7 +114,7 @@ def _folder(task: Task) -> str:
 def _in_folder(folder: Path, task: Task, split: str) -> Path | None:
     """The file of a split in a folder, or in the folder of the task in it."""
     places = (place / f"{split}{ending}" for place in (folder, folder / _folder(task)) for ending in _ENDINGS)
-    return next((file for file in places if file.is_file()), None)
+    return next((file for file in places if os.path.isfile(file)), None)
 
 
 def _loaded(path: str, split: str, **options: Any) -> Iterator[SourceRow]:

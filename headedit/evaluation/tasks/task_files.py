@@ -1,17 +1,17 @@
 """Finds the tasks that come with headedit by name, and those in a user's own files by path."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from headedit.errors import HeadEditError, suggest
 from headedit.evaluation.tasks.task import Task
 from headedit.io import strict
+from headedit.io.yaml import read_yaml
 
 _FOLDER = Path(__file__).resolve().parent / "shipped"
 _YAML = (".yaml", ".yml")
@@ -66,14 +66,9 @@ def read_task(file: Path) -> Task:
     Raises:
         HeadEditError: the file cannot be read, or a field is missing, unknown or wrong.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise HeadEditError(f"{file}: cannot be read ({error.strerror}).") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise HeadEditError(f"{file}: is not YAML that can be read: {error}") from None
+    content = read_yaml(file)
     task = strict.build(Task, {"name": file.stem, **content} if isinstance(content, dict) else content, str(file))
-    if task.data is not None and (file.parent / task.data.path.replace("{split}", task.data.split)).exists():
+    if task.data is not None and os.path.exists(file.parent / task.data.path.replace("{split}", task.data.split)):
         return dataclasses.replace(task, data=dataclasses.replace(task.data, path=str(file.parent / task.data.path)))
     return task
 

@@ -1,6 +1,5 @@
 """Stability over seeds: which heads each seed chose, how far the seeds agree, and how their scores vary."""
 
-import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -18,7 +17,7 @@ from headedit.interpret.head_map import HeadMap
 from headedit.interpret.labels import axis_label, short
 from headedit.interpret.palette import COLOURS, SEQUENTIAL
 from headedit.interpret.plots.heatmap import add_bar, draw, mark_missing
-from headedit.runs.files import RUN_FILE
+from headedit.runs.record import read_record
 
 
 class HasRecord(Protocol):
@@ -81,10 +80,7 @@ def stability(run: "HasRecord | str | PathLike[str]", *, kind: str | None = None
 def _read(run: "HasRecord | str | PathLike[str]") -> tuple[Path, dict[str, Any]]:
     if isinstance(run, str | PathLike):
         folder = Path(run)
-        try:
-            record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise HeadEditError(f"{folder / RUN_FILE}: cannot be read ({error}).") from None
+        record: Any = read_record(folder)
     else:
         folder, record = run.output_dir, run.record
     found = record.get("stability") if isinstance(record, Mapping) else None

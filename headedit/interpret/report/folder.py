@@ -1,6 +1,5 @@
 """The files in the folder of a run, and the facts and tables that a report shows of them."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,10 @@ from headedit.edits.files.storage import read_record
 from headedit.errors import HeadEditError
 from headedit.interpret.head_map import HeadMap
 from headedit.interpret.labels import LABELS, axis_label, short
+from headedit.io.json import parse_json
 from headedit.runs.files import DATA_FILE, HISTORY_FILE, PATH_FILE, RUN_FILE, RUN_YAML
 from headedit.runs.pruning_path import PruningPath
+from headedit.runs.record import check_record
 
 _MOST = 12  # values of a list that are shown
 
@@ -79,7 +80,7 @@ class RunFolder:
         source, text = HeadMap.of(folder), folder / RUN_YAML
         return RunFolder(
             path=folder,
-            record=_object(folder / RUN_FILE),
+            record=check_record(_object(folder / RUN_FILE), folder / RUN_FILE),
             saved=read_record(folder),
             source=source,
             levels=PruningPath.read(folder) if (folder / PATH_FILE).is_file() else None,
@@ -133,7 +134,7 @@ class RunFolder:
             "Data": self.data or {},
         }
         for title, values in parts.items():
-            cells = [[what, shown(value)] for what, value in flat(values)]
+            cells = [[what, shown(value)] for what, value in flat(values)] if isinstance(values, Mapping) else []
             if cells:
                 yield Table(title=title, header=[], cells=cells, left=2)
 
@@ -174,8 +175,8 @@ def _seconds(value: object) -> str | None:
 
 def _object(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(_text(file))
-    except (ValueError, RecursionError) as error:
+        found = parse_json(_text(file), file.name)
+    except HeadEditError as error:
         raise HeadEditError(f"{file}: is not valid JSON ({error}).") from None
     if not isinstance(found, dict):
         raise HeadEditError(f"{file}: expected an object, found {type(found).__name__}; the file is damaged.")

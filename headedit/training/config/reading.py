@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -33,9 +34,9 @@ def find_config(config: "str | PathLike[str]") -> Path:
         HeadEditError: there is no such file, folder or name.
     """
     path, shipped = Path(config), shipped_configs()
-    if (path / RUN_YAML).is_file():
+    if os.path.isfile(path / RUN_YAML):
         return path / RUN_YAML
-    if path.is_file() or path.suffix in _YAML:
+    if os.path.isfile(path) or path.suffix in _YAML:
         return path
     if str(config) in shipped:
         return shipped[str(config)]

@@ -1,6 +1,7 @@
 """``RunConfig``: a whole training run as data, checked before any work is done."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -185,7 +186,7 @@ def _absolute(source: Any) -> Any:
         return [_absolute(item) for item in source]
     if not isinstance(source, str):
         return source
-    if Path(source).exists():
+    if os.path.exists(source):
         return str(Path(source).absolute())
     folder, colon, split = source.rpartition(":")
-    return f"{Path(folder).absolute()}:{split}" if colon and Path(folder).is_dir() else source
+    return f"{Path(folder).absolute()}:{split}" if colon and os.path.isdir(folder) else source

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +15,8 @@ from headedit.errors import HeadEditError
 from headedit.io import strict
 from headedit.io.yaml import read_yaml
 from headedit.training.config import RunConfig, read_run
+
+_MOST_RUNS = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,7 @@ class SweepConfig:
         sweep = strict.build(SweepConfig, read_yaml(path), str(path))
         base = path.parent / sweep.base
         return dataclasses.replace(
-            sweep, base=str(base) if base.is_file() else sweep.base, set={**sweep.set, **(changes or {})}
+            sweep, base=str(base) if os.path.isfile(base) else sweep.base, set={**sweep.set, **(changes or {})}
         )
 
 
@@ -130,9 +134,15 @@ def plan_sweep(sweep: SweepConfig) -> list[PlannedRun]:
     """The runs of a sweep, all checked, in the order of tasks, fields and seeds.
 
     Raises:
-        HeadEditError: the config of a run is wrong.
+        HeadEditError: the config of a run is wrong, or there are more runs than anyone means to start.
     """
     tasks = sweep.tasks if isinstance(sweep.tasks, dict) else {name: {} for name in sweep.tasks}
+    runs = math.prod([len(tasks or [""]), *map(len, sweep.fields.values()), len(sweep.seeds)])
+    if runs > _MOST_RUNS:
+        raise HeadEditError(
+            f"The sweep has {runs:,} runs: every task with every combination of fields and every seed. Plan at most "
+            f"{_MOST_RUNS:,} in one file."
+        )
     planned = []
     for task, own in (tasks or {"": {}}).items():
         for values in itertools.product(*sweep.fields.values()):

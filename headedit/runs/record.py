@@ -1,0 +1,53 @@
+"""Reads ``run.json`` and checks the types of what it says, so that whatever shows it can rely on them."""
+
+from pathlib import Path
+from typing import Any
+
+from headedit.errors import HeadEditError
+from headedit.io import strict
+from headedit.io.json import parse_json
+from headedit.runs.files import RUN_FILE
+from headedit.runs.stability import Stability
+
+_NUMBER = int | float | None
+_KINDS: dict[str, Any] = {
+    "recipe": str | None,
+    "settings": dict[str, Any],
+    "seed": int | None,
+    **dict.fromkeys(("train_examples", "valid_examples", "steps", "kept_step"), int | None),
+    **dict.fromkeys(("best_eval_loss", "test_loss", "test_loss_base", "seconds"), _NUMBER),
+    "open": dict[str, dict[str, int]],
+    "controls": dict[str, dict[str, _NUMBER]] | None,
+    "stability": Stability | None,
+}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of the run in a folder.
+
+    Raises:
+        HeadEditError: there is none, or it is damaged.
+    """
+    file = folder / RUN_FILE
+    try:
+        found = parse_json(file.read_text(encoding="utf-8"), RUN_FILE)
+    except (OSError, UnicodeDecodeError, HeadEditError) as error:
+        raise HeadEditError(f"{file}: cannot be read ({error}).") from None
+    return check_record(found, file)
+
+
+def check_record(found: Any, file: Path) -> dict[str, Any]:
+    """The content of ``run.json``, with the types that a record has.
+
+    Raises:
+        HeadEditError: it is damaged; the message names the file.
+    """
+    if not isinstance(found, dict):
+        raise HeadEditError(f"{file}: expected an object, found {type(found).__name__}; the file is damaged.")
+    try:
+        for key, kind in _KINDS.items():
+            if key in found:
+                strict.convert(kind, found[key], key)
+    except HeadEditError as error:
+        raise HeadEditError(f"{file}: the file is damaged: {error}") from None
+    return found
