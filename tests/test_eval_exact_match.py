@@ -1,5 +1,7 @@
 """Generation and exact match on the embedded model: independent of batching, with honest baselines."""
 
+import copy
+
 import pytest
 
 import headedit
@@ -71,3 +73,26 @@ def test_an_empty_set_and_a_prompt_that_is_too_long_are_refused(model, tokenizer
     long = [("a =", "b"), ("a " * 60, "b")]
     with pytest.raises(HeadEditError, match=r"Prompt 2 has 61 tokens; with 16 new ones it does not fit .* of 64"):
         generate(model, tokenizer, [prompt for prompt, _ in long])
+
+
+def test_edits_that_no_pass_reaches_are_not_measured(model, tokenizer):
+    """As under an engine that took the weights before: the figures would be the base model's."""
+    engine = copy.deepcopy(model)
+    edits = headedit.attach(model)
+    model.forward = engine.forward
+    with pytest.raises(HeadEditError, match="No pass of this LlamaForCausalLM has reached its edits"):
+        exact_match(model, tokenizer, pairs("copy", 2), edits=edits, progress=False)
+
+
+@pytest.mark.parametrize("context", ["disable_adapter", "route", "at_strength"])
+def test_edits_are_not_measured_where_a_context_replaces_them(context, model, tokenizer):
+    edits = headedit.attach(model)
+    arguments = {"disable_adapter": (), "route": (["default"],), "at_strength": (0.5,)}[context]
+    with (
+        getattr(edits, context)(*arguments),
+        pytest.raises(HeadEditError, match=rf"Inside {context}\(\), edits cannot"),
+    ):
+        exact_match(model, tokenizer, pairs("copy", 2), edits=edits, progress=False)
+    edits.disable_adapter_layers()
+    with pytest.raises(HeadEditError, match="disabled, so they cannot be measured"):
+        exact_match(model, tokenizer, pairs("copy", 2), edits=edits, progress=False)

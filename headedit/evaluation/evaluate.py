@@ -139,7 +139,8 @@ def _predictions(
     for system in ["model"] if edits is None else [EDITED, BASE]:
         by_row = {prediction.row: prediction for prediction in done if prediction.system == system}
         missing = [(row, example) for row, example in enumerate(examples) if row not in by_row]
-        with _system(edits, system, missing), contextlib.closing(answers(model, tokenizer, task, missing, system=system, **options)) as coming:
+        coming = answers(model, tokenizer, task, missing, system=system, **options)
+        with _system(edits, system, missing), contextlib.closing(coming):
             for batch in coming:
                 if kept is not None:
                     append(kept, batch)

@@ -7,6 +7,7 @@ measured in the same process with the edits switched off.
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ def run_harness(
         return dict(result)
 
     with evaluating(model):
-        given = run_tasks()
+        with nullcontext() if edits is None else edits.measured():
+            given = run_tasks()
         without = None
         if edits is not None and base:
             with edits.disable_adapter():
