@@ -14,7 +14,7 @@ from torch import nn
 from headedit.edits.adapter import Adapter, Arithmetic
 from headedit.edits.attached import AttachedAdapters
 from headedit.edits.choices import NOTHING, Choice, choice_of, new_choices
-from headedit.edits.hooks import SiteHooks, forget_compiled
+from headedit.edits.hooks import SiteHooks
 from headedit.edits.weight_change import WeightChange
 from headedit.errors import HeadEditError, suggest
 from headedit.io.describe import describe
@@ -196,13 +196,11 @@ class AdapterState(Arithmetic):
 
     def _put(self, name: str, adapter: Adapter) -> None:
         adapter.train(self.model.training)
-        for site in adapter.sites:
-            self._hooks.add(site)
+        self._hooks.add(adapter.sites)
         self._adapters[name] = adapter
         if name != self._active:
             adapter.freeze()
         self._refresh()
-        forget_compiled()
 
     def _refresh(self, refusal: str | None = None) -> None:
         """Makes the hooks apply the active adapter from the next pass on, or nothing while it is merged."""

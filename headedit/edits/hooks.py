@@ -5,6 +5,7 @@ compiling again.
 """
 
 import sys
+from collections.abc import Iterable
 from itertools import takewhile
 from typing import Any
 
@@ -91,30 +92,33 @@ class SiteHooks:
         self.passes = Passes(choices)
         self._uncalled = Uncalled(model, spec)
         self._around: list[RemovableHandle] = []
+        self._held_by: nn.Module | None = None
 
-    def add(self, site: HeadSite) -> None:
-        """Puts a hook on a site, unless it has one."""
-        if site.name in self._by_site:
-            return
-        parent, _, name = site.path.rpartition(".")
-        module = self._model.get_submodule(parent)
-        self._by_site[site.name] = SiteHook(site.name, module, name, self._choices, self.passes)
-        self._parents.append(parent)
-        self._uncalled.add(site)
-        self._remove_around()
+    def add(self, sites: Iterable[HeadSite]) -> None:
+        """Puts a hook on each site that has none."""
+        new = [site for site in sites if site.name not in self._by_site]
+        for site in new:
+            parent, _, name = site.path.rpartition(".")
+            module = self._model.get_submodule(parent)
+            self._by_site[site.name] = SiteHook(site.name, module, name, self._choices, self.passes)
+            self._parents.append(parent)
+            self._uncalled.add(site)
         holder = self._holder()
-        self._around = [
-            holder.register_forward_pre_hook(self._begin),
-            holder.register_forward_hook(self._end, always_call=True),
-        ]
+        if holder is not self._held_by:
+            before, self._held_by = self._around, holder
+            self._around = [
+                holder.register_forward_pre_hook(self._begin),
+                holder.register_forward_hook(self._end, always_call=True),
+            ]
+            for handle in before:
+                handle.remove()
+        if new and "torch._dynamo" in sys.modules:
+            torch.compiler.reset()  # a compiled model does not notice hooks that were added later
 
     def remove(self) -> None:
         """Removes all hooks."""
         for hook in self._by_site.values():
             hook.remove()
-        self._remove_around()
-
-    def _remove_around(self) -> None:
         for handle in self._around:
             handle.remove()
 
@@ -138,9 +142,3 @@ class SiteHooks:
         while parts and isinstance(self._model.get_submodule(".".join(parts)), nn.ModuleList | nn.ModuleDict):
             parts = parts[:-1]
         return self._model.get_submodule(".".join(parts))
-
-
-def forget_compiled() -> None:
-    """Has compiled models compiled again, since the compiler does not notice hooks that were added later."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
