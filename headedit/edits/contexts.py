@@ -27,8 +27,9 @@ class AdapterContexts(AdapterState):
     def disable_adapter(self) -> Iterator[nn.Module]:
         """A context in which the model is the base model, bit for bit, whether the edits are merged or not.
 
-        It holds for the thread or asyncio task that enters it, and for tasks started in it. While the edits are merged
-        it changes the weights, which all threads share: then other threads get an error instead of an answer.
+        It holds for the thread or asyncio task that enters it, and for tasks and ``asyncio.to_thread`` calls started in
+        it, but not for other threads that are started in it. While the edits are merged it changes the weights, which
+        all threads share: then other threads get an error instead of an answer.
 
         Raises:
             HeadEditError: the edits are merged, and a pass in another thread does not end.
@@ -47,7 +48,8 @@ class AdapterContexts(AdapterState):
     def at_strength(self, strength: float) -> Iterator[nn.Module]:
         """A context in which the active adapter acts at another strength; see ``strength``.
 
-        It holds for the thread or asyncio task that enters it, and for tasks started in it.
+        It holds for the thread or asyncio task that enters it, and for tasks and ``asyncio.to_thread`` calls started in
+        it, but not for other threads that are started in it.
 
         Args:
             strength: the factor on its vectors in place of ``edits.strength``.
@@ -64,7 +66,8 @@ class AdapterContexts(AdapterState):
     def route(self, adapter_names: Sequence[str | None]) -> Iterator[nn.Module]:
         """A context in which each row of a batch has an adapter of its own, in ``forward`` and ``generate``.
 
-        It holds for the thread or asyncio task that enters it, and for tasks started in it.
+        It holds for the thread or asyncio task that enters it, and for tasks and ``asyncio.to_thread`` calls started in
+        it, but not for other threads that are started in it.
 
         The vectors are gathered when the context is entered, as they act in eval mode then, so that a site costs one
         multiply-add however many adapters there are. A batch that is a multiple of the rows holds each of them several
