@@ -265,7 +265,7 @@ SAVED = {
     "PEFT's": ("lora", r"It holds an adapter of PEFT: peft\.PeftModel\.from_pretrained\(model, "),
     "a model's": ("model", r"It holds a model: headedit\.load_model\("),
     "of runs": ("runs", "There are edits in .*runs.a"),
-    "empty": ("empty", r"holds no headedit_config\.json, so there are no saved edits here\.$"),
+    "empty": ("empty", r"holds no headedit\.safetensors, so there are no saved edits here\.$"),
     "no folder": ("edits.pt", "is a file, expected the folder that save_pretrained wrote"),
     "missing": ("missing", "there is no such folder. The id of a hub repository is given as a text"),
 }
