@@ -103,6 +103,7 @@ def _key(examples: Sequence[Conversation], encoder: Encoder) -> str:
         encoder.max_length,
         encoder.too_long,
         encoder.skip_malformed,
+        encoder.vocabulary.read,
     ]
     digest = hashlib.sha256(json.dumps(choices, sort_keys=True).encode())
     for example in examples:
