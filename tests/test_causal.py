@@ -337,9 +337,9 @@ MISTAKES = {
     "steps: found 0, expected 1 or more": lambda edits, rows: integrate(edits, rows, steps=0),
     "batch_size: found 0, expected 1 or more": lambda edits, rows: attribute(edits, rows, batch_size=0),
     "Example 1: is text, and there is no tokenizer": lambda edits, rows: attribute(edits, [("a", "b")]),
-    "Example 3 has no labelled token": lambda edits, rows: attribute(edits, [*rows, labelled([3, 4], [4, -100])]),
+    "Example 3: has no labelled token": lambda edits, rows: attribute(edits, [*rows, labelled([3, 4], [4, -100])]),
     "Example 3: has 2 input_ids but 0 labels": lambda edits, rows: attribute(edits, [*rows, labelled([3, 4], [])]),
-    "Example 3 has the token id 500, but the model knows 128": lambda edits, rows: attribute(
+    "Example 3: has the token id 500, but the model.s embedding has 128": lambda edits, rows: attribute(
         edits, [*rows, labelled([3, 500], [3, 4])]
     ),
     "Example 3 has 65 tokens, more than the model's context of 64": lambda edits, rows: attribute(

@@ -6,6 +6,8 @@ from transformers import PreTrainedTokenizerFast
 
 from headedit import HeadEditError
 from headedit.data import prompt_ids, response_ids, to_pair
+from headedit.data.encoding import encode
+from headedit.data.tokens import exchange_tokens
 
 WORDS = ["<pad>", "<s>", "</s>", "a", "b", "c", "ab", "x", "▁"]
 
@@ -15,7 +17,7 @@ def tokenizer(model, template="<s> $A"):
     made = Tokenizer(model(ids))
     if isinstance(made.model, models.WordLevel):
         made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    specials = [(token, ids[token]) for token in ("<s>", "</s>")]
+    specials = [(token, ids[token]) for token in ("<s>", "</s>", "<pad>")]
     made.post_processor = processors.TemplateProcessing(single=template, special_tokens=specials)
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
@@ -38,6 +40,37 @@ def test_an_end_of_text_that_the_tokenizer_adds_is_not_doubled_or_put_after_the_
     made = tokenizer(word_level, template="<s> $A </s>")
     assert prompt_ids(made, "a b") == [1, 3, 4]
     assert response_ids(made, "a b", " c") == [5, 2]
+
+
+@pytest.mark.parametrize("template", ["<s> $A", "<s> $A </s>", "$A </s>", "$A"])
+@pytest.mark.parametrize("text", ["a b </s>", "a </s> </s>", "</s>", "<s> a </s>"])
+def test_an_end_of_text_that_ends_a_prompt_stays_in_it_and_is_not_labelled(template, text):
+    made = tokenizer(word_level, template=template)
+    opening = [1] if template.startswith("<s>") and not text.startswith("<s>") else []
+    prompt = opening + made(text, add_special_tokens=False)["input_ids"]
+    assert prompt_ids(made, text) == prompt
+    assert response_ids(made, text, " c") == [5, 2]
+    row = encode([(text, " c")], made, max_length=None, name="training", progress=False)[0]
+    assert row == {"input_ids": [*prompt, 5, 2], "labels": [-100] * len(prompt) + [5, 2]}
+
+
+def test_whatever_the_tokenizer_puts_after_a_text_is_no_part_of_a_prompt():
+    made = tokenizer(word_level, template="<s> $A <pad>")
+    assert prompt_ids(made, "a b") == [1, 3, 4]
+    assert prompt_ids(made, "a <pad>") == [1, 3, 0]
+
+
+def test_a_response_that_ends_with_end_of_text_gets_no_second_one():
+    made = tokenizer(word_level)
+    assert response_ids(made, "a </s>", " c </s>") == [5, 2]
+    assert response_ids(made, "a", " </s>") == [2]
+
+
+def test_an_end_of_text_between_the_turns_of_a_prompt_stays():
+    made = tokenizer(word_level)
+    ids, spans = exchange_tokens(made, [("a </s>", " b"), (" c </s>", " a")], [2])
+    assert ids == [1, 3, 2, 4, 2, 5, 2, 3, 2]
+    assert spans == [(3, 5), (7, 9)]
 
 
 def test_a_merge_across_the_seam_leaves_the_prompt_as_generation_sees_it():

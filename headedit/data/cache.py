@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 _WORTH_STORING = 1_000_000
 """Number of characters below which encoding takes less time than loading ``datasets``."""
 
+_ENCODING = 2
+"""To be raised with every change that gives the same examples other tokens or labels."""
+
 
 class EncodedSet:
     """Encoded examples, in a list or in a ``datasets.Dataset``."""
@@ -91,6 +94,7 @@ def _key(examples: Sequence[Conversation], encoder: Encoder) -> str:
         state.pop(passing, None)
     choices = [
         __version__,
+        _ENCODING,
         state,
         tokenizer.chat_template,
         tokenizer.bos_token_id,
@@ -99,6 +103,7 @@ def _key(examples: Sequence[Conversation], encoder: Encoder) -> str:
         encoder.max_length,
         encoder.too_long,
         encoder.skip_malformed,
+        encoder.vocabulary.read,
     ]
     digest = hashlib.sha256(json.dumps(choices, sort_keys=True).encode())
     for example in examples:

@@ -1,6 +1,6 @@
 """One conversation as token ids and labels: the loss is on the responses, and a response is never cut silently."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from headedit.data.batches import IGNORED
@@ -8,6 +8,7 @@ from headedit.data.config import TooLong
 from headedit.data.conversation import Tokens, conversation_tokens, default_template
 from headedit.data.formats import Format
 from headedit.data.records import Conversation
+from headedit.data.rows import Vocabulary
 from headedit.data.templates import Template
 from headedit.errors import HeadEditError
 
@@ -23,7 +24,7 @@ class EncodingResult(TypedDict):
         ends: the last token of every response that is kept.
         lost: number of responses that were cut, always whole.
         template: the template.
-        fault: why the template refuses the example, else empty.
+        fault: why the example cannot be used, else empty.
     """
 
     input_ids: list[int]
@@ -45,7 +46,8 @@ class Encoder:
         max_length: the most tokens; None for no limit.
         template: None for the default of the format.
         too_long: see ``DataConfig``; with ``fail`` an example is dropped here, and the caller raises.
-        skip_malformed: return a fault for an example that the template refuses, instead of raising.
+        skip_malformed: return a fault for an example that cannot be used, instead of raising.
+        vocabulary: the token ids that the model has.
     """
 
     tokenizer: Any
@@ -53,6 +55,7 @@ class Encoder:
     template: Template | None = None
     too_long: TooLong = "drop"
     skip_malformed: bool = False
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
 
     def template_of(self, format: Format) -> Template:
         """The template for examples of a format."""
@@ -62,11 +65,13 @@ class Encoder:
         """Encodes a conversation.
 
         Raises:
-            HeadEditError: the template refuses it, and malformed examples are not skipped.
+            HeadEditError: the template refuses it, or it has a token id that the model does not have, and malformed
+                examples are not skipped.
         """
         template = self.template_of(example.format)
         try:
             tokens = conversation_tokens(example.messages, template, self.tokenizer, example.where)
+            self.vocabulary.check_ids(tokens.ids, example.where)
         except HeadEditError as error:
             if not self.skip_malformed:
                 raise

@@ -5,17 +5,18 @@ them, or a record with ``input_ids`` and ``labels``.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
 
-from headedit.data.batches import IGNORED, Encoded, StoredRows, token_embeddings
+from headedit.data.batches import IGNORED, Encoded, StoredRows
 from headedit.data.conversation import last_exchange
 from headedit.data.encoder import Encoder
 from headedit.data.formats import check_text, to_messages
 from headedit.data.records import Conversation
+from headedit.data.rows import Vocabulary, is_encoded, read_row
 from headedit.data.templates import CHATML_END, Template
 from headedit.data.tokens import Span, TokenisedPrompt, text_ids, without_end
 from headedit.errors import HeadEditError
@@ -25,7 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 def encode(
-    examples: Iterable[Any], tokenizer: Any, *, max_length: int | None, name: str, progress: bool = True
+    examples: Iterable[Any],
+    tokenizer: Any,
+    *,
+    max_length: int | None,
+    name: str,
+    vocabulary: Vocabulary | None = None,
+    skip_malformed: bool = False,
+    progress: bool = True,
 ) -> Sequence[Encoded]:
     """Encodes a set of examples to train on: ``input_ids``, and ``labels`` on the responses and what ends them.
 
@@ -35,24 +43,40 @@ def encode(
         tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
         max_length: longer examples are dropped, and the log says how many; None for no limit.
         name: what to call the set in messages.
+        vocabulary: the token ids that the model has; None for no limit.
+        skip_malformed: drop and report examples that cannot be used, instead of stopping at the first.
         progress: show a bar.
 
     Raises:
-        HeadEditError: the set is empty, an example is of another form, or none is short enough.
+        HeadEditError: the set is empty, an example is of another form, has an id that the model does not have, or
+            nothing that carries a loss, and is not skipped; or none is left.
     """
-    if isinstance(examples, StoredRows):
-        return examples
     kept: list[Encoded] = []
+    broken: list[str] = []
+    chosen: list[int] = []
     too_long = 0
-    encoder = Encoder(tokenizer)
+    encoder, vocabulary = Encoder(tokenizer), vocabulary or Vocabulary()
+    stored = isinstance(examples, StoredRows)
     check_iterable(examples, f"The {name} set")
     for i, example in enumerate(tqdm(examples, desc=f"tokenising {name}", disable=not progress, leave=False)):
-        row = encode_example(example, encoder, f"{name} example {i + 1}")
-        if max_length is not None and len(row["input_ids"]) > max_length:
+        where = f"{name} example {i + 1}"
+        try:
+            row = example if stored else encode_example(example, encoder, where)
+            vocabulary.check(row, where)
+        except HeadEditError as error:
+            if not skip_malformed:
+                raise
+            broken.append(str(error))
+            continue
+        if stored:
+            chosen.append(i)
+        elif max_length is not None and len(row["input_ids"]) > max_length:
             too_long += 1
         else:
             kept.append(row)
-    if too_long and kept:
+    if not kept and not chosen:
+        raise HeadEditError(f"The {name} set has nothing to use: {_nothing(too_long, max_length, broken)}.")
+    if too_long:
         logger.warning(
             "%d of %d %s examples are longer than %d tokens and are dropped; none was cut.",
             too_long,
@@ -60,10 +84,17 @@ def encode(
             name,
             max_length,
         )
-    if not kept:
-        reason = f"all {too_long} examples are longer than {max_length} tokens" if too_long else "it is empty"
-        raise HeadEditError(f"The {name} set has nothing to use: {reason}.")
+    if broken:
+        logger.warning("%d %s examples cannot be used and are dropped; the first: %s", len(broken), name, broken[0])
+    if isinstance(examples, StoredRows):
+        return StoredRows(examples.dataset.select(chosen)) if broken else examples
     return kept
+
+
+def _nothing(too_long: int, max_length: int | None, broken: list[str]) -> str:
+    reasons = [f"all {too_long} examples are longer than {max_length} tokens"] if too_long else []
+    reasons += [f"{len(broken)} examples cannot be used, the first: {broken[0].rstrip('.')}"] if broken else []
+    return "; ".join(reasons) or "it is empty"
 
 
 def encode_all(examples: Iterable[Any], tokenizer: Any, model: nn.Module) -> list[Encoded]:
@@ -84,16 +115,9 @@ def encode_all(examples: Iterable[Any], tokenizer: Any, model: nn.Module) -> lis
     if not rows:
         raise HeadEditError("There is nothing to measure on: the set of examples is empty.")
     check_lengths([row["input_ids"] for row in rows], model)
-    known = token_embeddings(model).shape[0]
+    vocabulary = Vocabulary.of(model)
     for i, row in enumerate(rows):
-        if all(label == IGNORED for label in row["labels"][1:]):
-            raise HeadEditError(f"Example {i + 1} has no labelled token after its first, so it has no loss.")
-        wrong = next((token for token in row["input_ids"] if not 0 <= token < known), None)
-        if wrong is not None:
-            raise HeadEditError(
-                f"Example {i + 1} has the token id {wrong}, but the model knows {known} tokens. Give the model's own "
-                "tokenizer."
-            )
+        vocabulary.check(row, f"Example {i + 1}")
     return rows
 
 
@@ -114,22 +138,14 @@ def check_lengths(rows: Sequence[Sequence[int]], model: nn.Module) -> None:
             )
 
 
-def is_encoded(example: Any) -> bool:
-    """Whether an example holds token ids rather than text."""
-    return isinstance(example, Mapping) and "input_ids" in example
-
-
 def encode_example(example: Any, encoder: Encoder, where: str) -> Encoded:
-    """One example of any form as token ids and labels; ``input_ids`` and ``labels`` are taken as they are.
+    """One example of any form as token ids and labels; those of an encoded one, without the padding that it masks.
 
     Raises:
         HeadEditError: the example is of another form, or text without a tokenizer; ``where`` names it.
     """
     if is_encoded(example):
-        row = {key: _ids(example.get(key, ()), key, where) for key in ("input_ids", "labels")}
-        if len(row["labels"]) != len(row["input_ids"]):
-            raise HeadEditError(f"{where}: has {len(row['input_ids'])} input_ids but {len(row['labels'])} labels.")
-        return row
+        return read_row(example, where)
     result = encoder(_conversation(example, encoder, where))
     return {"input_ids": result["input_ids"], "labels": result["labels"]}
 
@@ -165,13 +181,15 @@ def encode_for_generation(
 
 
 def ids_to_last_token(example: Any, tokenizer: Any, where: str) -> list[int]:
-    """Token ids up to the last token of an example's last response, without what ends it; ``input_ids`` as they are.
+    """Token ids up to the last token of an example's last response, without what ends it.
+
+    ``input_ids`` are taken as they are, without the padding that an ``attention_mask`` masks.
 
     Raises:
         HeadEditError: the example is of another form, empty, or text without a tokenizer; ``where`` names it.
     """
     if is_encoded(example):
-        ids = _ids(example["input_ids"], "input_ids", where)
+        ids = read_row(example, where, labelled=False)["input_ids"]
     else:
         encoder = Encoder(tokenizer)
         conversation = _conversation(example, encoder, where)
@@ -195,13 +213,6 @@ def last_response(row: Encoded, where: str) -> Span:
     if not end:
         raise HeadEditError(f"{where}: has no labelled token, so it has no response.")
     return next((i + 1 for i in reversed(range(end)) if labels[i] == IGNORED), 0), end
-
-
-def _ids(values: Any, key: str, where: str) -> list[int]:
-    try:
-        return [int(value) for value in values]
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # of torch, for a row of several dimensions
-        raise HeadEditError(f"{where}: {key} should list whole numbers, found {repr(values)[:60]}.") from None
 
 
 def _conversation(example: Any, encoder: Encoder, where: str) -> Conversation:

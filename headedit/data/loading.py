@@ -12,6 +12,7 @@ from headedit.data.config import DataConfig
 from headedit.data.conversation import last_exchange
 from headedit.data.encoder import Encoder
 from headedit.data.records import Conversation, read_examples
+from headedit.data.rows import Vocabulary
 from headedit.data.splits import draw, overlap
 from headedit.errors import HeadEditError
 
@@ -70,20 +71,35 @@ class Data:
         return rows
 
 
-def load_data(config: DataConfig, tokenizer: Any, *, context: int | None = None, progress: bool = True) -> Data:
+def load_data(
+    config: DataConfig,
+    tokenizer: Any,
+    *,
+    context: int | None = None,
+    vocabulary: int | None = None,
+    progress: bool = True,
+) -> Data:
     """Reads, samples, splits and encodes the data of a run.
 
     Args:
         config: the data section of a run.
         tokenizer: the model's tokenizer.
         context: the most tokens that the model can read, which is the limit if the config has none.
+        vocabulary: how many token ids the model has; an example with another one is malformed.
         progress: show bars.
 
     Raises:
         HeadEditError: a source cannot be read, a record is malformed and not skipped, a split is empty, or an example
             is too long and ``too_long`` says to fail.
     """
-    encoder = Encoder(tokenizer, config.max_length or context, config.template, config.too_long, config.skip_malformed)
+    encoder = Encoder(
+        tokenizer,
+        config.max_length or context,
+        config.template,
+        config.too_long,
+        config.skip_malformed,
+        Vocabulary(vocabulary),
+    )
     chosen, report = _chosen(config, progress)
     encoded: dict[str, Sequence[Encoded]] = {}
     for name, examples in chosen.items():

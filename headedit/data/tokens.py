@@ -34,10 +34,10 @@ class TokenisedPrompt(str):
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of a prompt with the tokenizer's opening tokens, and without an end-of-text after it.
+    """Token ids of a prompt with the tokenizer's opening tokens, and without the ones that it puts after a text.
 
-    A ``Rendered`` prompt gets no opening tokens, one that begins with the begin-of-text token gets no second one, and
-    a ``TokenisedPrompt`` has its ids.
+    An end-of-text token that the prompt itself holds stays, at its end too. A ``Rendered`` prompt gets no opening
+    tokens, one that begins with the begin-of-text token gets no second one, and a ``TokenisedPrompt`` has its ids.
     """
     if isinstance(prompt, TokenisedPrompt):
         return list(prompt.ids)
@@ -51,7 +51,7 @@ def response_ids(tokenizer: Any, prompt: str, response: str) -> list[int]:
     ``TokenisedPrompt``, the response is tokenised alone, so that the prompt is always what generation will see.
     """
     if isinstance(prompt, TokenisedPrompt):
-        return _ids(tokenizer, [response], opening=False)[0] + end_ids(tokenizer)
+        return _unended(tokenizer, _ids(tokenizer, [response], opening=False)[0]) + end_ids(tokenizer)
     opening = not isinstance(prompt, Rendered)
     return _exchange_ids(tokenizer, prompt, response, opening=opening)[1] + end_ids(tokenizer)
 
@@ -101,18 +101,46 @@ def exchange_tokens(tokenizer: Any, exchanges: Sequence[Exchange], closing: list
 
 
 def _exchange_ids(tokenizer: Any, prompt: str, response: str, *, opening: bool) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt, and of the response after it without the end-of-text that it may end with."""
     head, both = _ids(tokenizer, [prompt, prompt + response], opening=opening)
     if both[: len(head)] == head and len(both) > len(head):
-        return head, both[len(head) :]
-    return head, _ids(tokenizer, [response], opening=False)[0]
+        return head, _unended(tokenizer, both[len(head) :])
+    return head, _unended(tokenizer, _ids(tokenizer, [response], opening=False)[0])
+
+
+def _unended(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Token ids of a response before the end-of-text tokens at its end."""
+    end = len(ids)
+    while end and ids[end - 1] == tokenizer.eos_token_id:
+        end -= 1
+    return ids[:end]
 
 
 def _ids(tokenizer: Any, texts: list[str], *, opening: bool) -> list[list[int]]:
-    """Token ids of texts, with or without the tokenizer's opening tokens, and without an end-of-text after them."""
-    found = [list(ids) for ids in tokenizer(texts, add_special_tokens=opening, verbose=False)["input_ids"]]
-    for ids in found:
-        if opening and len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+    """Token ids of texts, with or without the tokenizer's opening tokens, and without what it puts after a text.
+
+    Special tokens that are part of a text stay where they are.
+    """
+    plain = [list(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+    if not opening:
+        return plain
+    found = []
+    whole = tokenizer(texts, verbose=False)["input_ids"]
+    for inner, ids in zip(plain, map(list, whole), strict=True):
+        ids = _unclosed(tokenizer, inner, ids)
+        if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
             ids.pop(0)
-        while ids and ids[-1] == tokenizer.eos_token_id:
-            ids.pop()
+        found.append(ids)
     return found
+
+
+def _unclosed(tokenizer: Any, inner: list[int], ids: list[int]) -> list[int]:
+    """Token ids without what the tokenizer put after those of the text, ``inner``."""
+    if inner:
+        for start in range(len(ids) - len(inner) + 1):
+            if ids[start : start + len(inner)] == inner:
+                return ids[: start + len(inner)]
+    kept = len(inner) - len(_unended(tokenizer, inner))  # end-of-text tokens of the text itself
+    while len(ids) - len(_unended(tokenizer, ids)) > kept:
+        ids = ids[:-1]
+    return ids

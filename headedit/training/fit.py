@@ -11,7 +11,8 @@ from accelerate.utils import wait_for_everyone
 from torch import nn
 
 from headedit.data.batches import Encoded
-from headedit.data.encoding import encode, is_encoded
+from headedit.data.encoding import encode
+from headedit.data.rows import Vocabulary, is_encoded
 from headedit.edits import HeadEdits
 from headedit.edits.files.card import write_card
 from headedit.edits.files.storage import load_tensors
@@ -55,6 +56,7 @@ def fit(
     metric: Metric | None = None,
     tokenizer: Any = None,
     max_length: int | None = None,
+    skip_malformed: bool = False,
     resume: bool = False,
     cache_prefix: bool = False,
     arguments: Mapping[str, Any] | None = None,
@@ -86,6 +88,8 @@ def fit(
             path.
         max_length: largest number of tokens per example; longer examples are dropped and reported. None for the model's
             context length.
+        skip_malformed: drop and report examples that cannot be used, such as one without a label or with a token id
+            that the model does not have, instead of stopping at the first.
         resume: resume the run that was stopped in ``output_dir``; if there is none, start a new one. All other
             arguments must be as they were. A run that was stopped at any moment, by whatever cause, ends with the same
             edits as one that was not, bit for bit.
@@ -115,7 +119,13 @@ def fit(
         output_dir=output_dir,
         metric=metric,
         arguments=arguments,
-        switches={"controls": controls, "resume": resume, "cache_prefix": cache_prefix, "progress": progress},
+        switches={
+            "controls": controls,
+            "resume": resume,
+            "cache_prefix": cache_prefix,
+            "skip_malformed": skip_malformed,
+            "progress": progress,
+        },
     )
     seed, seeds = whole_number(seed, "seed"), whole_number(seeds, "seeds", "the number of runs")
     max_length = None if max_length is None else whole_number(max_length, "max_length")
@@ -135,7 +145,9 @@ def fit(
     prefix = FrozenPrefix(edits, dict(arguments or {})) if cache_prefix else None
     assert output_dir is not None
     folder = check_writable(output_dir)
-    train_rows, valid_rows, pad = _encoded(edits, train, valid, as_tokenizer(tokenizer), max_length, progress)
+    train_rows, valid_rows, pad = _encoded(
+        edits, train, valid, as_tokenizer(tokenizer), max_length, progress, skip_malformed
+    )
     if len(train_rows) < chosen.batch_size:
         raise HeadEditError(
             f"The training set has {len(train_rows)} examples, fewer than the batch size of {chosen.batch_size}; give "
@@ -228,13 +240,21 @@ def _encoded(
     tokenizer: Any,
     max_length: int | None,
     progress: bool,
+    skip_malformed: bool,
 ) -> tuple[Sequence[Encoded], Sequence[Encoded] | None, int]:
     """Encoded training and validation examples, and the token id for padding."""
     train, valid = _listed(train), None if valid is None else _listed(valid)
     if tokenizer is None and any(not is_encoded(row) for row in [*train[:1], *(valid or [])[:1]]):
         tokenizer = load_tokenizer(getattr(edits.model.config, "_name_or_path", ""))
     length = context_length(edits.model) if max_length is None else max_length
-    encoding = functools.partial(encode, tokenizer=tokenizer, max_length=length, progress=progress)
+    encoding = functools.partial(
+        encode,
+        tokenizer=tokenizer,
+        max_length=length,
+        vocabulary=Vocabulary.of(edits.model),
+        skip_malformed=skip_malformed,
+        progress=progress,
+    )
     pad = getattr(tokenizer, "pad_token_id", None)
     rows = encoding(train, name="training")
     return rows, None if valid is None else encoding(valid, name="validation"), 0 if pad is None else pad

@@ -14,14 +14,15 @@ from headedit.data import Data
 from headedit.data.batches import PadRight
 from headedit.data.loading import load_data
 from headedit.data.losses import example_losses
+from headedit.data.rows import Vocabulary
 from headedit.edits import HeadEdits, attach
 from headedit.errors import HeadEditError
-from headedit.hf.config import context_length
+from headedit.hf.config import context_length, text_config
 from headedit.io.files import check_writable, write_atomically
 from headedit.runs.files import DATA_FILE
 from headedit.runs.run import Run
 from headedit.training.arguments import check_base, check_run
-from headedit.training.config import ModelConfig, RunConfig, read_run
+from headedit.training.config import RunConfig, read_run
 from headedit.training.fit import fit
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def train(
         raise HeadEditError("There is no output folder: give output=..., or --output.")
     folder = check_writable(chosen.output)
     _check(chosen)
-    data, tokenizer = prepare(chosen, progress=progress)
+    data, tokenizer = prepare(chosen, base=base, progress=progress)
     model = chosen.model.load() if base is None else base
     edits = attach(model, spec=chosen.spec, config=chosen.edits)
     if ready is not None:
@@ -106,13 +107,20 @@ def train(
     return run
 
 
-def prepare(config: RunConfig, *, progress: bool = True) -> tuple[Data, Any]:
+def prepare(config: RunConfig, *, base: nn.Module | None = None, progress: bool = True) -> tuple[Data, Any]:
     """Loads the data and the tokenizer of a run, without the model's weights.
+
+    Args:
+        config: the run.
+        base: the model, if it is already loaded; its embedding says which token ids it has.
+        progress: show bars.
 
     Raises:
         HeadEditError: the model's config or tokenizer cannot be loaded, or the data cannot be read or encoded.
     """
-    context = _context(config.model)
+    loaded = config.model.load_config()
+    found = context_length(loaded)
+    context = None if found is None else int(found)
     tokenizer = config.model.load_tokenizer()
     longest = config.data.max_length
     if longest is not None and context is not None and longest > context:
@@ -122,12 +130,10 @@ def prepare(config: RunConfig, *, progress: bool = True) -> tuple[Data, Any]:
             config.model.name,
             context,
         )
-    return load_data(config.data, tokenizer, context=context, progress=progress), tokenizer
-
-
-def _context(model: ModelConfig) -> int | None:
-    found = context_length(model.load_config())
-    return None if found is None else int(found)
+    vocabulary = None if base is None else Vocabulary.of(base).read
+    if vocabulary is None:
+        vocabulary = getattr(text_config(loaded), "vocab_size", None)
+    return load_data(config.data, tokenizer, context=context, vocabulary=vocabulary, progress=progress), tokenizer
 
 
 def _check(config: RunConfig) -> None:
