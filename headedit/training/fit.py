@@ -36,6 +36,7 @@ from headedit.training.arguments import (
     recipe_name,
 )
 from headedit.training.controls import Metric, figures_of, run_controls
+from headedit.training.loop.other_weights import refuse_other_weights
 from headedit.training.prefix_cache import FrozenPrefix
 from headedit.training.recipes import DEFAULT, Recipe, make_recipe
 from headedit.training.recipes.journal import digest, digest_rows
@@ -110,8 +111,9 @@ def fit(
     Raises:
         HeadEditError: a set of examples is empty, malformed or smaller than the batch size; the recipe or one of its
             fields is unknown, or a value is of a wrong type or out of range; the model gives no logits for the next
-            token; the edits are detached, merged, disabled or frozen; the folder cannot be written; the loss becomes
-            NaN or infinite; or the run to resume differs from this one.
+            token; the edits are detached, merged, disabled or frozen; other weights of the model are trainable, which
+            only ``HeadEditTrainer`` saves; the folder cannot be written; the loss becomes NaN or infinite; or the run
+            to resume differs from this one.
         KeyboardInterrupt: Ctrl-C or SIGTERM, raised at the end of the step in which it arrived; that step is saved, and
             ``resume=True`` continues from there.
     """
@@ -142,6 +144,9 @@ def fit(
     if (controls or seeds > 1) and valid is None and metric is None:
         raise HeadEditError("Several seeds, and controls, are compared on validation examples or a metric; give one.")
     edits.check_trainable()
+    refuse_other_weights(
+        edits.model, edits, "headedit.fit", "headedit.HeadEditTrainer trains and saves them together with the edits."
+    )
     prefix = FrozenPrefix(edits, dict(arguments or {})) if cache_prefix else None
     assert output_dir is not None
     folder = check_writable(output_dir)

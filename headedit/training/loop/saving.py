@@ -1,4 +1,4 @@
-"""Checkpoints of a Trainer that learns edits: the edits and the optimiser state, never the base model."""
+"""Checkpoints of a Trainer that learns edits: all that is trained and the optimiser state, never the base model."""
 
 import math
 from pathlib import Path
@@ -15,6 +15,7 @@ from headedit.runs.history import History
 from headedit.specs import MODULE_NAME
 from headedit.training.loop import checkpoints
 from headedit.training.loop.interrupts import StopOnSignal
+from headedit.training.loop.other_weights import load_weights, other_weights, refuse_other_weights, save_weights
 from headedit.training.loop.sharding import average_gradients, exclude_from_sharding, unsharded
 
 _TrainerMethods: Any = object  # a Trainer comes after it in the bases, and has the methods that it calls
@@ -36,9 +37,20 @@ class SavesEdits(_TrainerMethods):  # type: ignore[misc]
     _plain_loss: Tensor | None
     _plain_since: int
 
+    def other_weights(self) -> dict[str, nn.Parameter]:
+        """What is trained besides the edits, such as LoRA, a norm or a head, by name."""
+        return other_weights(self.model, self.edits)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
-            self.edits.save_pretrained(self.args.output_dir if output_dir is None else output_dir, card=False)
+            folder = self.args.output_dir if output_dir is None else output_dir
+            self.edits.save_pretrained(folder, card=False)
+            save_weights(Path(folder), self.other_weights())
+
+    def _load_trained(self, folder: str) -> None:
+        """Sets the edits, and what was trained with them, to what ``_save`` wrote into a folder."""
+        load_weights(Path(folder), self.other_weights())
+        load_tensors(self.edits, folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
@@ -69,6 +81,10 @@ class SavesEdits(_TrainerMethods):  # type: ignore[misc]
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            refuse_other_weights(
+                self.model, self.edits, "Sharded training", "Or train them without FSDP and DeepSpeed."
+            )
         exclude_from_sharding(self.accelerator, self.edits.model.get_submodule(MODULE_NAME))
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
@@ -76,7 +92,7 @@ class SavesEdits(_TrainerMethods):  # type: ignore[misc]
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_tensors(self.edits, resume_from_checkpoint)
+        self._load_trained(resume_from_checkpoint)
         state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
         self._eval_losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
         if self.history.path is not None and self.history.path.is_file():
@@ -89,4 +105,4 @@ class SavesEdits(_TrainerMethods):  # type: ignore[misc]
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
-        load_tensors(self.edits, self.state.best_model_checkpoint)
+        self._load_trained(self.state.best_model_checkpoint)

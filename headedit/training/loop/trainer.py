@@ -35,7 +35,7 @@ class HeadEditMixin(SavesEdits):
 
     - gates and offsets can have learning rates of their own;
     - the penalty of an ``Objective`` is added to the loss in training, never in evaluation;
-    - checkpoints hold the edits and the optimiser state, not the base model;
+    - checkpoints hold the edits, what else is trainable, such as LoRA, and the optimiser state, not the base model;
     - an incomplete checkpoint is never resumed from;
     - every logged step becomes a row of ``history``, which is also written to ``history.jsonl``;
     - a loss that is NaN or infinite stops the run, with the last good edits on disk.
@@ -70,8 +70,11 @@ class HeadEditMixin(SavesEdits):
         **kwargs: Any,
     ) -> None:
         edits = edits_to_train(edits)
+        trainable = [parameter for parameter in edits.module.parameters() if parameter.requires_grad]
         with accepted_for_training(edits.model):
             super().__init__(model=edits.model, **kwargs)
+        for parameter in trainable:  # PEFT, which a Trainer's peft_config applies, freezes all but its own
+            parameter.requires_grad_(True)
         self.edits = edits
         self.objective: Penalty = Objective() if objective is None else objective
         self.gate_learning_rate = self.args.learning_rate if gate_learning_rate is None else gate_learning_rate
@@ -96,6 +99,12 @@ class HeadEditMixin(SavesEdits):
         Gates have no weight decay.
         """
         made: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
+        trained = {id(p) for group in made.param_groups for p in group["params"]} if made is not None else set()
+        if made is not None and trained.isdisjoint(id(p) for p in self.edits.module.parameters()):
+            raise HeadEditError(
+                "The optimiser that was given holds no parameter of the edits, so they would not be trained. Give one "
+                "made of edits.module.parameters(), or none."
+            )
         if made is None:
             gates = self.edits.gate_parameters()
             ours = {id(p) for p in [*self.edits.vector_parameters(), *gates]}
@@ -186,7 +195,7 @@ class HeadEditMixin(SavesEdits):
         """
         self.edits.check_trainable()
         self._plain_loss, self._plain_since = None, 0
-        self._guard = NanGuard(self.edits)
+        self._guard = NanGuard(self.edits, self.other_weights().values())
         self._throughput = Throughput(self.args.world_size, self.args.device)
         if resume_from_checkpoint is True:
             last = checkpoints.last_complete(Path(self.args.output_dir))
@@ -227,7 +236,7 @@ class HeadEditMixin(SavesEdits):
         self._guard.restore_good()
         folder = self.history.path.parent if self.history.path is not None else Path(self.args.output_dir)
         if self.is_world_process_zero():
-            self.edits.save_pretrained(folder, card=False)
+            self._save(str(folder))
         raise HeadEditError(
             f"The loss became NaN or infinite at step {self.first_step + bad}, so the run was stopped. The edits of "
             f"step {self.first_step + self._guard.good_step}, the last good ones, are in {folder}. Lower the learning "
