@@ -34,6 +34,7 @@ from headedit.training.arguments import (
     check_settings,
     recipe_name,
 )
+from headedit.training.config.names import checked_arguments
 from headedit.training.controls import Metric, figures_of, run_controls
 from headedit.training.prefix_cache import FrozenPrefix
 from headedit.training.recipes import DEFAULT, Recipe, make_recipe
@@ -95,7 +96,7 @@ def fit(
             edits are the same bit for bit, in larger batches within rounding. Models and settings for which this is not
             so, such as dropout, layers that pass on more than hidden states, FSDP and autocast, are refused.
         arguments: fields of ``transformers.TrainingArguments`` that replace those of the recipe, such as
-            ``gradient_accumulation_steps``, ``save_steps`` or ``report_to``.
+            ``gradient_accumulation_steps``, ``save_steps`` or ``report_to``; None leaves a field as it is.
         progress: show progress bars.
         overrides: fields of the recipe, such as ``epochs=5`` or ``budget=0.05``; see its class in
             ``headedit.training.recipes``.
@@ -132,7 +133,8 @@ def fit(
     if (controls or seeds > 1) and valid is None and metric is None:
         raise HeadEditError("Several seeds, and controls, are compared on validation examples or a metric; give one.")
     edits.check_trainable()
-    prefix = FrozenPrefix(edits, dict(arguments or {})) if cache_prefix else None
+    arguments = checked_arguments(arguments or {})
+    prefix = FrozenPrefix(edits, dict(arguments)) if cache_prefix else None
     assert output_dir is not None
     folder = check_writable(output_dir)
     train_rows, valid_rows, pad = _encoded(edits, train, valid, as_tokenizer(tokenizer), max_length, progress)
@@ -142,7 +144,7 @@ def fit(
             f"more examples, or batch_size={len(train_rows)}."
         )
     identity = {
-        "settings": digest([recipe, vars(chosen), dict(arguments or {})]),
+        "settings": digest([recipe, vars(chosen), arguments]),
         "training examples": digest_rows(train_rows),
         "validation examples": digest_rows(valid_rows),
         **({"cache_prefix": digest(True)} if cache_prefix else {}),
@@ -160,7 +162,7 @@ def fit(
             pad,
             progress,
             identity=identity,
-            arguments=dict(arguments or {}),
+            arguments=dict(arguments),
             resume=resume,
             batch_size=chosen.batch_size,
             prefix=prefix,
