@@ -15,6 +15,7 @@ from headedit.hf.loading import load_model, take_attention
 from headedit.training.config import ModelConfig, find_config, read_run, shipped_configs
 from headedit.training.config.names import RENAMED, VECTOR_RATES
 from headedit.training.recipes import RECIPES, make_recipe
+from headedit.training.recipes.stage import length, merge_arguments
 
 LEAST = {"model": {"name": "m"}, "data": {"train": "d.json"}}
 SHIPPED = ["cpu-small", "jola-commonsense", "jola-gem", "jola-mmlu-pro", "llama-70b-4bit", "olmo2-13b-sharegpt"]
@@ -145,6 +146,83 @@ def test_a_mistake_is_reported_with_file_key_found_expected_and_nearest_name(nam
     with pytest.raises(HeadEditError, match=message) as caught:
         read_run(tmp_path / "run.yaml")
     assert str(caught.value).startswith(str(tmp_path / "run.yaml"))
+
+
+TAKEN = {
+    "training: {save_strategy: no}": {"save_strategy": "no"},
+    "training: {save-strategy: no}": {"save_strategy": "no"},
+    "training: {eval_strategy: false}": {"eval_strategy": "no"},
+    "training: {save_strategy: epoch, load_best_model_at_end: true}": {
+        "save_strategy": "epoch",
+        "load_best_model_at_end": True,
+    },
+    "training: {fsdp: true}": {"fsdp": True},
+    "training: {max_steps: null}": {},
+    "training: {num_train_epochs: null, learning_rate: null}": {},
+    "training: {bf16: 'yes', max_steps: '7'}": {"bf16": True, "max_steps": 7},
+    "training: {optim: adafactor}": {"optim": "adafactor"},
+    "training: {include_for_metrics: loss}": {"include_for_metrics": ["loss"]},
+}
+
+
+@pytest.mark.parametrize("text", TAKEN)
+def test_what_the_parser_of_transformers_takes_is_taken(text):
+    assert run_of(**yaml.safe_load(text)).training == TAKEN[text]
+
+
+def test_a_word_that_a_choice_does_not_have_is_refused_with_the_nearest():
+    with pytest.raises(HeadEditError, match=r"save_strategy: found 'epochs'.*Did you mean 'epoch'\?"):
+        run_of(training={"save_strategy": "epochs"})
+
+
+def test_every_reporter_of_transformers_can_be_named():
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    names = [*INTEGRATION_TO_CALLBACK, "all"]
+    assert run_of(logging={"report_to": names}).arguments() == {"report_to": names}
+
+
+def test_a_number_of_epochs_that_is_given_is_exact():
+    for name in ("refit", "ungated", "ist", "localise"):
+        given = run_of(recipe={"name": name, "epochs": 1}).recipe
+        again = run_of(recipe=given).recipe
+        assert again == given
+        assert length(again["epochs"], again["min_steps"]) == {"epochs": 1, "min_steps": 0, "given": True}
+        usual = run_of(recipe={"name": name}).recipe
+        assert length(usual["epochs"], usual["min_steps"]) == {"epochs": 20, "min_steps": 300, "given": False}
+
+
+def test_least_steps_that_lengthen_a_given_number_of_epochs_are_reported(caplog):
+    stage = make_recipe("ungated", {"epochs": 1, "min_steps": 30}).vector_stage()
+    assert stage.arguments(16, 1, validated=False)["num_train_epochs"] == 15
+    assert "min_steps=30 makes 15 epochs of the 1 that were asked for" in caplog.text
+
+
+def test_arguments_of_a_validation_are_left_out_where_there_is_none_and_reported(caplog):
+    own = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    given = {"eval_strategy": "epoch", "load_best_model_at_end": True, "optim": "sgd"}
+    assert merge_arguments(own, given, validated=False) == {**own, "optim": "sgd"}
+    assert "eval_strategy, load_best_model_at_end: there are no validation examples" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("stops", "given", "found"),
+    [
+        (False, {"save_strategy": "epoch", "load_best_model_at_end": True}, ("epoch", "epoch", True)),
+        (False, {"load_best_model_at_end": True}, ("epoch", "epoch", True)),
+        (False, {"save_strategy": "no"}, ("epoch", "no", False)),
+        (True, {"save_strategy": "no"}, ("epoch", "epoch", True)),
+        (True, {"save_strategy": "steps", "save_steps": 3}, ("steps", "steps", True)),
+        (True, {"eval_strategy": "steps", "eval_steps": 3}, ("steps", "steps", True)),
+        (True, {"save_strategy": "best"}, ("epoch", "best", True)),
+    ],
+)
+def test_validations_and_checkpoints_fit_each_other(stops, given, found, tmp_path):
+    own = {"eval_strategy": "epoch", "save_strategy": "epoch" if stops else "no", "load_best_model_at_end": stops}
+    merged = merge_arguments(own, given, validated=True)
+    assert tuple(merged[key] for key in ("eval_strategy", "save_strategy", "load_best_model_at_end")) == found
+    transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **merged)
+    assert given.items() <= merged.items() or given == {"save_strategy": "no"}
 
 
 def test_a_mistake_in_an_override_is_reported_as_one():

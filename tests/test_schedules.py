@@ -73,4 +73,31 @@ def test_every_other_schedule_is_one_of_transformers():
 
     known = {kind.value for kind in SchedulerType}
     assert {hf_name(name) for name in LR_SCHEDULES} <= known
-    assert [name for name in LR_SCHEDULES if lr_factor(name, 0) is not None] == ["cyclic", "exponential"]
+    assert [name for name in LR_SCHEDULES if lr_factor(name, 0) is not None] == ["constant", "cyclic", "exponential"]
+    ours = {"adaptive", "cyclic", "exponential"}
+    assert known - {"reduce_lr_on_plateau"} == set(LR_SCHEDULES) - ours
+
+
+NEEDED = {
+    "cosine_with_min_lr": {"lr_scheduler_kwargs": {"min_lr": 1e-4}},
+    "cosine_warmup_with_min_lr": {"lr_scheduler_kwargs": {"min_lr": 1e-4}},
+    "warmup_stable_decay": {"lr_scheduler_kwargs": {"num_decay_steps": 2}},
+    "greedy": {"optim": "adamw_torch"},
+}
+
+
+@pytest.mark.parametrize("schedule", LR_SCHEDULES)
+def test_warmup_steps_act_with_every_schedule(schedule, tmp_path):
+    rows = [{"input_ids": [3, 4, 5 + i], "labels": [-100, 4, 5 + i]} for i in range(8)]
+
+    def rates(warmup):
+        arguments = {"warmup_steps": warmup, "logging_steps": 1, "use_cpu": True, **NEEDED.get(schedule, {})}
+        settings = {"recipe": "ungated", "epochs": 1, "batch_size": 1, "lr_schedule": schedule, "progress": False}
+        edits = headedit.attach(tiny_model("llama"))
+        run = headedit.fit(edits, rows, rows[:1], output_dir=tmp_path / str(warmup), arguments=arguments, **settings)
+        return run.history.column("learning_rate")[1]
+
+    plain, warm, half = rates(0), rates(4), rates(0.5)
+    assert warm == half
+    assert warm[:4] != plain[:4]
+    assert warm[0] < warm[1] < warm[2]

@@ -313,6 +313,8 @@ def test_edits_on_a_quantized_base_are_trained(ids, tmp_path):
         ({"vector_lr": 0}, r"recipe jola: vector_lr: found 0\.0, expected a number above 0"),
         ({"lambda_offset": -1.0}, r"recipe jola: lambda_offset: found -1\.0, expected 0 or more"),
         ({"lr_schedule": "cosin"}, r"recipe jola: lr_schedule: .*Did you mean 'cosine'\?"),
+        ({"arguments": {"save_step": 3}}, r"arguments: unknown key 'save_step'\. Did you mean 'save_steps'\?"),
+        ({"arguments": {"seed": 3}}, r"'seed' is given to headedit\.fit as seed=\.\.\., not here"),
     ],
 )
 def test_a_wrong_recipe_or_field_is_refused_before_anything_is_written(llama, tmp_path, options, message):

@@ -35,6 +35,7 @@ from headedit.training.arguments import (
     check_settings,
     recipe_name,
 )
+from headedit.training.config.names import checked_arguments
 from headedit.training.controls import Metric, figures_of, run_controls
 from headedit.training.loop.other_weights import refuse_other_weights
 from headedit.training.prefix_cache import FrozenPrefix
@@ -100,7 +101,7 @@ def fit(
             edits are the same bit for bit, in larger batches within rounding. Models and settings for which this is not
             so, such as dropout, layers that pass on more than hidden states, FSDP and autocast, are refused.
         arguments: fields of ``transformers.TrainingArguments`` that replace those of the recipe, such as
-            ``gradient_accumulation_steps``, ``save_steps`` or ``report_to``.
+            ``gradient_accumulation_steps``, ``save_steps`` or ``report_to``; None leaves a field as it is.
         progress: show progress bars.
         overrides: fields of the recipe, such as ``epochs=5`` or ``budget=0.05``; see its class in
             ``headedit.training.recipes``.
@@ -147,7 +148,8 @@ def fit(
     refuse_other_weights(
         edits.model, edits, "headedit.fit", "headedit.HeadEditTrainer trains and saves them together with the edits."
     )
-    prefix = FrozenPrefix(edits, dict(arguments or {})) if cache_prefix else None
+    arguments = checked_arguments(arguments or {})
+    prefix = FrozenPrefix(edits, dict(arguments)) if cache_prefix else None
     assert output_dir is not None
     folder = check_writable(output_dir)
     train_rows, valid_rows, pad = _encoded(
@@ -159,7 +161,7 @@ def fit(
             f"more examples, or batch_size={len(train_rows)}."
         )
     identity = {
-        "settings": digest([recipe, vars(chosen), dict(arguments or {})]),
+        "settings": digest([recipe, vars(chosen), arguments]),
         "training examples": digest_rows(train_rows),
         "validation examples": digest_rows(valid_rows),
         **({"cache_prefix": digest(True)} if cache_prefix else {}),
@@ -177,7 +179,7 @@ def fit(
             pad,
             progress,
             identity=identity,
-            arguments=dict(arguments or {}),
+            arguments=dict(arguments),
             resume=resume,
             batch_size=chosen.batch_size,
             prefix=prefix,

@@ -24,6 +24,7 @@ from headedit.runs.run import Run
 from headedit.training.arguments import check_base, check_run
 from headedit.training.config import RunConfig, read_run
 from headedit.training.fit import fit
+from headedit.training.recipes.stage import merge_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -136,17 +137,22 @@ def prepare(config: RunConfig, *, base: nn.Module | None = None, progress: bool 
     return load_data(config.data, tokenizer, context=context, vocabulary=vocabulary, progress=progress), tokenizer
 
 
+_PACKAGES = {"azure_ml": "azureml-mlflow"}
+
+
 def _check(config: RunConfig) -> None:
     """Refuses arguments and trackers that would otherwise fail after the model is loaded."""
     from transformers import TrainingArguments
-    from transformers.integrations import is_tensorboard_available, is_wandb_available
+    from transformers.integrations import get_available_reporting_integrations
 
-    available = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+    available = {"all", "flyte", *get_available_reporting_integrations()}  # flyte is looked for by its own reporter
     for tracker in config.logging.trackers:
-        if not available[tracker]():
-            raise HeadEditError(f"logging: report_to: {tracker} needs a package: pip install {tracker}.")
+        if tracker not in available:
+            package = _PACKAGES.get(tracker, tracker)
+            raise HeadEditError(f"logging: report_to: {tracker} needs a package: pip install {package}.")
+    own = {"output_dir": config.output, "eval_strategy": "epoch", "load_best_model_at_end": False}
     try:
-        TrainingArguments(**{"output_dir": config.output, **config.arguments()})
+        TrainingArguments(**merge_arguments(own, config.arguments(), validated=True))
     except (ValueError, ImportError, TypeError, KeyError) as error:
         raise HeadEditError(f"training: transformers refuses these arguments: {error}") from None
 

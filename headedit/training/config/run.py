@@ -20,7 +20,24 @@ from headedit.training.config.model import ModelConfig
 from headedit.training.config.names import resolve
 from headedit.version import __version__
 
-Tracker = Literal["none", "tensorboard", "wandb"]
+Tracker = Literal[
+    "none",
+    "tensorboard",
+    "wandb",
+    "all",
+    "azure_ml",
+    "clearml",
+    "codecarbon",
+    "comet_ml",
+    "dagshub",
+    "dvclive",
+    "flyte",
+    "kubeflow",
+    "mlflow",
+    "neptune",
+    "swanlab",
+    "trackio",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +45,8 @@ class LoggingConfig:
     """Where training logs its figures, in addition to ``history.jsonl``.
 
     Fields:
-        report_to: ``none``, ``tensorboard``, ``wandb``, or a list of these.
+        report_to: ``none``, ``tensorboard``, ``wandb`` or another reporter of transformers, ``all`` for those that are
+            installed, or a list of these.
         every: optimiser steps between logs; None for about five logs per epoch.
         run_name: name of the run in the trackers; None for the tracker's choice.
     """

@@ -5,13 +5,33 @@ released code.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 LambdaSchedule = Literal["linear", "constant", "cyclic", "performance", "exponential"]
-LRSchedule = Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt", "cyclic", "adaptive", "exponential"]
+LRSchedule = Literal[
+    "cosine",
+    "linear",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cyclic",
+    "adaptive",
+    "exponential",
+    "cosine_with_restarts",
+    "polynomial",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+    "greedy",
+]
 LR_SCHEDULES = get_args(LRSchedule)
+
+WITHOUT_WARMUP = ("reduce_lr_on_plateau", "greedy")
+"""Schedules that follow the validation loss and have no warm-up in transformers, by their names there."""
 
 CYCLE = 20
 """Steps per cycle, for λ and learning rates."""
@@ -64,16 +84,17 @@ def lambda_factor(schedule: LambdaSchedule, moment: Moment) -> float:
     return 1.0
 
 
-def lr_factor(schedule: LRSchedule, warmup: int) -> Callable[[int], float] | None:
-    """The factor on a learning rate by step, for the schedules that transformers does not have; None for the others.
+def lr_factor(schedule: str, warmup: int) -> Callable[[int], float] | None:
+    """The factor on a learning rate by step, for schedules that transformers lacks or does not warm up, else None.
 
-    ``cyclic`` is ½ + ½·sin with a cycle of 20 steps, ``exponential`` is 0.1·e^(−0.01 t), both after a linear warm-up
-    of ``warmup`` steps; t counts from its end. (The paper prints λ^t as the factor of ``exponential``, which
-    would end learning in a few steps.) ``adaptive`` is transformers' ``reduce_lr_on_plateau``.
+    ``cyclic`` is ½ + ½·sin with a cycle of 20 steps, ``exponential`` is 0.1·e^(−0.01 t), ``constant`` is 1, all after a
+    linear warm-up of ``warmup`` steps; t counts from its end. (The paper prints λ^t as the factor of ``exponential``,
+    which would end learning in a few steps.) ``adaptive`` is transformers' ``reduce_lr_on_plateau``.
     """
     factors: dict[str, Callable[[int], float]] = {
         "cyclic": _wave,
         "exponential": lambda t: _FACTOR * math.exp(-DECAY * t),
+        "constant": lambda t: 1.0,
     }
     factor = factors.get(schedule)
     if factor is None:
@@ -84,6 +105,31 @@ def lr_factor(schedule: LRSchedule, warmup: int) -> Callable[[int], float] | Non
 def hf_name(schedule: LRSchedule) -> str:
     """The name of a learning-rate schedule in transformers; ``constant`` for those that it does not have."""
     return {"adaptive": "reduce_lr_on_plateau", "cyclic": "constant", "exponential": "constant"}.get(schedule, schedule)
+
+
+class WarmUp(TrainerCallback):  # type: ignore[misc]
+    """The linear warm-up of a schedule that has none in transformers; see ``WITHOUT_WARMUP``.
+
+    Args:
+        rates: the learning rate of each group of parameters after the warm-up.
+        steps: the number of steps of the warm-up, at least 1.
+    """
+
+    def __init__(self, rates: Sequence[float], steps: int) -> None:
+        self._rates, self._steps = rates, steps
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Sets the learning rates of a step of the warm-up, and once those after it."""
+        if optimizer is not None and state.global_step <= self._steps:
+            for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate * state.global_step / self._steps
 
 
 def _wave(step: int) -> float:

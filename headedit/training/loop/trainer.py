@@ -3,7 +3,7 @@
 What it adds is in ``HeadEditMixin``, which can also be put before any other Trainer, such as TRL's ``SFTTrainer``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from headedit.training.loop.nan_guard import NanGuard
 from headedit.training.loop.objective import Objective, Penalty
 from headedit.training.loop.progress import EditProgress
 from headedit.training.loop.saving import SavesEdits
-from headedit.training.loop.schedules import Moment
+from headedit.training.loop.schedules import WITHOUT_WARMUP, LRSchedule, Moment, WarmUp, lr_factor
 from headedit.training.loop.throughput import Throughput
 from headedit.training.trainable import edits_to_train
 
@@ -47,7 +47,8 @@ class HeadEditMixin(SavesEdits):
             the vectors.
         offset_learning_rates: peak learning rate of the offsets of each site, [sites]; None for
             ``args.learning_rate``.
-        lr_factor: gives the factor on all learning rates at a step, instead of ``args.lr_scheduler_type``.
+        lr_schedule: a schedule of all learning rates by its name in recipes, such as ``exponential``, instead of
+            ``args.lr_scheduler_type``; ``args.warmup_steps`` acts with it.
         history_dir: folder for ``history.jsonl``; None for ``args.output_dir``.
         history: a history to continue, as the second stage of a run does, instead of ``history_dir``.
         first_step: number of steps that earlier stages took.
@@ -62,7 +63,7 @@ class HeadEditMixin(SavesEdits):
         objective: Penalty | None = None,
         gate_learning_rate: float | None = None,
         offset_learning_rates: Sequence[float] | None = None,
-        lr_factor: Callable[[int], float] | None = None,
+        lr_schedule: LRSchedule | None = None,
         history_dir: Path | None = None,
         history: History | None = None,
         first_step: int = 0,
@@ -79,7 +80,7 @@ class HeadEditMixin(SavesEdits):
         self.objective: Penalty = Objective() if objective is None else objective
         self.gate_learning_rate = self.args.learning_rate if gate_learning_rate is None else gate_learning_rate
         self.offset_learning_rates = offset_learning_rates
-        self.lr_factor = lr_factor
+        self.lr_schedule = lr_schedule
         folder = Path(self.args.output_dir if history_dir is None else history_dir)
         if history is None:
             history = History(folder / HISTORY_FILE if self.is_world_process_zero() else None)
@@ -130,12 +131,19 @@ class HeadEditMixin(SavesEdits):
         return grouped
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """Makes the scheduler of ``lr_factor``; without it, the one that ``args.lr_scheduler_type`` names."""
-        if self.lr_factor is not None and getattr(self, "lr_scheduler", None) is None:
-            chosen = self.optimizer if optimizer is None else optimizer
-            assert chosen is not None
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, self.lr_factor)
+        """Makes the scheduler of ``lr_schedule``; without it, the one that ``args.lr_scheduler_type`` names."""
+        made: Any = getattr(self, "lr_scheduler", None)
+        if made is not None:
+            return made
+        chosen = self.optimizer if optimizer is None else optimizer
+        assert chosen is not None
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        factor = lr_factor(self.args.lr_scheduler_type.value if self.lr_schedule is None else self.lr_schedule, warmup)
+        if factor is not None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, factor)
             self._created_lr_scheduler = True
+        elif warmup and self.args.lr_scheduler_type in WITHOUT_WARMUP:
+            self.add_callback(WarmUp([group["lr"] for group in chosen.param_groups], warmup))
         return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(

@@ -7,7 +7,7 @@ from headedit.errors import HeadEditError
 from headedit.io import strict
 from headedit.training.loop.schedules import LRSchedule
 from headedit.training.recipes.session import Session
-from headedit.training.recipes.stage import Stage
+from headedit.training.recipes.stage import Stage, length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +15,12 @@ class Recipe:
     """A training method for edits; every field can be overridden, as in ``headedit.fit(..., epochs=5)``.
 
     Fields:
-        epochs: passes over the training set.
+        epochs: passes over the training set. In recipes with ``min_steps`` the default is None: 20 passes, or as many
+            as ``min_steps`` needs. A number that is given is exact, unless ``min_steps`` is given too.
         batch_size: examples per step of one process; several processes, and gradient accumulation, multiply it.
         lr_schedule: schedule of all learning rates after the warm-up: ``cosine``, ``linear``, ``cyclic``,
-            ``adaptive`` (lowered when the validation loss stops falling), ``exponential``, ``constant_with_warmup``
-            or ``inverse_sqrt``.
+            ``adaptive`` (lowered when the validation loss stops falling), ``exponential``, or any of transformers'
+            (``constant_with_warmup``, ``inverse_sqrt``, ``polynomial``, ...); ``warmup_steps`` acts with all of them.
         adam_epsilon: ε of AdamW.
         weight_decay: weight decay of the vectors; gates have none.
         max_grad_norm: the norm to which gradients are clipped.
@@ -29,7 +30,7 @@ class Recipe:
     """
 
     holds_out: ClassVar[bool] = False
-    epochs: int = 20
+    epochs: int | None = 20
     batch_size: int = 8
     lr_schedule: LRSchedule = "cosine"
     adam_epsilon: float = 1e-6
@@ -38,7 +39,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         strict.check(self)
-        self.check_above_zero("epochs", "batch_size", "max_grad_norm")
+        if self.epochs is None and not hasattr(self, "min_steps"):
+            raise HeadEditError("epochs: found None, expected a number above 0.")
+        self.check_above_zero("batch_size", "max_grad_norm", *([] if self.epochs is None else ["epochs"]))
 
     def check_above_zero(self, *names: str) -> None:
         """Raises a HeadEditError if one of these fields is not above 0."""
@@ -55,7 +58,7 @@ class Recipe:
     def stage(self, *, scale_lr: float, offset_lr: float, gate_lr: float = 0.0) -> Stage:
         """A stage with the fields of this recipe and these peak learning rates."""
         return Stage(
-            epochs=self.epochs,
+            **length(self.epochs, getattr(self, "min_steps", 0)),
             batch_size=self.batch_size,
             scale_lr=scale_lr,
             offset_lr=offset_lr,

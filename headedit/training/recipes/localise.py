@@ -25,7 +25,7 @@ from headedit.training.recipes.model_selection import (
 )
 from headedit.training.recipes.pruning import Pruning
 from headedit.training.recipes.session import Session
-from headedit.training.recipes.stage import Stage, scale_rates
+from headedit.training.recipes.stage import Stage, length, scale_rates
 
 _FOLDS_BELOW = 100
 """With fewer training examples than this and no validation set, k-fold cross-validation replaces one held-out part."""
@@ -69,9 +69,9 @@ class Localise(Recipe):
     they suit any model.
 
     Fields:
-        epochs: passes over the training set in the refit.
+        epochs: passes over the training set in the refit; None for 20, or as many as ``min_steps`` needs.
         min_steps: least number of optimiser steps of a search and of a refit; there are more epochs if these give
-            fewer.
+            fewer. None for 300, or for none where the number of epochs is given.
         scale_lr: peak learning rate of the scales in a search.
         offset_lr: peak learning rate of the offsets in a search, in units of the root mean square of their site's
             input.
@@ -86,7 +86,7 @@ class Localise(Recipe):
         prune_until: share of a search's steps after which one gate is left.
         memory: weight of the previous running mean of contributions at each step, above 0 and below 1.
         searches: largest number of searches.
-        search_epochs: passes over the training set in a search.
+        search_epochs: passes over the training set in a search; None for 20, or as many as ``min_steps`` needs.
         standard_errors: a number of gates is as good as the best if its validation loss is at most this many standard
             errors of the differences, example by example, above it; 1 is the one-standard-error rule.
         tolerance: it is also as good if it loses at most this share of the best one's gain over the unedited model.
@@ -96,7 +96,8 @@ class Localise(Recipe):
     """
 
     holds_out: ClassVar[bool] = True
-    min_steps: int = 300
+    epochs: int | None = None
+    min_steps: int | None = None
     scale_lr: float = 0.05
     offset_lr: float = 0.1
     gate_lr: float = 0.05
@@ -109,7 +110,7 @@ class Localise(Recipe):
     prune_until: float = 0.9
     memory: float = 0.95
     searches: int = 2
-    search_epochs: int = 20
+    search_epochs: int | None = None
     standard_errors: float = 0.25
     tolerance: float = 0.005
     budget: float | None = None
@@ -121,7 +122,7 @@ class Localise(Recipe):
         self.check_above_zero(
             "scale_lr", "offset_lr", "gate_lr", *(["refit_rate"] if self.refit_rate is not None else [])
         )
-        self.check_above_zero("searches", "search_epochs")
+        self.check_above_zero("searches", *(["search_epochs"] if self.search_epochs is not None else []))
         self.check_share("prune_from", "prune_until", "memory", "valid_share")
         check_budget(self.budget)
         if self.prune_from >= self.prune_until:
@@ -160,7 +161,7 @@ class Localise(Recipe):
         """The stage that trains the vectors of the kept gates on a number of examples."""
         stage = self.stage(scale_lr=self.scale_lr, offset_lr=self.offset_lr)
         rate = (1.0 if examples < _SLOW_REFIT_BELOW else 2.0) if self.refit_rate is None else self.refit_rate
-        return scale_rates(replace(stage, min_steps=self.min_steps, relative=True), rate)
+        return scale_rates(replace(stage, relative=True), rate)
 
     def find(self, session: Session, most: int) -> PruningPath:
         """Searches, and chooses at most ``most`` gates; returns the pruning path."""
@@ -244,7 +245,7 @@ class Localise(Recipe):
             recorder=recorder,
         )
         rates = self.stage(scale_lr=self.scale_lr, offset_lr=self.offset_lr, gate_lr=self.gate_lr)
-        stage = replace(rates, epochs=self.search_epochs, min_steps=self.min_steps, relative=True)
+        stage = replace(rates, **length(self.search_epochs, self.min_steps), relative=True)
         session.train_stage(stage, name=name, objective=self.objective(), callbacks=[pruning], train=train)
         order = pruning.order()
         return Search({gates: order[:gates] for gates in pruning.levels}, recorder.vectors, recorder.losses)

@@ -13,14 +13,16 @@ class Refit(Recipe):
     """Fixes every gate as it is, open or closed, and trains the vectors of the open ones.
 
     Fields:
-        min_steps: least number of optimiser steps; there are more epochs if these give fewer.
+        min_steps: least number of optimiser steps; there are more epochs if these give fewer. None for 300, or for none
+            where ``epochs`` is given.
         scale_lr: peak learning rate of the scales.
         offset_lr: peak learning rate of the offsets, in units of the root mean square of their site's input.
         patience: epochs without a better validation loss after which the run stops and the best edits are kept; None
             to run to the end and keep the last edits.
     """
 
-    min_steps: int = 300
+    epochs: int | None = None
+    min_steps: int | None = None
     scale_lr: float = 0.1
     offset_lr: float = 0.2
     max_grad_norm: float = 0.3
@@ -38,7 +40,7 @@ class Refit(Recipe):
     def vector_stage(self) -> Stage:
         """The stage that trains the vectors."""
         stage = self.stage(scale_lr=self.scale_lr, offset_lr=self.offset_lr)
-        return replace(stage, min_steps=self.min_steps, relative=True, patience=self.patience)
+        return replace(stage, relative=True, patience=self.patience)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,12 +22,11 @@ from headedit.runs.pruning_path import PruningPath
 from headedit.training.loop.checkpoints import last_complete, resumable
 from headedit.training.loop.interrupts import StopOnSignal
 from headedit.training.loop.objective import Penalty
-from headedit.training.loop.schedules import lr_factor
 from headedit.training.loop.trainer import HeadEditTrainer
 from headedit.training.prefix_cache import FrozenPrefix
 from headedit.training.recipes.gradients import activation_rms, gate_gradients
 from headedit.training.recipes.journal import Journal, digest_tensors, restore_stage, snapshot_stage
-from headedit.training.recipes.stage import Stage
+from headedit.training.recipes.stage import Stage, merge_arguments
 
 CHECKPOINTS = "checkpoints"
 """Name of the folder of checkpoints and of the journal, inside the folder of a run."""
@@ -146,8 +145,10 @@ class Session:
         if finished is not None:
             self._set_figures(restore_stage(finished, self.edits.module, callbacks))
             return
-        if stage.lr_schedule == "adaptive" and valid is None:
-            raise HeadEditError("lr_schedule 'adaptive' follows the validation loss; give a validation set.")
+        if stage.lr_schedule in ("adaptive", "greedy") and valid is None:
+            raise HeadEditError(
+                f"lr_schedule '{stage.lr_schedule}' follows the validation loss; give a validation set."
+            )
         set_seed(self.seed)
         rows = self.train if train is None else train
         accumulated = int(self.arguments.get("gradient_accumulation_steps", 1))
@@ -160,7 +161,7 @@ class Session:
             objective=objective,
             gate_learning_rate=stage.gate_lr,
             offset_learning_rates=self._offset_rates(stage, rows),
-            lr_factor=lr_factor(stage.lr_schedule, settings["warmup_steps"]),
+            lr_schedule=None if "lr_scheduler_type" in self.arguments else stage.lr_schedule,
             history=self.history,
             first_step=self.steps,
             stage=name,
@@ -202,10 +203,7 @@ class Session:
             "seed": self.seed,
             "disable_tqdm": not self.progress,
         }
-        given = dict(self.arguments)
-        if validated and given.get("save_strategy") == "steps":  # every validation needs a checkpoint
-            given = {"eval_strategy": "steps", "eval_steps": given.get("save_steps"), **given}
-        return TrainingArguments(**{**own, **given})
+        return TrainingArguments(**merge_arguments(own, self.arguments, validated=validated))
 
     def _set_figures(self, figures: dict[str, Any]) -> None:
         self.steps, self.kept_step = figures["steps"], figures["kept_step"]

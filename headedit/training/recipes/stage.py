@@ -1,12 +1,23 @@
 """``Stage``: the settings of one stage of training, as arguments of transformers' Trainer."""
 
+import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from headedit.errors import HeadEditError
 from headedit.training.loop.schedules import LRSchedule, hf_name
 
+EPOCHS = 20
+"""Passes over the examples where no number is given."""
+
+MIN_STEPS = 300
+"""Least number of optimiser steps where neither it nor a number of passes is given."""
+
 _LOGS_PER_EPOCH = 5
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +27,7 @@ class Stage:
     Fields:
         epochs: passes over the examples.
         min_steps: least number of optimiser steps; there are more epochs if these give fewer.
+        given: whether the user gave the number of epochs, so that more of them are reported.
         batch_size: examples per step of one process; all examples if there are fewer. Several processes, and
             ``gradient_accumulation_steps``, multiply it.
         scale_lr: peak learning rate of the scales.
@@ -33,6 +45,7 @@ class Stage:
 
     epochs: int
     min_steps: int = 0
+    given: bool = False
     batch_size: int
     scale_lr: float
     offset_lr: float
@@ -56,6 +69,15 @@ class Stage:
         batch = min(self.batch_size, examples)
         steps_per_epoch = math.ceil(examples / (batch * batches_per_step))
         epochs = max(self.epochs, math.ceil(self.min_steps / steps_per_epoch))
+        if self.given and epochs > self.epochs:
+            logger.warning(
+                "min_steps=%d makes %d epochs of the %d that were asked for, as an epoch has %d steps; min_steps=0 "
+                "trains these alone.",
+                self.min_steps,
+                epochs,
+                self.epochs,
+                steps_per_epoch,
+            )
         warmup = steps_per_epoch * epochs / 20 if self.warmup_epochs is None else self.warmup_epochs * steps_per_epoch
         stops = validated and self.patience is not None
         return {
@@ -64,7 +86,7 @@ class Stage:
             "per_device_eval_batch_size": 4 * batch,
             "learning_rate": self.scale_lr,
             "lr_scheduler_type": hf_name(self.lr_schedule),
-            "warmup_steps": 0 if self.lr_schedule == "adaptive" else round(warmup),
+            "warmup_steps": round(warmup),
             "adam_epsilon": self.adam_epsilon,
             "weight_decay": self.weight_decay,
             "max_grad_norm": self.max_grad_norm,
@@ -75,6 +97,67 @@ class Stage:
             "greater_is_better": False if validated else None,
             "logging_steps": max(1, steps_per_epoch // _LOGS_PER_EPOCH),
         }
+
+
+def length(epochs: int | None, min_steps: int | None) -> dict[str, Any]:
+    """The fields of a stage that say how long it is: a number of epochs that is given is exact by default.
+
+    Args:
+        epochs: passes over the examples; None for 20.
+        min_steps: least number of optimiser steps; None for 300, or for none where ``epochs`` is given.
+    """
+    given = epochs is not None
+    least = (0 if given else MIN_STEPS) if min_steps is None else min_steps
+    return {"epochs": epochs if given else EPOCHS, "min_steps": least, "given": given}
+
+
+def merge_arguments(own: Mapping[str, Any], given: Mapping[str, Any], *, validated: bool) -> dict[str, Any]:
+    """The arguments of a stage's Trainer: its own under those given for the whole run, made to fit each other.
+
+    What is given for a validation that the stage does not have is left out, and a stage that keeps its best edits saves
+    them at every validation; both are reported.
+
+    Args:
+        own: the fields that the stage sets.
+        given: the fields that the user gives for the whole run.
+        validated: whether the stage has validation examples.
+
+    Raises:
+        HeadEditError: the best edits are asked for and checkpoints are not.
+    """
+    given = dict(given)
+    best, saves = given.get("load_best_model_at_end"), given.get("save_strategy")
+    if not validated:
+        dropped = [key for key in _OF_VALIDATION if given.pop(key, None) not in (None, False, "no")]
+        if saves == "best":
+            dropped.append("save_strategy")
+            del given["save_strategy"]
+        if dropped:
+            logger.warning("%s: there are no validation examples here, so this does not act.", ", ".join(dropped))
+        return {**own, **given}
+    if saves == "no" and best:
+        raise HeadEditError("load_best_model_at_end needs checkpoints; leave save_strategy 'no' out.")
+    if saves == "no" and best is None and own["load_best_model_at_end"]:
+        logger.warning("save_strategy 'no': the best edits are still saved until the end, for early stopping.")
+        del given["save_strategy"]
+    keeps_best = own["load_best_model_at_end"] if best is None else best
+    if saves == "steps":  # every validation needs a checkpoint
+        given = {"eval_strategy": "steps", "eval_steps": given.get("save_steps"), **given}
+    elif keeps_best and "save_strategy" not in given:
+        given["save_strategy"] = given.get("eval_strategy", own["eval_strategy"])
+        if given["save_strategy"] == "steps" and "eval_steps" in given:
+            given.setdefault("save_steps", given["eval_steps"])
+    return {**own, **given}
+
+
+_OF_VALIDATION = (
+    "eval_strategy",
+    "eval_steps",
+    "eval_on_start",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+)
 
 
 def scale_rates(stage: Stage, factor: float) -> Stage:
