@@ -131,5 +131,22 @@ class AdapterContexts(AdapterState):
         with self._choices.entered(Override("another adapter", choice)):
             yield
 
+    @contextmanager
+    def deterministic_gates(self) -> Iterator[None]:
+        """A context in which the active adapter's gates are not drawn in training mode: they are those of eval mode.
+
+        Gradients reach them all the same. Log-probabilities of several passes can be compared then, as in preference
+        and reinforcement learning. It holds for every thread, and for the backward passes within it.
+        """
+        edits = list(self.module)
+        before = [edit.deterministic for edit in edits]
+        for edit in edits:
+            edit.deterministic = True
+        try:
+            yield
+        finally:
+            for edit, value in zip(edits, before, strict=True):
+                edit.deterministic = value
+
     def _count_off(self) -> int:
         return sum(asked.choice is NOTHING for asked in list(self._choices.live))

@@ -34,7 +34,10 @@ class SiteEdit(nn.Module):
     Fields:
         idle: whether hardening left no open head, so that the site is skipped.
         strength: the factor on both vectors, which all sites of an adapter share.
+        deterministic: whether the gates have their value in eval mode in training mode too, with gradients.
     """
+
+    deterministic = False
 
     def __init__(
         self, site: HeadSite, config: EditConfig, device: torch.device, strength: Strength | None = None
@@ -54,6 +57,11 @@ class SiteEdit(nn.Module):
                 self.gates.add(_gate_name(vector), (self.heads,), device)
         shape = (self.heads, self.head_dim, [*self.vectors, *self.gates], self.shared)
         self._traits = repr((*shape, self.distribution, self.expectation))  # a text, whose hash is computed once
+
+    @property
+    def draws(self) -> bool:
+        """Whether the gates are drawn in each pass."""
+        return self.training and not self.deterministic
 
     def gate(self, vector: str) -> nn.Parameter | None:
         """The gate logits log α that act on a vector, [heads]; None where it has no gate."""
@@ -107,13 +115,13 @@ class SiteEdit(nn.Module):
         return torch.ones_like(like) if scale is None else scale, torch.zeros_like(like) if offset is None else offset
 
     def affine(self, strength: Tensor | None) -> Affine:
-        """The affine map of this site alone; in training mode its gates are drawn again at each call.
+        """The affine map of this site alone; where its gates are drawn, again at each call.
 
         Args:
             strength: the factor on both vectors, a scalar; None for 1.
         """
         values = self.values()
-        return _affine([self], [values], gate_noise([self], [values]) if self.training else None, strength)[0]
+        return _affine([self], [values], gate_noise([self], [values]) if self.draws else None, strength)[0]
 
     def forward(self, z: Tensor, affine: Affine | None = None) -> Tensor:
         """The edited input of the projection, in the shape and dtype it came in.
@@ -164,7 +172,7 @@ class SiteEdit(nn.Module):
 
 
 def affine_all(edits: Sequence[SiteEdit], strength: Tensor | None = None) -> list[Affine]:
-    """The affine maps of sites, those of a kind computed together; in training mode all gates are drawn at once.
+    """The affine maps of sites, those of a kind computed together, and all gates that are drawn at once.
 
     Args:
         edits: of the sites.
@@ -178,19 +186,19 @@ def affine_all(edits: Sequence[SiteEdit], strength: Tensor | None = None) -> lis
     found: dict[int, Affine] = {}
     for members in kinds.values():
         group, tensors_of = [edits[i] for i in members], [values[i] for i in members]
-        of_group = _affine(group, tensors_of, noise if group[0].training else None, strength)
+        of_group = _affine(group, tensors_of, noise if group[0].draws else None, strength)
         found |= zip(members, of_group, strict=True)
     return [found[i] for i in range(len(edits))]
 
 
 def gate_noise(edits: Sequence[SiteEdit], values: Sequence[Values]) -> dict[SiteEdit, Tensor]:
-    """Numbers from [0, 1) by which the gates of sites in training mode are drawn, [gates] per site.
+    """Numbers from [0, 1) by which the gates of sites are drawn, [gates] per site that draws.
 
     They are drawn at once; on a CPU they are those that the sites would draw one after the other.
     """
     counts: dict[tuple[torch.device, torch.dtype], dict[SiteEdit, int]] = {}
     for edit, tensors in zip(edits, values, strict=True):
-        if edit.training and len(edit.gates):
+        if edit.draws and len(edit.gates):
             gates = [tensors[name] for name in edit.gates]
             counts.setdefault((gates[0].device, gates[0].dtype), {})[edit] = len(gates) * edit.heads
     drawn: dict[SiteEdit, Tensor] = {}
@@ -202,7 +210,7 @@ def gate_noise(edits: Sequence[SiteEdit], values: Sequence[Values]) -> dict[Site
 
 def _kinds(edits: Sequence[SiteEdit], values: Sequence[Values]) -> list[Hashable]:
     """For each edit the traits that it must share with others to be computed together with them."""
-    own = [(edit._traits, edit.training) for edit in edits]
+    own = [(edit._traits, edit.draws) for edit in edits]
     gradients = torch.is_grad_enabled()  # a site that is frozen must stay out of the graph
     if not gradients and len({(v.device, v.dtype) for of in values for v in of.values()}) == 1:
         return [*own]

@@ -4,6 +4,7 @@ What it adds is in ``HeadEditMixin``, which can also be put before any other Tra
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from headedit.training.loop import checkpoints
 from headedit.training.loop.gradients import check_gradients
 from headedit.training.loop.nan_guard import NanGuard
 from headedit.training.loop.objective import Objective, Penalty
+from headedit.training.loop.policy import compares_policies, reference_of_start
 from headedit.training.loop.progress import EditProgress
 from headedit.training.loop.saving import SavesEdits
 from headedit.training.loop.schedules import WITHOUT_WARMUP, LRSchedule, Moment, WarmUp, lr_factor
@@ -31,14 +33,16 @@ from headedit.training.trainable import edits_to_train
 class HeadEditMixin(SavesEdits):
     """Makes any transformers Trainer learn the edits on a model.
 
-    Put it before the Trainer: ``class EditSFTTrainer(HeadEditMixin, trl.SFTTrainer): ...``. It adds six things:
+    Put it before the Trainer: ``class EditSFTTrainer(HeadEditMixin, trl.SFTTrainer): ...``. It adds seven things:
 
     - gates and offsets can have learning rates of their own;
     - the penalty of an ``Objective`` is added to the loss in training, never in evaluation;
     - checkpoints hold the edits, what else is trainable, such as LoRA, and the optimiser state, not the base model;
     - an incomplete checkpoint is never resumed from;
     - every logged step becomes a row of ``history``, which is also written to ``history.jsonl``;
-    - a loss that is NaN or infinite stops the run, with the last good edits on disk.
+    - a loss that is NaN or infinite stops the run, with the last good edits on disk;
+    - before a Trainer of TRL that compares the log-probabilities of passes (DPO, KTO, GRPO, RLOO), gates are
+      deterministic, and the reference is this model with a frozen copy of the edits as they are when it is made.
 
     Args:
         edits: the handle of the edits on the model to train.
@@ -72,7 +76,7 @@ class HeadEditMixin(SavesEdits):
     ) -> None:
         edits = edits_to_train(edits)
         trainable = [parameter for parameter in edits.module.parameters() if parameter.requires_grad]
-        with accepted_for_training(edits.model):
+        with accepted_for_training(edits.model), reference_of_start(self, edits, kwargs):
             super().__init__(model=edits.model, **kwargs)
         for parameter in trainable:  # PEFT, which a Trainer's peft_config applies, freezes all but its own
             parameter.requires_grad_(True)
@@ -215,10 +219,13 @@ class HeadEditMixin(SavesEdits):
             self.history.restart(self.first_step or -1)
         elif checkpoints.has_ended(Path(resume_from_checkpoint)):
             return self._end_at(resume_from_checkpoint)
-        with differentiable(self.edits.model):
+        with differentiable(self.edits.model), self._gates_of_passes():
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._raise_if_not_finite()
         return result
+
+    def _gates_of_passes(self) -> AbstractContextManager[None]:
+        return self.edits.deterministic_gates() if compares_policies(type(self)) else nullcontext()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds losses, penalty, open gates, speed and memory to the logs, and a row to the history."""
