@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -13,7 +12,7 @@ from typer.core import TyperGroup
 class StoppableGroup(TyperGroup):
     """Commands whose KeyboardInterrupt is printed with its message, where typer prints ``Aborted`` alone."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Runs a command."""
         try:
             return super().invoke(ctx)
