@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 from run_inputs import save_model, save_records
-from transformers import AutoModelForCausalLM
 
 import headedit
 from headedit.cli.main import main
@@ -98,8 +97,8 @@ def file(models, tmp_path_factory):
 
 def test_the_saved_config_repeats_the_run_bit_for_bit(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for config in (file.parent / "out" / "run.yaml", file.parent / "out"):
-        assert run("train", config, "--output", "again") == 0
+    for config, more in ((file.parent / "out" / "run.yaml", []), (file.parent / "out", ["--overwrite"])):
+        assert run("train", config, "--output", "again", *more) == 0
         assert trained(tmp_path / "again") == trained(file.parent / "out")
     assert run("train", file, "--output", "other", "--set", "training.learning_rate=2e-2") == 0
     assert trained(tmp_path / "other") != trained(file.parent / "out")
@@ -129,7 +128,7 @@ def test_headedit_train_makes_the_same_run(file, tmp_path):
     assert Run.read(tmp_path / "two").record["train_examples"] == 12
 
 
-def test_a_stopped_run_is_resumed_from_its_folder(file, tmp_path, monkeypatch):
+def test_a_stopped_run_is_resumed_from_its_folder(file, tmp_path, monkeypatch, capsys):
     """With ``--resume`` the edits are those of a run that was not stopped."""
     out = tmp_path / "out"
     ends, steps = StopOnSignal.on_step_end, []
@@ -142,10 +141,28 @@ def test_a_stopped_run_is_resumed_from_its_folder(file, tmp_path, monkeypatch):
     monkeypatch.setattr(StopOnSignal, "on_step_end", stop_at_nine)
     assert run("train", file, "--output", out) == 130
     assert not (out / "run.json").exists()
+    said = capsys.readouterr().err
+    assert re.search(r"headedit: stopped after step 9, which is saved", said)
+    assert said.endswith(f"To continue: headedit train {out} --resume\n")
+    assert run("train", out) == 2
+    assert "continue it with resume=True, or --resume" in capsys.readouterr().err
     assert run("train", out, "--resume") == 0
     assert steps == list(range(1, 17))
     assert trained(out) == trained(file.parent / "out")
     assert Run.read(out).record["steps"] == 16
+
+
+def test_a_command_stopped_outside_a_step_says_what_is_saved(file, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    out = file.parent / "out"
+    monkeypatch.setattr("headedit.training.train.prepare", interrupted)
+    assert run("train", file, "--output", tmp_path / "new") == 130
+    assert "stopped before anything was saved" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert run("train", out, "--resume") == 130
+    assert f"the run is finished, and its edits are in {out}" in capsys.readouterr().err
 
 
 def test_a_report_on_the_data_is_printed_and_saved(file, tmp_path, capsys):
@@ -183,24 +200,36 @@ def test_the_test_loss_is_measured_with_and_without_the_edits(file, tmp_path):
     assert record["test_loss"] < record["test_loss_base"]
 
 
-def test_training_into_the_base_models_folder_leaves_its_files_loadable_and_unchanged(file, tmp_path):
-    """Training writes edits alone; even next to its own files, the base model loads as before."""
-    base = tmp_path / "base"
+def test_the_base_models_folder_is_refused_as_output(file, tmp_path, capsys):
+    base, link = tmp_path / "base", tmp_path / "link"
     shutil.copytree(read_run(file).model.name, base)
+    link.symlink_to(base)
     before = {path.name: path.read_bytes() for path in base.iterdir()}
-    ids = torch.arange(5, 25)[None]
-    with torch.no_grad():
-        expected = AutoModelForCausalLM.from_pretrained(base)(ids).logits
-    out = file.parent / "out"
-    assert {path.name for path in out.rglob("*")}.isdisjoint({"config.json", "model.safetensors"})
-    assert run("train", file, "--model", base, "--output", base) == 0
-    assert {name: (base / name).read_bytes() for name in before} == before
-    assert trained(base) == trained(out)
-    for folder in (base, read_run(file).model.name):
-        model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-        assert not any(info.values())
-        with torch.no_grad():
-            assert torch.equal(model(ids).logits, expected)
+    for output, more in ((base, []), (link, []), (base / ".", ["--overwrite"])):
+        assert run("train", file, "--model", base, "--output", output, *more) == 2
+        assert "holds the base model; choose another output folder" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+
+
+def test_a_finished_run_is_not_trained_over_by_the_command(file, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("train", file, "--output", out, *changed(data__test=4)) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    again = ("train", out, *changed(training__learning_rate=3e-2))
+    for command, message in (
+        (("train", out), "holds a finished run"),
+        (again, "holds a finished run"),
+        ((*again, "--resume"), "the run that was finished here differs in settings"),
+        (("train", out, "--resume", "--seed", 5), "the run that was finished here differs in training examples"),
+    ):
+        assert run(*command) == 2
+        assert message in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert run("train", out, "--resume") == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert run(*again, "--overwrite") == 0
+    assert Run.read(out).record["settings"]["vector_lr"] == 0.03
+    assert read_run(out).recipe["vector_lr"] == 0.03
 
 
 MISTAKES = {

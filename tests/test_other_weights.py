@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 import headedit
 from headedit import HeadEditError, HeadEditTrainer
 from headedit.data.batches import PadRight
-from headedit.training.loop.other_weights import WEIGHTS_FILE
+from headedit.runs.files import OTHER_WEIGHTS_FILE as WEIGHTS_FILE
 
 ROWS = [{"input_ids": [i, i + 1, 3 + i % 7], "labels": [-100, i + 1, 3 + i % 7]} for i in range(3, 27)]
 

@@ -81,7 +81,6 @@ def test_fit_trains_the_edits_and_leaves_the_base_model_unchanged(llama, ids, tm
         "README.md",
         "history.jsonl",
         "run.json",
-        "checkpoints",
     }
 
 

@@ -26,11 +26,13 @@ from headedit.cli import (
     train,
 )
 from headedit.cli.shared import console
+from headedit.cli.stopping import StoppableGroup
 from headedit.errors import HeadEditError
 from headedit.version import __version__
 
 app = typer.Typer(
     name="headedit",
+    cls=StoppableGroup,
     help="Learned, gated edits to the attention heads of any Hugging Face causal LM.",
     no_args_is_help=True,
     add_completion=False,

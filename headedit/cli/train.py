@@ -1,12 +1,14 @@
 """The command ``headedit train``: a run from a file, from a name, or from options alone."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from headedit.cli.shared import Device, Dtype, Limit, Skip, SpecFile, console, print_files, print_rows
+from headedit.cli.stopping import stopped_message
 from headedit.errors import HeadEditError
 
 if TYPE_CHECKING:
@@ -42,6 +44,10 @@ def train(
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run that was stopped in the output folder.")
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Remove the run in the output folder first: all that headedit wrote there."),
     ] = False,
     valid: Annotated[
         str | None, typer.Option("--valid", help="Validation records, in any form that --data takes.")
@@ -123,7 +129,10 @@ def train(
     run = read_run(config, given)
     if int(os.environ.get("RANK", "0")) != 0:
         console.quiet = True  # of several processes only the first one prints
-    trained = train_run(run, resume=resume, ready=print_data)
+    try:
+        trained = train_run(run, resume=resume, overwrite=overwrite, ready=print_data)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(stopped_message(Path(run.output or ""), str(stop))) from None
     print_rows(f"headedit train ({run.recipe_name})", rows_of(trained))
     print_files([trained.output_dir])
 

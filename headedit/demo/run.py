@@ -81,7 +81,8 @@ def run_demo(
     pairs = [to_pair(row, f"{task} example") for row in rows]
     train, test = pairs[:TRAIN], pairs[TRAIN:]
     edits = attach(model)
-    run = fit(edits, train, tokenizer=tokenizer, output_dir=output_dir, seed=seed, progress=progress)
+    again = (Path(output_dir) / SUMMARY).is_file()  # an earlier demo, which may be replaced
+    run = fit(edits, train, tokenizer=tokenizer, output_dir=output_dir, overwrite=again, seed=seed, progress=progress)
     report = exact_match(model, tokenizer, test, edits=edits, batch_size=250, progress=progress)
     folder = run.output_dir
     files = [folder / name for name in (GATES_PLOT, PATH_PLOT, HISTORY_PLOT, SUMMARY)]

@@ -7,6 +7,8 @@ EDITS_CONFIG_FILE = CONFIG_FILE
 """Of the edits: the sites, the spec and the base model."""
 EDITS_TENSOR_FILE = TENSOR_FILE
 """Of the edits: the vectors and gates."""
+OTHER_WEIGHTS_FILE = "trained_weights.safetensors"
+"""Weights that were trained besides the edits, by name; ``load_state_dict(..., strict=False)`` takes them."""
 README_FILE = CARD_FILE
 """The model card."""
 RUN_FILE = "run.json"

@@ -8,6 +8,7 @@ import torch
 
 from headedit.edits import HeadEdits
 from headedit.edits.gate_set import GateIndex, all_gates, freeze_gates, open_gates
+from headedit.runs.folder import CONTROLS
 from headedit.training.recipes.base import Recipe
 from headedit.training.recipes.localise import Localise
 from headedit.training.recipes.refit import Refit, Ungated
@@ -46,7 +47,7 @@ def run_controls(session: Session, recipe: Recipe, metric: Metric | None) -> dic
     for name, control in fitted.items():
         if name == "random heads" and not chosen:
             continue
-        folder = session.folder / "controls" / name.replace(" ", "-")
+        folder = session.folder / CONTROLS / name.replace(" ", "-")
         session.restore_start()
         if name == "random heads":
             freeze_gates(edits.module, draw_like(all_gates(edits.module), chosen, rng))

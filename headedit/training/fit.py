@@ -26,6 +26,7 @@ from headedit.hf.names import portable_name
 from headedit.hf.quantized import differentiable
 from headedit.io.files import check_writable
 from headedit.runs.files import PATH_FILE, PATH_TENSOR_FILE
+from headedit.runs.folder import check_output, folder_state
 from headedit.runs.run import Run
 from headedit.runs.stability import Spread, Stability, agreement
 from headedit.training.arguments import (
@@ -37,11 +38,12 @@ from headedit.training.arguments import (
 )
 from headedit.training.config.names import checked_arguments
 from headedit.training.controls import Metric, figures_of, run_controls
+from headedit.training.finished import finished_run
 from headedit.training.loop.other_weights import refuse_other_weights
 from headedit.training.prefix_cache import FrozenPrefix
 from headedit.training.recipes import DEFAULT, Recipe, make_recipe
 from headedit.training.recipes.journal import digest, digest_rows
-from headedit.training.recipes.session import Session
+from headedit.training.recipes.session import Session, own_identity
 from headedit.training.trainable import edits_to_train
 
 
@@ -60,6 +62,7 @@ def fit(
     max_length: int | None = None,
     skip_malformed: bool = False,
     resume: bool = False,
+    overwrite: bool = False,
     cache_prefix: bool = False,
     arguments: Mapping[str, Any] | None = None,
     progress: bool = True,
@@ -76,8 +79,9 @@ def fit(
             a split of ``headedit.load_data``.
         valid: validation examples, in the same forms. Recipes choose heads and stop early by the loss on them, without
             penalty. If None, ``localise`` holds out some training examples, and the other recipes run to their end.
-        output_dir: folder for the edits, ``history.jsonl``, ``run.json``, ``checkpoints/`` and, with ``localise``, the
-            pruning path. It must be given.
+        output_dir: folder for the edits, ``history.jsonl``, ``run.json`` and, with ``localise``, the pruning path; it
+            must be given. Until the run is finished, ``checkpoints/`` is there too. A folder that holds a run, or
+            edits, is refused unless ``resume`` or ``overwrite`` is given, and the base model's always.
         recipe: name of the recipe: ``localise``, ``jola``, ``lofit``, ``ist``, ``rst``, ``refit`` or ``ungated``.
         seed: seed of the order of examples and of the gates' noise; the same seed gives the same edits.
         seeds: number of runs, with the seeds ``seed``, ``seed + 1``, ...; all but the first in folders ``seed-<n>``.
@@ -92,9 +96,11 @@ def fit(
             context length.
         skip_malformed: drop and report examples that cannot be used, such as one without a label or with a token id
             that the model does not have, instead of stopping at the first.
-        resume: resume the run that was stopped in ``output_dir``; if there is none, start a new one. All other
-            arguments must be as they were. A run that was stopped at any moment, by whatever cause, ends with the same
-            edits as one that was not, bit for bit.
+        resume: resume the run that was stopped in ``output_dir``; if there is none, start a new one; if it is finished
+            already, return it. All other arguments, and the edits, must be as they were at its start. A run that was
+            stopped at any moment, by whatever cause, ends with the same edits as one that was not, bit for bit.
+        overwrite: remove the run, or the edits, in ``output_dir`` first: everything that headedit wrote there, and
+            nothing else.
         cache_prefix: run the layers below the first edited one only once for each example, and start every later pass
             at the first edited layer. It takes tokens × hidden size × bytes per element of host memory, for all
             examples together; ``run.record["prefix_cache"]`` has layers, examples and bytes. With a batch size of 1 the
@@ -113,8 +119,8 @@ def fit(
         HeadEditError: a set of examples is empty, malformed or smaller than the batch size; the recipe or one of its
             fields is unknown, or a value is of a wrong type or out of range; the model gives no logits for the next
             token; the edits are detached, merged, disabled or frozen; other weights of the model are trainable, which
-            only ``HeadEditTrainer`` saves; the folder cannot be written; the loss becomes NaN or infinite; or the run
-            to resume differs from this one.
+            only ``HeadEditTrainer`` saves; the folder cannot be written, or holds what would be lost; the loss becomes
+            NaN or infinite; or the run to resume differs from this one.
         KeyboardInterrupt: Ctrl-C or SIGTERM, raised at the end of the step in which it arrived; that step is saved, and
             ``resume=True`` continues from there.
     """
@@ -125,6 +131,7 @@ def fit(
         switches={
             "controls": controls,
             "resume": resume,
+            "overwrite": overwrite,
             "cache_prefix": cache_prefix,
             "skip_malformed": skip_malformed,
             "progress": progress,
@@ -152,6 +159,8 @@ def fit(
     prefix = FrozenPrefix(edits, dict(arguments)) if cache_prefix else None
     assert output_dir is not None
     folder = check_writable(output_dir)
+    for place in (folder, *(folder / f"seed-{number}" for number in range(seed + 1, seed + seeds))):
+        check_output(place, resume=resume, overwrite=overwrite, base=getattr(edits.model.config, "_name_or_path", ""))
     train_rows, valid_rows, pad = _encoded(
         edits, train, valid, as_tokenizer(tokenizer), max_length, progress, skip_malformed
     )
@@ -165,7 +174,11 @@ def fit(
         "training examples": digest_rows(train_rows),
         "validation examples": digest_rows(valid_rows),
         **({"cache_prefix": digest(True)} if cache_prefix else {}),
+        **({"number of seeds": str(seeds)} if seeds > 1 else {}),
+        **({"controls": digest(True)} if controls else {}),
     }
+    if resume and folder_state(folder) == "finished":
+        return finished_run(edits, folder, {**identity, **own_identity(seed, edits.snapshot())})
     controlled = functools.partial(run_controls, metric=metric) if controls else None
     start, sessions, runs, figures = edits.snapshot(), [], [], []
     for number in range(seed, seed + seeds):
@@ -181,6 +194,7 @@ def fit(
             identity=identity,
             arguments=dict(arguments),
             resume=resume,
+            overwrite=overwrite,
             batch_size=chosen.batch_size,
             prefix=prefix,
         )
@@ -193,7 +207,7 @@ def fit(
         runs[0].record["stability"] = _stability(edits, seed, figures).to_dict()
         if sessions[0].main:
             runs[0].save()
-    for session in sessions:
+    for session in reversed(sessions):  # while there is a journal in the run's own folder, the run can be resumed
         session.journal.clear()
     return runs[0]
 
@@ -226,6 +240,7 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
         "best_eval_loss": session.best_eval_loss,
         "open": {kind: {"open": n, "of": total} for kind, (n, total) in edits.count_open().items()},
         "seconds": round(seconds, 2),
+        "identity": session.key,
         **({} if control_figures is None else {"controls": control_figures}),
         **({} if session.prefix is None else {"prefix_cache": session.prefix.figures}),
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import wait_for_everyone
 from torch import nn
 
 from headedit.data import Data
@@ -19,7 +20,8 @@ from headedit.edits import HeadEdits, attach
 from headedit.errors import HeadEditError
 from headedit.hf.config import context_length, text_config
 from headedit.io.files import check_writable, write_atomically
-from headedit.runs.files import DATA_FILE
+from headedit.runs.files import DATA_FILE, RUN_YAML
+from headedit.runs.folder import check_output, folder_state, remove_run
 from headedit.runs.run import Run
 from headedit.training.arguments import check_base, check_run
 from headedit.training.config import RunConfig, read_run
@@ -33,6 +35,7 @@ def train(
     config: "str | PathLike[str] | Mapping[str, Any] | RunConfig",
     *,
     resume: bool = False,
+    overwrite: bool = False,
     base: nn.Module | None = None,
     progress: bool = True,
     ready: Callable[[HeadEdits, Data], None] | None = None,
@@ -49,7 +52,9 @@ def train(
     Args:
         config: a YAML file, the folder of an earlier run, the name of a config that comes with headedit, a
             ``RunConfig``, or a mapping of its fields.
-        resume: resume the run that was stopped in the output folder; if there is none, start a new one.
+        resume: resume the run that was stopped in the output folder; if there is none, start a new one; if it is
+            finished already, return it.
+        overwrite: remove the run in the output folder first: everything that headedit wrote there, and nothing else.
         base: the base model, if it is already loaded; None to load it as the config says.
         progress: show progress bars.
         ready: called with the handle and the data before training starts.
@@ -76,15 +81,21 @@ def train(
     if chosen.output is None:
         raise HeadEditError("There is no output folder: give output=..., or --output.")
     folder = check_writable(chosen.output)
+    check_output(folder, resume=resume, overwrite=overwrite, base=chosen.model.name)
     _check(chosen)
     data, tokenizer = prepare(chosen, base=base, progress=progress)
     model = chosen.model.load() if base is None else base
     edits = attach(model, spec=chosen.spec, config=chosen.edits)
     if ready is not None:
         ready(edits, data)
-    if PartialState().is_main_process:
+    main = PartialState().is_main_process
+    wait_for_everyone()  # every process has checked the folder before the first one changes it
+    if overwrite and main:
+        remove_run(folder)
+    if main and (folder_state(folder) == "new" or not (folder / RUN_YAML).is_file()):
         chosen.save(folder)
         _write_report(folder / DATA_FILE, data.report)
+    wait_for_everyone()
     run = fit(
         edits,
         data.train,
@@ -102,7 +113,7 @@ def train(
         progress=progress,
         **chosen.recipe_fields,
     )
-    if data.test is not None:
+    if data.test is not None and "test_loss" not in run.record:
         batch = chosen.training.get("per_device_eval_batch_size", chosen.recipe["batch_size"])
         _add_test_loss(run, edits, data, tokenizer.pad_token_id, batch)
     return run

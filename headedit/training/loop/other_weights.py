@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
+from headedit.runs.files import OTHER_WEIGHTS_FILE
 from headedit.specs import MODULE_NAME
-
-WEIGHTS_FILE = "trained_weights.safetensors"
-"""Name of the file, in a checkpoint and in the folder of a run; ``load_state_dict(..., strict=False)`` takes it."""
 
 _SHOWN = 3
 
@@ -27,7 +25,7 @@ def other_weights(model: nn.Module, edits: HeadEdits) -> dict[str, nn.Parameter]
 
 def save_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Writes weights into a folder; without any, removes the file that an earlier training left there."""
-    file = folder / WEIGHTS_FILE
+    file = folder / OTHER_WEIGHTS_FILE
     if not weights:
         file.unlink(missing_ok=True)
         return
@@ -43,7 +41,7 @@ def load_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
     Raises:
         HeadEditError: the file holds other weights than these, or is damaged.
     """
-    file = folder / WEIGHTS_FILE
+    file = folder / OTHER_WEIGHTS_FILE
     try:
         saved = safetensors.torch.load(file.read_bytes()) if file.is_file() else {}
     except (OSError, SafetensorError) as error:

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from headedit.data.batches import Encoded
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
+from headedit.runs.folder import JOURNAL, JOURNAL_FILE, LOGS, OWNER_FILE, check_own_checkpoints, remove_checkpoints
 from headedit.training.loop.state import State, gather, read_state, scatter, write_state
-
-FOLDER = "journal"
-_RUN = "run.json"
+from headedit.version import __version__
 
 
 @dataclass
@@ -47,22 +46,22 @@ class Journal:
             resume: continue the journal in the folder, if there is one.
 
         Raises:
-            HeadEditError: the journal in the folder belongs to another run.
+            HeadEditError: the journal in the folder belongs to another run, or the folder of checkpoints has files
+                that headedit did not write.
         """
         self._next = 0
-        file = self._journal_folder / _RUN
+        check_own_checkpoints(self.folder)
+        file = self._journal_folder / JOURNAL_FILE
         if resume and file.is_file():
             before = json.loads(file.read_text(encoding="utf-8"))
-            differing = [key for key in {**before, **identity} if before.get(key) != identity.get(key)]
-            if differing:
-                raise HeadEditError(
-                    f"{self.folder.parent}: the run that was stopped here differs in {', '.join(differing)}. Resume "
-                    "with what it was started with, or start again, without resuming or in another folder."
-                )
+            check_same_run(self.folder.parent, "stopped", before, identity)
             return
         if self.writes:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self._journal_folder.mkdir(parents=True)
+            remove_checkpoints(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            owner = json.dumps({"headedit": __version__, "purpose": "checkpoints of a run that is not finished"})
+            write_atomically(self.folder / OWNER_FILE, (owner + "\n").encode())
+            self._journal_folder.mkdir(exist_ok=True)
             write_atomically(file, (json.dumps(identity) + "\n").encode())
 
     def finished(self, name: str) -> State | None:
@@ -71,23 +70,54 @@ class Journal:
         return read_state(self._journal_folder, self.key(name))
 
     def finish(self, name: str, state: State) -> None:
-        """Writes the result of the current stage, and removes its checkpoints."""
+        """Writes the result of the current stage, keeps its logs, and removes its checkpoints."""
         if self.writes:
+            _keep_logs(self.folder / self.key(name), self.logs(name))
             write_state(self._journal_folder, self.key(name), state)
             shutil.rmtree(self.folder / self.key(name), ignore_errors=True)
 
     def clear(self) -> None:
-        """Removes the journal, once the run has saved its edits and its record."""
+        """Removes journal and checkpoints, once the run has saved its edits and its record."""
         if self.writes:
-            shutil.rmtree(self._journal_folder, ignore_errors=True)
+            remove_checkpoints(self.folder)
+
+    def logs(self, name: str) -> Path:
+        """The folder for the trackers' logs of the current stage."""
+        return self.folder.parent / LOGS / self.key(name)
 
     @property
     def _journal_folder(self) -> Path:
-        return self.folder / FOLDER
+        return self.folder / JOURNAL
 
     def key(self, name: str) -> str:
         """A unique name for the current stage's files in the journal and its folder of checkpoints."""
         return f"{self._next:02d}-{name.replace(' ', '-')}"
+
+
+def _keep_logs(stage: Path, logs: Path) -> None:
+    """Moves all files of a stage that are not of its checkpoints, which trackers wrote, into the folder of logs."""
+    for file in list(stage.rglob("*")):
+        place = file.relative_to(stage)
+        if file.is_file() and not place.parts[0].startswith("checkpoint-"):
+            (logs / place).parent.mkdir(parents=True, exist_ok=True)
+            file.replace(logs / place)
+
+
+def check_same_run(folder: Path, state: str, before: dict[str, str], identity: dict[str, str]) -> None:
+    """Raises a HeadEditError if the run in a folder depends on something else than this one.
+
+    Args:
+        folder: the folder of the run.
+        state: ``stopped`` or ``finished``.
+        before: hashes of what the run in the folder depends on, by name.
+        identity: those of this run.
+    """
+    differing = [key for key in {**before, **identity} if before.get(key) != identity.get(key)]
+    if differing:
+        raise HeadEditError(
+            f"{folder}: the run that was {state} here differs in {', '.join(differing)}. Resume with what it was "
+            "started with, or train into another folder; or overwrite=True, or --overwrite, removes it first."
+        )
 
 
 def snapshot_stage(module: nn.Module, callbacks: Sequence[Any], figures: dict[str, Any]) -> State:

@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import wait_for_everyone
 from torch import Tensor
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
 
 from headedit.data.batches import Encoded, PadRight
 from headedit.data.losses import example_losses
@@ -17,6 +18,7 @@ from headedit.edits import HeadEdits
 from headedit.edits.gate_set import GateIndex
 from headedit.errors import HeadEditError
 from headedit.runs.files import HISTORY_FILE
+from headedit.runs.folder import CHECKPOINTS, remove_run
 from headedit.runs.history import History
 from headedit.runs.pruning_path import PruningPath
 from headedit.training.loop.checkpoints import last_complete, resumable
@@ -28,11 +30,20 @@ from headedit.training.recipes.gradients import activation_rms, gate_gradients
 from headedit.training.recipes.journal import Journal, digest_tensors, restore_stage, snapshot_stage
 from headedit.training.recipes.stage import Stage, merge_arguments
 
-CHECKPOINTS = "checkpoints"
-"""Name of the folder of checkpoints and of the journal, inside the folder of a run."""
-
 _DEVICES = ("use_cpu", "ddp_backend", "ddp_timeout")
 _SAMPLE = 64
+
+
+def _log_into(trainer: HeadEditTrainer, folder: Path) -> None:
+    """Lets tensorboard log into a folder, unless its environment variable names one."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(folder)
+
+
+def own_identity(seed: int, edits: Sequence[Tensor]) -> dict[str, str]:
+    """What the result of a run depends on beyond examples and settings: its seed, and the edits that it starts from."""
+    return {"seed": str(seed), "edits": digest_tensors(edits)}
 
 
 @dataclass
@@ -50,6 +61,7 @@ class Session:
         identity: hashes of everything else that the run's result depends on, by name; a resumed run must have the same.
         arguments: fields of ``TrainingArguments`` for every stage; they override the stage's own.
         resume: resume the run that was stopped in the folder, if there is one.
+        overwrite: remove what headedit wrote into the folder first.
         batch_size: examples per training step; batches without gradients are a multiple of it.
         prefix: the cache of the layers below the edited ones; None to run all layers in every pass.
         history: rows of all stages.
@@ -57,6 +69,7 @@ class Session:
         kept_step: the step that the edits are from.
         best_eval_loss: the validation loss of the kept edits, in nats per token; None without validation.
         path: the pruning path, if the recipe searched.
+        key: hashes of everything that the run's result depends on, by name: ``identity``, seed and first edits.
     """
 
     edits: HeadEdits
@@ -69,9 +82,11 @@ class Session:
     identity: Mapping[str, str] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
+    overwrite: bool = False
     batch_size: int = 8
     prefix: FrozenPrefix | None = None
     history: History = field(init=False)
+    key: dict[str, str] = field(init=False)
     steps: int = 0
     kept_step: int = 0
     best_eval_loss: float | None = None
@@ -83,8 +98,11 @@ class Session:
         self.processes, self.main = int(processes.world_size), processes.process_index == 0
         self._start = self.edits.snapshot()
         self.journal = Journal(self.folder / CHECKPOINTS, writes=self.main)
-        own = {"seed": str(self.seed), "edits": digest_tensors(self._start)}
-        self.journal.begin({**self.identity, **own}, resume=self.resume)
+        self.key = {**self.identity, **own_identity(self.seed, self._start)}
+        wait_for_everyone()  # every process has checked the folder before the first one changes it
+        if self.overwrite and self.main:
+            remove_run(self.folder)
+        self.journal.begin(self.key, resume=self.resume)
         wait_for_everyone()
         file = self.folder / HISTORY_FILE
         rows = History.read(file).rows if self.resume and file.is_file() else []
@@ -98,7 +116,7 @@ class Session:
 
     def in_folder(self, folder: Path) -> "Session":
         """A session with the same examples and the edits as they are now, with a folder and history of its own."""
-        return replace(self, folder=folder, steps=0, kept_step=0, best_eval_loss=None, path=None)
+        return replace(self, folder=folder, overwrite=False, steps=0, kept_step=0, best_eval_loss=None, path=None)
 
     def without_prefix_cache(self) -> AbstractContextManager[None]:
         """A context in which every pass runs all layers."""
@@ -173,6 +191,7 @@ class Session:
         )
         if not self.progress:
             trainer.remove_callback(PrinterCallback)  # which prints every log if there is no progress bar
+        _log_into(trainer, self.journal.logs(name))
         last = last_complete(folder) if resumable(callbacks) else None
         with stop.handling_signals():
             trainer.train(resume_from_checkpoint=None if last is None else str(last))

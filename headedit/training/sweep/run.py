@@ -11,11 +11,10 @@ from torch import nn
 from headedit.edits import HeadEdits, load
 from headedit.errors import HeadEditError
 from headedit.runs.files import RUN_FILE, RUN_YAML
+from headedit.runs.folder import CHECKPOINTS, JOURNAL
 from headedit.runs.run import Run
 from headedit.runs.stability import Spread
 from headedit.training.config import ModelConfig, RunConfig, read_run
-from headedit.training.recipes.journal import FOLDER
-from headedit.training.recipes.session import CHECKPOINTS
 from headedit.training.sweep.config import PlannedRun
 from headedit.training.train import train
 
@@ -128,7 +127,7 @@ def run_state(config: RunConfig) -> RunState:
             "this one."
         )
     file = folder / RUN_FILE
-    if not file.is_file() or (folder / CHECKPOINTS / FOLDER).is_dir():
+    if not file.is_file() or (folder / CHECKPOINTS / JOURNAL).is_dir():
         return "stopped"
     measured = config.data.test is None or "test_loss" in Run.read(folder).record
     return "finished" if measured else "stopped"
