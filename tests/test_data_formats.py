@@ -4,6 +4,7 @@ import pytest
 
 from headedit import HeadEditError
 from headedit.data import to_messages, to_pair
+from headedit.data.formats import is_learnt
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "s"}
@@ -76,3 +77,43 @@ def test_a_malformed_conversation_is_refused_by_its_turn(record, message):
 def test_a_conversation_is_refused_as_a_pair_of_texts():
     with pytest.raises(HeadEditError, match=r"here: holds a conversation, .* headedit\.load_data"):
         to_pair({"messages": [USER, ASSISTANT]}, "here")
+
+
+def test_the_format_whose_fields_are_filled_is_taken_where_others_are_null():
+    union = {"prompt": None, "response": None, "completion": None, "messages": [USER, ASSISTANT], "conversations": None}
+    assert to_messages(union, "here") == ([USER, ASSISTANT], "messages")
+    turns = [{**USER, "from": None, "value": None}, {"from": "gpt", "value": "a", "role": None, "content": None}]
+    assert to_messages({"messages": turns}, "here") == ([USER, ASSISTANT], "messages")
+    nulls = {"weight": None, "reasoning_content": None, "name": None}
+    assert to_messages({"messages": [{**USER, **nulls}, {**ASSISTANT, **nulls}]}, "here")[0] == [USER, ASSISTANT]
+
+
+def test_only_the_completion_of_a_conversational_prompt_and_completion_is_learnt():
+    earlier = [SYSTEM, USER, {**ASSISTANT, "content": "first"}, USER]
+    messages, format = to_messages({"prompt": earlier, "completion": [ASSISTANT]}, "here")
+    assert (format, messages[-1]) == ("messages", ASSISTANT)
+    assert [is_learnt(message) for message in messages] == [False] * 4 + [True]
+    with pytest.raises(HeadEditError, match="here: the conversation has no response"):
+        to_messages({"prompt": earlier, "completion": []}, "here")
+
+
+@pytest.mark.parametrize(("weights", "learnt"), [((0, 1), [False, True]), ((1, 0), [True]), ((None, 1), [True, True])])
+def test_a_turn_of_weight_0_is_not_learnt(weights, learnt):
+    turns = [turn for weight in weights for turn in (USER, {**ASSISTANT, "weight": weight})]
+    messages, _ = to_messages({"messages": turns}, "here")
+    assert [is_learnt(message) for message in messages if message["role"] == "assistant"] == learnt
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        ({**ASSISTANT, "weight": 0.5}, r"here, turn 2: the weight is 0\.5, expected 0"),
+        ({**ASSISTANT, "weight": 0}, r"here: the conversation has no response that follows a turn and has a weight"),
+        ({**ASSISTANT, "reasoning_content": 3}, r"here, turn 2: the field 'reasoning_content' holds int"),
+        ({**ASSISTANT, "reasoning_content": "\ud83d"}, r"here, turn 2: the field 'reasoning_content' holds half"),
+        ({"\ud83d": 1}, r"here, turn 2: found the fields \\ud83d; expected"),
+    ],
+)
+def test_a_turn_that_says_something_impossible_is_refused(turn, message):
+    with pytest.raises(HeadEditError, match=message):
+        to_messages({"messages": [USER, turn]}, "here")

@@ -15,6 +15,8 @@ from headedit.data import cache
 from headedit.data.batches import IGNORED, StoredRows
 from headedit.data.config import DataConfig
 from headedit.data.loading import load_data
+from headedit.evaluation.exact_match import EXACT_MATCH
+from headedit.evaluation.tasks.records import load_rows
 
 TOKENIZER = byte_level(CHATML, eos="<|im_end|>")
 
@@ -143,7 +145,7 @@ def test_malformed_records_are_fatal_or_counted(write):
     assert (report["read"], report["malformed"], report["used"], report["indices"]) == (4, 3, 1, [0])
     assert [message.split(": ")[0][-6:] for message in report["malformed_first"]] == ["line 2", "line 3", "line 4"]
     assert "3 malformed and left out" in dict(data.rows())["training set"]
-    with pytest.raises(HeadEditError, match=r"line 4: 'alpaca' needs user and assistant in turn"):
+    with pytest.raises(HeadEditError, match=r"line 4: the conversation has no response that follows"):
         loaded(train=write("f.jsonl", ["", "", "", rows[3]]), template="alpaca")
 
 
@@ -267,3 +269,30 @@ def test_a_long_conversation_takes_tokenizer_calls_of_its_own_length(write, temp
     assert data.report["train"]["responses"] == 100
     assert data.report["train"]["tokens"]["max"] > 60_000
     assert sum(seen) < 3 * sum(map(len, turns))
+
+
+def test_fields_of_other_names_are_read_by_the_names_that_the_user_gives(write):
+    record = {"question": "a b", "answer": " c", "output": "long", "prompt": "another"}
+    file = write("other.jsonl", [record])
+    fields = {"prompt": "question", "response": "answer"}
+    data = load_data(DataConfig(train=file, fields=fields), TOKENIZER, progress=False)
+    assert data.pairs("train") == [("a b", " c")]
+    with pytest.raises(HeadEditError, match=r"line 1: has no field 'reply', which 'fields' takes as 'response'; found"):
+        load_data(DataConfig(train=file, fields={**fields, "response": "reply"}), TOKENIZER, progress=False)
+    with pytest.raises(HeadEditError, match=r"fields: no format has a field 'promt'.*Did you mean 'prompt'"):
+        DataConfig(train=file, fields={"promt": "question"})
+
+
+def test_an_evaluation_reads_the_fields_that_the_user_names():
+    fields, rows = {"prompt": "question", "response": "answer"}, [{"question": "a", "answer": "b"}, {"question": "a"}]
+    found = list(load_rows(EXACT_MATCH, rows, fields))
+    assert found[0].value == {"prompt": "a", "response": "b"}
+    assert found[1].fault.startswith("record 2: has no field 'answer'")
+
+
+def test_thoughts_that_no_template_renders_are_counted(write):
+    answer = {"role": "assistant", "content": "b", "reasoning_content": "hm"}
+    file = write("thoughts.jsonl", [{"messages": [{"role": "user", "content": "a"}, answer]}] * 2)
+    data = load_data(DataConfig(train=file, template="chatml"), TOKENIZER, progress=False)
+    assert data.report["train"]["reasoning_dropped"] == 2
+    assert "2 reasoning_content that the template leaves out" in dict(data.rows())["training set"]

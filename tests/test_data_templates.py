@@ -196,3 +196,31 @@ def test_the_prompt_of_a_chat_template_has_the_opening_tokens_of_the_template(ch
 
 def test_a_prompt_that_begins_with_the_begin_of_text_gets_no_second_one():
     assert prompt_ids(byte_level(), "<s>a b") == prompt_ids(byte_level(), "a b")
+
+
+BAD_AND_GOOD = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "bad", "weight": "0"},
+    {"role": "user", "content": "c"},
+    {"role": "assistant", "content": "good"},
+]
+GREETING = [{"role": "assistant", "content": "hello", "weight": "0"}, *BAD_AND_GOOD[2:]]
+
+
+@pytest.mark.parametrize("messages", [BAD_AND_GOOD, GREETING])
+@pytest.mark.parametrize("chat_template", [None, CHATML, MARKED, UNSTABLE_MARKED, BARE])
+def test_a_response_that_is_not_learnt_is_context(messages, chat_template):
+    tokenizer = byte_level(chat_template)
+    tokens = conversation_tokens(messages, "chat" if chat_template else "chatml", tokenizer, "here")
+    assert len(tokens.spans) == 1
+    assert responses(tokenizer, tokens)[0].startswith("good")
+    assert messages[-3 if messages is BAD_AND_GOOD else 0]["content"] in tokenizer.decode(
+        tokens.ids[: tokens.spans[0][0]]
+    )
+
+
+def test_thoughts_are_learnt_with_the_response_where_the_template_renders_them():
+    thinking = CHATML.replace("{{ m.content }}", "{{ m.reasoning_content or '' }}{{ m.content }}")
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "hm "}]
+    tokenizer = byte_level(thinking)
+    assert responses(tokenizer, conversation_tokens(messages, "chat", tokenizer, "here")) == ["hm b<|im_end|>"]

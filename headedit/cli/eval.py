@@ -10,6 +10,7 @@ from headedit.cli.shared import (
     Dtype,
     DtypeOption,
     Edits,
+    Fields,
     Limit,
     Model,
     Seed,
@@ -17,6 +18,7 @@ from headedit.cli.shared import (
     SpecFile,
     console,
     listed,
+    named,
     print_files,
     write_whole,
 )
@@ -67,6 +69,7 @@ def evaluate(
     device: Device = None,
     spec: SpecFile = None,
     skip_broken: Skip = False,
+    fields: Fields = None,
 ) -> None:
     """Evaluate a model on tasks, with its edits and with them switched off; or exact match on your own examples.
 
@@ -108,6 +111,7 @@ def evaluate(
             batch_size=batch_size,
             output=file,
             skip_broken=skip_broken,
+            fields=named(fields, "--fields"),
         )
         for task, file in zip(chosen, files, strict=True)
     ]

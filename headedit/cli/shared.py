@@ -33,6 +33,12 @@ DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Dtype to load the m
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda:0, …  [default: a GPU if there is one]")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use at most this many records, sampled by --seed.")]
 Skip = Annotated[bool, typer.Option("--skip-broken", help="Skip broken records and report them, instead of stopping.")]
+Fields = Annotated[
+    str | None,
+    typer.Option(
+        "--fields", help="What the fields are called in the records, such as prompt=question,response=answer."
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
 Edits = Annotated[str | None, typer.Option("--edits", "-e", help="Folder or hub id of saved edits.")]
 SpecFile = Annotated[Path | None, typer.Option("--spec", help="Spec file for an architecture without one.")]
@@ -70,6 +76,17 @@ def print_files(files: list[Path]) -> None:
 def listed(text: str) -> list[str]:
     """Splits a list at its commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def named(text: str | None, option: str) -> dict[str, str] | None:
+    """Splits ``a=b,c=d`` into names and what they stand for; None where nothing is given."""
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in listed(text)]
+    found = {name.strip(): other.strip() for name, _, other in pairs}
+    if not found or len(found) < len(pairs) or not all(name and other for name, other in found.items()):
+        raise HeadEditError(f"{option}: found '{text}', expected names such as prompt=question,response=answer.")
+    return found
 
 
 def whole_numbers(text: str, option: str) -> list[int]:

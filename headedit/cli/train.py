@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from headedit.cli.shared import Device, Dtype, Limit, Skip, SpecFile, console, print_files, print_rows
+from headedit.cli.shared import Device, Dtype, Fields, Limit, Skip, SpecFile, console, named, print_files, print_rows
 from headedit.cli.stopping import stopped_message
 from headedit.errors import HeadEditError
 
@@ -85,6 +85,7 @@ def train(
     dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Dtype to load the model in.")] = None,
     device: Device = None,
     skip_broken: Skip = False,
+    fields: Fields = None,
 ) -> None:
     """Train edits for a model, by a config file or by options; options win over the file.
 
@@ -108,6 +109,7 @@ def train(
         "data.train": data,
         "data.valid": valid,
         "data.examples": limit,
+        "data.fields": named(fields, "--fields"),
         "data.max_length": max_length,
         "data.skip_malformed": skip_broken or None,
         "data.seed": seed,

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from headedit.data.chat_templates import render_chat
-from headedit.data.formats import Message
+from headedit.data.formats import Message, is_learnt
 from headedit.data.tokens import Span, end_ids, special_ids, text_ids
 from headedit.errors import HeadEditError
 
@@ -67,13 +67,14 @@ def _applied(tokenizer: Any, messages: list[Message], where: str, *, prompt: boo
     """A conversation as text, and the spans that its template marks, in characters."""
     if not getattr(tokenizer, "chat_template", None):
         raise HeadEditError("The tokenizer has no chat template; use another template, such as chatml or alpaca.")
+    given = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
     try:
         if _has_own_way(tokenizer):
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)), []
+            return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=prompt)), []
         if not messages:
             raise ValueError("the conversation is empty")
         template, tokens = tokenizer.get_chat_template(), tokenizer.special_tokens_map
-        return render_chat(template, messages, add_generation_prompt=prompt, **tokens)
+        return render_chat(template, given, add_generation_prompt=prompt, **tokens)
     except Exception as error:  # Jinja's own, and whatever a template's filters raise
         raise HeadEditError(
             f"{where}: the tokenizer's chat template refuses the conversation "
@@ -95,14 +96,16 @@ def _marked(
     """Tokens and spans by the template's marks; None unless it marks the whole text of each response."""
     if not _MARKS.search(str(getattr(tokenizer, "chat_template", None))):
         return None
-    responses = [message["content"].strip() for message in messages if message["role"] == "assistant"]
+    responses = [message for message in messages if message["role"] == "assistant"]
     whole, marks = _applied(tokenizer, messages, where)
     encoded = tokenizer(whole, add_special_tokens=False, verbose=False)
     ids = list(encoded["input_ids"])
     mask = [0, *_mask(encoded, len(ids), marks), 0]
     edges = [i - 1 for i in range(1, len(mask)) if mask[i] != mask[i - 1]]
     spans = [_closed(tokenizer, ids, span, special) for span in zip(edges[::2], edges[1::2], strict=True)]
-    return (ids, spans) if len(spans) == len(responses) and all(text in whole for text in responses) else None
+    if len(spans) != len(responses) or not all(message["content"].strip() in whole for message in responses):
+        return None
+    return ids, [span for span, message in zip(spans, responses, strict=True) if is_learnt(message)]
 
 
 def _mask(encoded: Any, tokens: int, marks: list[Span]) -> list[int]:
@@ -122,7 +125,7 @@ def _rendered(tokenizer: Any, messages: list[Message], where: str) -> tuple[str,
     whole = chat_text(tokenizer, messages, where)
     spans: list[Span] = []
     for i, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if not is_learnt(message):
             continue
         before = chat_text(tokenizer, messages[:i], where, prompt=True)
         after = whole if i + 1 == len(messages) else chat_text(tokenizer, messages[: i + 1], where)

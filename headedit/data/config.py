@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from headedit.data.formats import Format
+from headedit.data.formats import NAMES, Format
 from headedit.data.templates import Template
-from headedit.errors import HeadEditError
+from headedit.errors import HeadEditError, suggest
 from headedit.io import strict
 
 TooLong = Literal["drop", "cut_prompt", "fail"]
@@ -27,6 +27,8 @@ class DataConfig:
         test: the same.
         format: ``response``, ``completion``, ``llm-adapters``, ``alpaca``, ``messages`` or ``sharegpt``, see
             ``headedit.data.formats``; None to recognise it by the fields of each record.
+        fields: what the fields of a format are called in the records, such as ``{"prompt": "question", "response":
+            "answer"}``; the others of a record are not read, apart from ``input`` and ``system``.
         template: ``alpaca`` (the JoLA paper's), ``chatml``, ``chat`` (the tokenizer's own) or ``plain``; None for
             ``alpaca`` for instructions, ``plain`` for prompts, and ``chat`` for conversations, or ``chatml`` where the
             tokenizer has no chat template.
@@ -44,6 +46,7 @@ class DataConfig:
     valid: Source | int | float | None = None
     test: Source | int | float | None = None
     format: Format | None = None
+    fields: dict[str, str] | None = None
     template: Template | None = None
     max_length: int | None = None
     too_long: TooLong = "drop"
@@ -55,6 +58,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         strict.check(self)
+        check_fields(self.fields)
         for name in ("train", "valid", "test"):
             value = getattr(self, name)
             if isinstance(value, list | str) and not all(value if isinstance(value, list) else [value]):
@@ -75,3 +79,13 @@ class DataConfig:
     def from_dict(data: object, where: str) -> "DataConfig":
         """A config from plain data, as in the section ``data`` of a run."""
         return strict.build(DataConfig, data, where)
+
+
+def check_fields(fields: dict[str, str] | None) -> None:
+    """Raises a HeadEditError where ``fields`` is empty, or names a field that no format has."""
+    if fields is not None and not fields:
+        raise HeadEditError("fields: is empty, expected names such as prompt: question.")
+    for name in fields or {}:
+        if name not in NAMES:
+            hint = suggest(name, NAMES)
+            raise HeadEditError(f"fields: no format has a field {name!r}; expected {', '.join(NAMES)}.{hint}")

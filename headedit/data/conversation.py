@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headedit.data.chat import chat_text, chat_tokens
-from headedit.data.formats import CONVERSATIONS, INSTRUCTIONS, Format, Message, to_messages
+from headedit.data.formats import CONVERSATIONS, INSTRUCTIONS, Format, Message, is_learnt, to_messages
 from headedit.data.templates import CHATML_END, Exchange, Template, exchanges
 from headedit.data.tokens import Rendered, Span, end_ids, exchange_tokens, text_ids
 from headedit.errors import HeadEditError
@@ -16,7 +16,7 @@ class Tokens:
 
     Fields:
         ids: token ids.
-        spans: for every response its first token, and the one after the token that ends it.
+        spans: for every response that is learnt its first token, and the one after the token that ends it.
     """
 
     ids: list[int]
@@ -36,7 +36,7 @@ def conversation_tokens(messages: list[Message], template: Template, tokenizer: 
     """Tokenises a conversation in a template; the end of a turn closes every response, end-of-text the last.
 
     Args:
-        messages: the conversation, its last turn a response.
+        messages: the conversation, its last turn a response that is learnt.
         template: its name.
         tokenizer: the model's tokenizer.
         where: names the conversation in messages.
@@ -47,7 +47,9 @@ def conversation_tokens(messages: list[Message], template: Template, tokenizer: 
     if template == "chat":
         return Tokens(*chat_tokens(tokenizer, messages, where))
     closing = text_ids(tokenizer, CHATML_END) if template == "chatml" else end_ids(tokenizer)
-    return Tokens(*exchange_tokens(tokenizer, exchanges(messages, template, where), closing))
+    ids, spans = exchange_tokens(tokenizer, exchanges(messages, template, where), closing)
+    responses = [message for message in messages if message["role"] == "assistant"]
+    return Tokens(ids, [span for span, message in zip(spans, responses, strict=True) if is_learnt(message)])
 
 
 def last_exchange(messages: list[Message], template: Template, tokenizer: Any, where: str) -> Exchange:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from headedit.data.batches import IGNORED
+from headedit.data.chat import chat_text
 from headedit.data.config import TooLong
 from headedit.data.conversation import Tokens, conversation_tokens, default_template
 from headedit.data.formats import Format
@@ -25,6 +26,7 @@ class EncodingResult(TypedDict):
         lost: number of responses that were cut, always whole.
         template: the template.
         fault: why the example cannot be used, else empty.
+        unrendered: number of responses whose ``reasoning_content`` the template leaves out.
     """
 
     input_ids: list[int]
@@ -35,6 +37,7 @@ class EncodingResult(TypedDict):
     lost: int
     template: str
     fault: str
+    unrendered: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,16 @@ class Encoder:
         if self.max_length is not None and len(tokens.ids) > self.max_length:
             bos = self.tokenizer.bos_token_id
             kept = cut_prompt(tokens, self.max_length, bos) if self.too_long == "cut_prompt" else None
-        return _row(tokens, kept, template)
+        result = _row(tokens, kept, template)
+        result["unrendered"] = self._unrendered(example, template)
+        return result
+
+    def _unrendered(self, example: Conversation, template: Template) -> int:
+        thoughts = [m["reasoning_content"].strip() for m in example.messages if "reasoning_content" in m]
+        if not thoughts:
+            return 0
+        text = chat_text(self.tokenizer, example.messages, example.where) if template == "chat" else ""
+        return sum(thought not in text for thought in thoughts)
 
 
 def cut_prompt(tokens: Tokens, max_length: int, bos_token_id: int | None) -> Tokens | None:
@@ -114,4 +126,5 @@ def _row(tokens: Tokens, kept: Tokens | None, template: str, fault: str = "") ->
         "lost": len(tokens.spans) - len(spans) if ids else 0,
         "template": template,
         "fault": fault,
+        "unrendered": 0,
     }

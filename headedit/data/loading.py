@@ -121,7 +121,12 @@ def _chosen(config: DataConfig, progress: bool) -> tuple[dict[str, list[Conversa
         if not isinstance(value, str | list):
             continue
         sources = [value] if isinstance(value, str) else value
-        options = {"format": config.format, "skip_malformed": config.skip_malformed, "progress": progress}
+        options = {
+            "format": config.format,
+            "fields": config.fields,
+            "skip_malformed": config.skip_malformed,
+            "progress": progress,
+        }
         found, broken = read_examples(sources, split=_HUB_SPLITS[name], **options)  # type: ignore[arg-type]
         for part, indices in draw(len(found), counts[name], held_out if name == "train" else {}, config.seed).items():
             part = name if part == "train" else part
@@ -175,6 +180,7 @@ def _encode(
         "cut_tokens": sum(cut),
         "cut_responses": sum(rows.column("lost")),
         "responses": sum(map(len, ends)),
+        "reasoning_dropped": sum(rows.column("unrendered")),
         "response_ends": {str(encoder.tokenizer.convert_ids_to_tokens(i)): n for i, n in finals.most_common(_SHOWN)},
         "tokens": _spread([lengths[i] - cut[i] for i in kept]),
     }
@@ -199,6 +205,7 @@ def _in_words(report: dict[str, Any]) -> str:
     ]
     limit = report["max_length"]
     for count, what in (
+        (report["reasoning_dropped"], "reasoning_content that the template leaves out"),
         (report["malformed"], "malformed and left out"),
         (report["dropped"], f"longer than {limit} tokens and left out"),
         (report["cut"], f"cut to {limit} tokens on the left, {report['cut_responses']} earlier responses with it"),

@@ -1,6 +1,6 @@
 """Reads records as conversations or as pairs of texts; broken ones are named by their line, and fatal or counted."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import TypeVar
@@ -8,7 +8,7 @@ from typing import TypeVar
 from tqdm.auto import tqdm
 
 from headedit.data.conversation import to_pair
-from headedit.data.formats import Format, Message, to_messages
+from headedit.data.formats import Format, Message, rename_fields, to_messages
 from headedit.data.sources import SourceRow, read_rows
 from headedit.errors import HeadEditError
 
@@ -74,7 +74,13 @@ def read_records(path: "str | PathLike[str]", *, skip_broken: bool = False) -> R
 
 
 def read_examples(
-    sources: Sequence[str], *, split: str, format: Format | None, skip_malformed: bool, progress: bool
+    sources: Sequence[str],
+    *,
+    split: str,
+    format: Format | None,
+    fields: Mapping[str, str] | None,
+    skip_malformed: bool,
+    progress: bool,
 ) -> tuple[list[Conversation], list[str]]:
     """Reads the conversations of sources in their order, and a message for each record that was left out.
 
@@ -83,7 +89,8 @@ def read_examples(
     """
 
     def example(index: int, row: SourceRow) -> Conversation:
-        return Conversation(index, row.where, *to_messages(row.value, row.where, format))
+        value = row.value if fields is None else rename_fields(row.value, fields, row.where)
+        return Conversation(index, row.where, *to_messages(value, row.where, format))
 
     rows = (row for source in sources for row in read_rows(source, split))
     hint = None if skip_malformed else "leave such records out with skip_malformed: true (--skip-broken)"

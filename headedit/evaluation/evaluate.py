@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def evaluate(
     batch_size: int = 32,
     output: "str | PathLike[str] | None" = None,
     skip_broken: bool = False,
+    fields: Mapping[str, str] | None = None,
     progress: bool = True,
     **changes: Any,
 ) -> Report:
@@ -63,6 +64,8 @@ def evaluate(
             evaluation is resumed by the same call; predictions of other weights, edits, settings or another tokenizer
             are made again.
         skip_broken: leave out and report what is broken or too long, instead of stopping at the first.
+        fields: for a task without a prompt, what the fields of a format are called in the records, as in
+            ``headedit.DataConfig``.
         progress: show bars.
         changes: fields of the task to change, such as ``scoring="loglikelihood"`` or ``num_beams=1``.
 
@@ -84,7 +87,7 @@ def evaluate(
     if tokenizer is None:
         tokenizer = load_tokenizer(getattr(model.config, "_name_or_path", ""))
     examples, left_out = load_examples(
-        task, load_rows(task, data), tokenizer, limit=limit, seed=seed, skip_broken=skip_broken
+        task, load_rows(task, data, fields), tokenizer, limit=limit, seed=seed, skip_broken=skip_broken
     )
     max_new_tokens = task.max_new_tokens or _longest_answer(tokenizer, examples)
     if skip_broken:

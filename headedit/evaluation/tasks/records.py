@@ -2,11 +2,13 @@
 
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from headedit.data.config import check_fields
+from headedit.data.formats import rename_fields
 from headedit.data.sources import SourceRow, read_rows
 from headedit.errors import HeadEditError
 from headedit.evaluation.tasks.examples import Example, make_example
@@ -55,16 +57,24 @@ def load_examples(
     return examples, broken
 
 
-def load_rows(task: Task, data: TaskData | None) -> Iterable[SourceRow]:
+def load_rows(task: Task, data: TaskData | None, fields: Mapping[str, str] | None = None) -> Iterable[SourceRow]:
     """Reads the records that are evaluated.
 
     Args:
         task: says where they are if ``data`` is None, and which split.
         data: where they are instead, or the records.
+        fields: what the fields of a format are called in the records; for a task without a prompt of its own.
 
     Raises:
         HeadEditError: there are none, or they cannot be read.
     """
+    if fields is not None:
+        check_fields(dict(fields))
+        if task.prompt is not None:
+            raise HeadEditError(
+                f"fields: the task '{task.name}' has a prompt of its own, which names the fields; change it there."
+            )
+        return _renamed(load_rows(task, data), fields)
     if data is None and task.data is None:
         raise HeadEditError(f"The task '{task.name}' does not say where its records are; give data=... or --data.")
     if data is None or isinstance(data, str | PathLike):
@@ -84,6 +94,14 @@ def load_training_rows(task: Task, data: TaskData | None, train: TaskData | None
         file = _in_folder(Path(data), task, task.data.train)
         return None if file is None else read_rows(str(file))
     return None
+
+
+def _renamed(rows: Iterable[SourceRow], fields: Mapping[str, str]) -> Iterator[SourceRow]:
+    for row in rows:
+        try:
+            yield row if row.fault is not None else row._replace(value=rename_fields(row.value, fields, row.where))
+        except HeadEditError as error:
+            yield SourceRow(row.where, fault=str(error))
 
 
 def _with_fields(record: Any) -> Any:
