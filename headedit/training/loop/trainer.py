@@ -76,7 +76,7 @@ class HeadEditMixin(SavesEdits):
             super().__init__(model=edits.model, **kwargs)
         self.edits = edits
         if computes_no_loss(self, HeadEditMixin):
-            self.compute_loss_func = token_loss
+            self.compute_loss_func: Any = token_loss
         self.objective: Penalty = Objective() if objective is None else objective
         self.gate_learning_rate = self.args.learning_rate if gate_learning_rate is None else gate_learning_rate
         self.offset_learning_rates = offset_learning_rates
