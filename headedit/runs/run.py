@@ -23,7 +23,8 @@ class Run:
     Fields:
         output_dir: the folder, which holds the edits, ``history.jsonl`` and ``run.json``.
         history: the logged steps.
-        record: recipe, settings, seed, sizes of the sets, steps, seconds, best validation loss, open gates.
+        record: recipe, settings, seed, sizes of the sets, steps, seconds, best validation loss, losses of base and
+            edited model on held-out examples, open gates.
         edits: the handle of the trained edits; None for a run read from disk.
     """
 
@@ -89,11 +90,10 @@ class Run:
     def rows(self) -> list[tuple[str, str]]:
         """The run in short, as (what, value) for a table."""
         record = self.record
-        best = record["best_eval_loss"]
         rows = [
             ("examples", f"{record['train_examples']} to train on, {record['valid_examples']} to validate on"),
             ("steps", str(record["steps"])),
-            ("validation loss", "not measured" if best is None else f"{best:.4f} nats per token"),
+            ("loss on held-out examples", self._held_out_text()),
             *self.open_rows(),
             ("time", f"{record['seconds']:.0f} s"),
         ]
@@ -108,6 +108,17 @@ class Run:
             if spread is not None:
                 rows.append(("validation loss by seed", f"{spread.mean:.4f} ± {spread.std:.4f} nats per token"))
         return rows
+
+    def _held_out_text(self) -> str:
+        """The losses of base and edited model on held-out examples; of an older record what it has."""
+        found, best = self.record.get("held_out"), self.record["best_eval_loss"]
+        if found:
+            count, by = found["examples"], found["by"]
+            losses = f"{found['edited']:.4f} nats per token, the base's {found['base']:.4f}"
+            return f"{losses}, on {count} examples ({by})"
+        if best is not None:
+            return f"{best:.4f} nats per token"
+        return "none, as no examples were held out; give a validation set"
 
     def save(self) -> None:
         """Writes ``run.json``."""

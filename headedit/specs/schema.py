@@ -129,6 +129,8 @@ class Spec:
             training step that uses it is refused.
         no_routing: the reason why an edit cannot be chosen by the row of a batch: what enters a site does not keep the
             rows of the batch in their order.
+        padding: the sides on which masked padding changes no logits of the other tokens, with the cache and without:
+            ``both``, ``left``, ``right`` or ``neither``. Generation pads on the left, training on the right.
         source: the file it was read from; not a key of the file.
     """
 
@@ -139,6 +141,7 @@ class Spec:
     refuse: list[Refusal] = field(default_factory=list)
     no_reentrant: str | None = None
     no_routing: str | None = None
+    padding: Literal["both", "left", "right", "neither"] = "both"
     source: str = field(default="spec", init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -182,11 +185,12 @@ class Spec:
         return stripped
 
     def digest(self) -> str:
-        """SHA-256 of what the spec says, without its comments and layout, in hexadecimal."""
-        return hashlib.sha256(yaml.safe_dump(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of what the spec says of heads, without padding, comments and layout, in hexadecimal."""
+        said = {key: value for key, value in self.to_dict().items() if key != "padding"}
+        return hashlib.sha256(yaml.safe_dump(said, sort_keys=True).encode()).hexdigest()
 
 
-_DEFAULTS: dict[str, object] = {"position": "raw", "times": 1, "divide": 1, "groups": 1}
+_DEFAULTS: dict[str, object] = {"position": "raw", "times": 1, "divide": 1, "groups": 1, "padding": "both"}
 
 
 def _without_defaults(data: object) -> object:

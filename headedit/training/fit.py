@@ -223,11 +223,13 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
     try:
         with differentiable(edits.model), session.prefix or nullcontext():
             recipe.run(session)
+            held_out = session.held_out_figures()
             seconds = time.perf_counter() - started
             control_figures = None if controls is None else controls(session, recipe)
     finally:
         edits.model.train(was_training)
     session.history.append({"step": session.kept_step, "kept": True})
+    best = session.best_eval_loss
     record = {
         "recipe": name,
         "settings": vars(recipe),
@@ -237,7 +239,8 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
         "valid_examples": len(session.valid or []),
         "steps": session.steps,
         "kept_step": session.kept_step,
-        "best_eval_loss": session.best_eval_loss,
+        "best_eval_loss": held_out["edited"] if best is None and held_out is not None else best,
+        "held_out": held_out,
         "open": {kind: {"open": n, "of": total} for kind, (n, total) in edits.count_open().items()},
         "seconds": round(seconds, 2),
         "identity": session.key,

@@ -1,5 +1,6 @@
 """Batched generation, greedy or by beam search: left-padded, sorted by length, with attention masks and the cache."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from headedit.data.batches import token_embeddings
 from headedit.data.tokens import TokenisedPrompt
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.beam_prefill import shared_prefill
+from headedit.evaluation.answers.padding import batches_of, report_equal_lengths, takes_padding
 from headedit.hf.config import context_length
 from headedit.hf.modes import evaluating
 
@@ -95,7 +97,10 @@ def continuations(
     device = token_embeddings(model).device
     pad, stops = padding(tokenizer), _stops(model, tokenizer)
     with evaluating(model):
-        for rows in by_length([len(row) for row in ids], batch_size, progress, describe):
+        equal = not takes_padding(model, "left")
+        for rows in by_length(
+            [len(row) for row in ids], batch_size, progress, describe, equal_for=model if equal else None
+        ):
             width = max(len(ids[i]) for i in rows)
             padded = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in rows], device=device)
             mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in rows], device=device)
@@ -117,7 +122,9 @@ def continuations(
             yield list(found)
 
 
-def by_length(lengths: Sequence[int], batch_size: int, progress: bool, describe: str) -> Iterator[list[int]]:
+def by_length(
+    lengths: Sequence[int], batch_size: int, progress: bool, describe: str, equal_for: nn.Module | None = None
+) -> Iterator[list[int]]:
     """Yields indices in batches of similar length, the longest first, so that too little memory shows at once.
 
     Args:
@@ -125,11 +132,15 @@ def by_length(lengths: Sequence[int], batch_size: int, progress: bool, describe:
         batch_size: sequences per batch.
         progress: show a bar that counts sequences.
         describe: what the bar says.
+        equal_for: a model that cannot take padding on the left, so that only equal lengths share a batch; this is
+            reported.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    found = list(batches_of(order, lengths, batch_size, equal=equal_for is not None))
+    if equal_for is not None and len(found) > math.ceil(len(order) / batch_size):
+        report_equal_lengths(equal_for, "left", len(order), len(found))
     with tqdm(total=len(order), desc=describe, unit="example", disable=not progress, leave=False) as bar:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in found:
             yield rows
             bar.update(len(rows))
 

@@ -17,6 +17,7 @@ from headedit.data import prompt_ids, response_ids
 from headedit.data.batches import token_embeddings
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.generation import by_length, check_room, padding
+from headedit.evaluation.answers.padding import batches_of, takes_padding
 from headedit.hf.modes import evaluating
 
 Normalise = Literal["none", "tokens", "bytes"]
@@ -95,13 +96,15 @@ def option_scores(
         check_room(model, len(head), max(map(len, tails)), name)
         planned.append((_passes(head, tails), [len(tail) for tail in tails]))
     lengths = [max(len(row.tokens) for row in rows) for rows, _ in planned]
-    pad = padding(tokenizer)
+    pad, equal = padding(tokenizer), not takes_padding(model, "right")
     with evaluating(model):
         for batch in by_length(lengths, batch_size, progress, describe):
             found: dict[tuple[int, int], float] = {}
             rows = [(i, row) for i in batch for row in planned[i][0]]
-            for start in range(0, len(rows), batch_size):
-                part = rows[start : start + batch_size]
+            widths = [len(row.tokens) for _, row in rows]
+            order = sorted(range(len(rows)), key=lambda k: -widths[k]) if equal else range(len(rows))
+            for chosen in batches_of(order, widths, batch_size, equal=equal):
+                part = [rows[k] for k in chosen]
                 for (i, row), values in zip(part, _run_passes(model, [row for _, row in part], pad), strict=True):
                     found |= {(i, option): value for (option, _), value in zip(row.options, values, strict=True)}
             yield [(i, _scores(questions[i][1], planned[i][1], found, i, normalise)) for i in batch]

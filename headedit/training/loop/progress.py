@@ -1,5 +1,6 @@
 """The progress bar of a run: loss, validation loss and open gates next to the steps."""
 
+import sys
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -8,7 +9,26 @@ from transformers.trainer_callback import ProgressCallback
 
 
 class EditProgress(ProgressCallback):  # type: ignore[misc]
-    """transformers' progress bar, with loss and open gates next to it instead of one line per log."""
+    """transformers' progress bar, with loss and open gates next to it instead of one line per log.
+
+    It shows in a terminal and in a notebook, not where the output is a file or a pipe.
+
+    Args:
+        stage: name of the stage, which the bar begins with; None for none.
+    """
+
+    def __init__(self, stage: str | None = None) -> None:
+        super().__init__()
+        self._stage = stage
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Opens the bar."""
+        if state.is_world_process_zero:
+            hidden = _hidden()
+            self.training_bar = tqdm(total=state.max_steps, desc=self._stage, dynamic_ncols=True, disable=hidden)
+        self.current_step = 0
 
     def on_log(
         self,
@@ -37,6 +57,11 @@ class EditProgress(ProgressCallback):  # type: ignore[misc]
             bar = getattr(self, "prediction_bar", None)
             if bar is None:
                 total = len(eval_dataloader)
-                bar = tqdm(total=total, desc="validating", leave=False, delay=5, dynamic_ncols=True)
+                hidden = _hidden()
+                bar = tqdm(total=total, desc="validating", leave=False, delay=5, dynamic_ncols=True, disable=hidden)
                 self.prediction_bar = bar
             bar.update(1)
+
+
+def _hidden() -> bool:
+    return not sys.stderr.isatty() and "ipykernel" not in sys.modules

@@ -27,6 +27,7 @@ from headedit.training.loop.progress import EditProgress
 from headedit.training.loop.saving import SavesEdits
 from headedit.training.loop.schedules import WITHOUT_WARMUP, LRSchedule, Moment, WarmUp, lr_factor
 from headedit.training.loop.throughput import Throughput
+from headedit.training.loop.token_loss import computes_no_loss, router_loss, token_loss
 from headedit.training.trainable import edits_to_train
 
 
@@ -81,6 +82,8 @@ class HeadEditMixin(SavesEdits):
         for parameter in trainable:  # PEFT, which a Trainer's peft_config applies, freezes all but its own
             parameter.requires_grad_(True)
         self.edits = edits
+        if computes_no_loss(self, HeadEditMixin):
+            self.compute_loss_func: Any = token_loss
         self.objective: Penalty = Objective() if objective is None else objective
         self.gate_learning_rate = self.args.learning_rate if gate_learning_rate is None else gate_learning_rate
         self.offset_learning_rates = offset_learning_rates
@@ -96,7 +99,7 @@ class HeadEditMixin(SavesEdits):
         self._plain_since = 0
         self._has_learnt = False
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(EditProgress)
+            self.add_callback(EditProgress(stage))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Makes the optimiser: a group per learning rate of the vectors, one for gates, one for all other parameters.
@@ -157,23 +160,28 @@ class HeadEditMixin(SavesEdits):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The loss on the response tokens, in nats per token; in training with the penalty added."""
-        found = super().compute_loss(
-            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-        )
-        loss = found[0] if return_outputs else found
+        """The loss on the response tokens, in nats per token; in training with router losses and penalty added.
+
+        It is the same for a batch that is split into parts by gradient accumulation, whatever the model does with
+        ``num_items_in_batch``; see ``token_loss``. A Trainer with a loss of its own keeps it.
+        """
+        loss, *found = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             self._throughput.count(inputs)
             # transformers divides a mean by the accumulation steps later, but not a loss that is normalised by the
             # tokens of all of them: in the first case the recorded loss is divided here, in the second the penalty.
             steps = self.current_gradient_accumulation_steps
-            normalised = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            normalised = self.compute_loss_func is not None or (
+                self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            )
             plain = loss.detach() if normalised else loss.detach() / steps
             self._guard.observe(plain, self.state.global_step + 1)
             self._plain_loss = plain if self._plain_loss is None else self._plain_loss + plain
             penalty = self.objective.penalty(self.edits, self.moment()).to(loss.device)
+            if self.compute_loss_func is token_loss:
+                penalty = penalty + router_loss(model, found[0])
             loss = loss + (penalty / steps if normalised else penalty)
-        return (loss, *found[1:]) if return_outputs else loss
+        return (loss, *found) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass; after the first, every edited site must have a gradient."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -151,11 +151,25 @@ class Localise(Recipe):
         if gates:
             most = len(gates) if self.budget is None else allowed_by(self.budget, session.edits)
             session.path = self.find(session, most)
+            if session.valid is None:
+                session.held_out = self._held_out(session, session.path)
             session.restore_start()
             freeze_gates(session.edits.module, session.path.first(gates=session.path.chosen))
         session.train_stage(self.refit_stage(len(session.train)), name="refit")
         if session.valid is not None:
             session.best_eval_loss = session.example_losses().mean().item()
+
+    def _held_out(self, session: Session, path: PruningPath) -> dict[str, Any] | None:
+        """Figures of the chosen level, before the refit on all examples; see ``Session.held_out_figures``."""
+        edited = path.level_of(path.chosen).loss
+        if edited is None:
+            return None
+        parts = self._parts(session)
+        rows = [row for _, valid in parts for row in valid]
+        with session.edits.disable_adapter():
+            base = session.example_losses(rows).mean().item()
+        by = "localise, from the training set" if len(parts) == 1 else f"localise, in {len(parts)} folds"
+        return {"examples": len(rows), "by": by, "base": base, "edited": edited}
 
     def refit_stage(self, examples: int) -> Stage:
         """The stage that trains the vectors of the kept gates on a number of examples."""

@@ -69,6 +69,7 @@ class Session:
         kept_step: the step that the edits are from.
         best_eval_loss: the validation loss of the kept edits, in nats per token; None without validation.
         path: the pruning path, if the recipe searched.
+        held_out: the figures of ``held_out_figures``, where the recipe measured them itself.
         key: hashes of everything that the run's result depends on, by name: ``identity``, seed and first edits.
     """
 
@@ -91,6 +92,7 @@ class Session:
     kept_step: int = 0
     best_eval_loss: float | None = None
     path: PruningPath | None = None
+    held_out: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         devices = {key: value for key, value in self.arguments.items() if key in _DEVICES}
@@ -116,7 +118,21 @@ class Session:
 
     def in_folder(self, folder: Path) -> "Session":
         """A session with the same examples and the edits as they are now, with a folder and history of its own."""
-        return replace(self, folder=folder, overwrite=False, steps=0, kept_step=0, best_eval_loss=None, path=None)
+        fresh: dict[str, Any] = {"steps": 0, "kept_step": 0, "best_eval_loss": None, "path": None, "held_out": None}
+        return replace(self, folder=folder, overwrite=False, **fresh)
+
+    def held_out_figures(self) -> dict[str, Any] | None:
+        """The mean loss of base and edited model on held-out examples, in nats per token, and what these are.
+
+        Returns:
+            ``examples``, how many; ``by``, who held them out; ``base`` and ``edited``. None if none were held out.
+        """
+        if self.valid is None:
+            return self.held_out
+        edited = self.example_losses().mean().item()
+        with self.edits.disable_adapter():
+            base = self.example_losses().mean().item()
+        return {"examples": len(self.valid), "by": "validation set", "base": base, "edited": edited}
 
     def without_prefix_cache(self) -> AbstractContextManager[None]:
         """A context in which every pass runs all layers."""

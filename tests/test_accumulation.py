@@ -1,0 +1,99 @@
+"""Gradient accumulation: a batch in parts gives the loss and the gradients of the whole one, for every type."""
+
+import pytest
+import torch
+from transformers import TrainingArguments
+from zoo import WITH_HEADS, zoo_model
+
+import headedit
+from headedit.data.batches import PadRight
+from headedit.data.losses import example_losses
+
+LEFT_OUT = {
+    "cpmant": "it takes no padding on the right, where training pads",
+    "prophetnet": "it takes no padding on the right, where training pads",
+    "blt": "it reads bytes in patches",
+    "git": "it has image tokens before the text",
+    "musicgen": "it reads audio codes",
+    "musicgen_melody": "it reads audio codes",
+    "reformer": "its buckets depend on the length of the batch",
+}
+TYPES = sorted(set(WITH_HEADS) - set(LEFT_OUT))
+
+
+def rows():
+    draw = torch.Generator().manual_seed(0)
+    found = []
+    for length in (12, 12, 9, 6):
+        ids = torch.randint(3, 60, (length,), generator=draw).tolist()
+        found.append({"input_ids": ids, "labels": [-100] * 3 + ids[3:]})
+    return found
+
+
+def step(model, folder, parts):
+    """The loss and the gradients of one step of four examples in a number of parts."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    edits = headedit.attach(model, config=headedit.EditConfig(gates="none"))
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=1, per_device_train_batch_size=4 // parts, gradient_accumulation_steps=parts,
+        report_to=[], use_cpu=True, learning_rate=0.0, disable_tqdm=True, remove_unused_columns=False, logging_steps=1,
+        seed=0, save_strategy="no", max_grad_norm=0.0,
+    )  # fmt: skip
+    trainer = headedit.HeadEditTrainer(edits, args=arguments, train_dataset=rows(), data_collator=PadRight())
+    seen = []
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: seen.extend(p.grad.clone() for p in edits.module.parameters() if p.grad is not None)
+    )
+    trainer.train()
+    return next(row["loss"] for row in trainer.state.log_history if "loss" in row), seen
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_accumulated_parts_of_unequal_lengths_give_the_step_of_the_whole_batch(model_type, tmp_path):
+    whole, gradients = step(zoo_model(model_type), tmp_path / "a", 1)
+    parts, accumulated = step(zoo_model(model_type), tmp_path / "b", 4)
+    assert parts == pytest.approx(whole, rel=1e-4)
+    assert gradients
+    assert len(gradients) == len(accumulated)
+    largest = max(gradient.abs().max() for gradient in gradients)
+    assert largest > 0
+    for one, other in zip(gradients, accumulated, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(largest))
+
+
+@pytest.mark.parametrize("model_type", ["bart", "xlm", "gemma4", "mixtral"])
+def test_the_loss_that_is_trained_is_the_one_that_is_measured(model_type, tmp_path):
+    model = zoo_model(model_type)
+    per_example = example_losses(model, rows(), PadRight(), 4)
+    tokens = torch.tensor([sum(label != -100 for label in row["labels"]) for row in rows()])
+    expected = float((per_example * tokens).sum() / tokens.sum())
+    assert step(model, tmp_path, 2)[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_router_losses_are_trained_and_not_in_the_validation_loss(tmp_path):
+    def run(weight, parts):
+        model = zoo_model("mixtral")
+        model.config.output_router_logits = weight > 0
+        model.router_aux_loss_coef = weight
+        edits = headedit.attach(model)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4 // parts, report_to=[], use_cpu=True,
+            gradient_accumulation_steps=parts, learning_rate=0.0, disable_tqdm=True, remove_unused_columns=False,
+            logging_steps=1, save_strategy="no", eval_strategy="steps", eval_steps=1,
+        )  # fmt: skip
+        trainer = headedit.HeadEditTrainer(
+            edits, args=arguments, train_dataset=rows(), eval_dataset=rows(), data_collator=PadRight()
+        )
+        trainer.train()
+        logs = {key: value for row in trainer.state.log_history for key, value in row.items()}
+        return logs["loss"], logs["objective"], logs["eval_loss"]
+
+    loss, objective, validated = run(0.0, 1)
+    for parts in (1, 4):
+        with_router = run(0.5, parts)
+        assert with_router[0] == pytest.approx(loss, rel=1e-4)
+        assert with_router[2] == pytest.approx(validated, rel=1e-6)
+        assert 0.3 < with_router[1] - objective < 3

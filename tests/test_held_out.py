@@ -1,0 +1,65 @@
+"""Every run ends with the loss of base and edited model on examples that were held out, if there are any."""
+
+import io
+import sys
+
+import pytest
+from tiny import tiny_model
+from transformers import TrainerControl, TrainerState
+
+import headedit
+from headedit import Run
+from headedit.data.batches import PadRight
+from headedit.data.losses import example_losses
+from headedit.training.loop.progress import EditProgress
+
+ROWS = [{"input_ids": [3, 4 + i % 5, 5 + i % 7, 9], "labels": [-100, -100, 5 + i % 7, 9]} for i in range(24)]
+QUICK = {"epochs": 1, "progress": False, "batch_size": 8}
+
+
+def mean_loss(edits, rows):
+    return example_losses(edits.model, rows, PadRight(0), 32).mean().item()
+
+
+@pytest.mark.parametrize("recipe", ["jola", "lofit", "ist", "refit", "ungated", "localise"])
+def test_a_run_with_a_validation_set_has_the_loss_of_base_and_edited_model_on_it(recipe, tmp_path):
+    edits = headedit.attach(tiny_model("llama"))
+    base = mean_loss(edits, ROWS[:6])
+    options = {**QUICK, **({"search_epochs": 1} if recipe == "localise" else {})}
+    run = headedit.fit(edits, ROWS[6:], ROWS[:6], recipe=recipe, output_dir=tmp_path, **options)
+    found = run.record["held_out"]
+    assert (found["examples"], found["by"]) == (6, "validation set")
+    assert found["base"] == pytest.approx(base)
+    assert found["edited"] == pytest.approx(mean_loss(edits, ROWS[:6]))
+    assert run.record["best_eval_loss"] is not None
+    shown = dict(Run.read(tmp_path).rows())["loss on held-out examples"]
+    assert shown == f"{found['edited']:.4f} nats per token, the base's {base:.4f}, on 6 examples (validation set)"
+
+
+def test_localise_says_how_many_examples_it_held_out_itself(tmp_path):
+    edits = headedit.attach(tiny_model("llama"))
+    base = mean_loss(edits, ROWS)
+    run = headedit.fit(edits, ROWS, output_dir=tmp_path, search_epochs=1, **QUICK)
+    found = run.record["held_out"]
+    assert (found["examples"], found["by"]) == (24, "localise, in 4 folds")
+    assert found["base"] == pytest.approx(base)
+    assert found["edited"] == run.path.level_of(run.path.chosen).loss
+
+
+def test_a_run_without_held_out_examples_says_so(tmp_path):
+    run = headedit.fit(headedit.attach(tiny_model("llama")), ROWS, recipe="ungated", output_dir=tmp_path, **QUICK)
+    assert run.record["held_out"] is None
+    assert "no examples were held out" in dict(run.rows())["loss on held-out examples"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_bars_show_the_stage_in_a_terminal_and_are_not_in_log_files(terminal, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    bar = EditProgress("refit")
+    state = TrainerState(max_steps=3)
+    bar.on_train_begin(None, state, TrainerControl())
+    bar.training_bar.update(1)
+    bar.training_bar.close()
+    assert ("refit" in stream.getvalue()) == terminal
