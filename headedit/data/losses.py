@@ -1,16 +1,22 @@
-"""The plain loss of every single example, which a standard error needs."""
+"""The plain loss of tokens and examples, with logits for the response tokens alone where logits take much memory."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from headedit.data.batches import IGNORED, Encoded, token_embeddings
 from headedit.hf.modes import evaluating
+from headedit.hf.output_head import Hidden, OutputHead, output_head
 
 Collate = Callable[[Sequence[Encoded]], dict[str, Tensor]]
+
+LARGEST = 2**24
+"""How many logits are made at once; a batch with more of them gets those of response tokens, in chunks."""
 
 
 def mean_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -26,6 +32,113 @@ def mean_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return losses.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
 
 
+def chunk_size(vocabulary: int) -> int:
+    """How many tokens have their logits made at once."""
+    return max(1, LARGEST // vocabulary)
+
+
+def is_large(labels: Tensor, vocabulary: int) -> bool:
+    """Whether a batch has so many logits that they are made for response tokens alone, in chunks."""
+    return labels.dim() == 2 and labels.numel() * vocabulary > LARGEST
+
+
+def response_losses(head: OutputHead, hidden: Hidden, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each labelled token, in nats; the logits of other tokens are not made.
+
+    Where logits are made in chunks, they are made again in the backward pass, so that one chunk is alive at a time.
+
+    Args:
+        head: makes the logits.
+        hidden: what it was given in a pass, [batch, tokens, width].
+        labels: [batch, tokens], the label of a token at its own place.
+
+    Returns:
+        The losses, [labelled tokens], float32; and the example that each is of, [labelled tokens].
+    """
+    assert hidden.states is not None
+    states = hidden.states[:, :-1]
+    targets = labels[:, 1:].to(states.device)
+    chosen = targets != IGNORED
+    states, targets = states[chosen], targets[chosen]
+
+    def losses(states: Tensor, targets: Tensor) -> Tensor:
+        logits = head.logits(states).float()
+        return cross_entropy(logits, targets.to(logits.device), reduction="none")
+
+    size = chunk_size(head.vocabulary)
+    again = torch.is_grad_enabled() and len(states) > size
+    with hidden.as_in_the_pass():
+        found = [
+            checkpoint(losses, part, target, use_reentrant=False) if again else losses(part, target)
+            for part, target in zip(torch.split(states, size), torch.split(targets, size), strict=True)
+        ]
+    return torch.cat(found), chosen.nonzero()[:, 0]
+
+
+class ResponseLoss:
+    """A model whose loss is computed from the logits of response tokens alone, where a batch has many logits.
+
+    It is called as the model is, and gives the loss and no logits. For a small batch the model itself is called.
+
+    Args:
+        model: the model to call, perhaps inside a wrapper.
+        head: how its logits are made, if its loss is the mean over labelled tokens; see ``head_of_plain_loss``.
+    """
+
+    def __init__(self, model: Any, head: OutputHead) -> None:
+        self.model, self.head = model, head
+
+    def __call__(
+        self, labels: Tensor | None = None, num_items_in_batch: Tensor | int | None = None, **inputs: Any
+    ) -> Any:
+        """The output of the model, or its loss alone: the sum over labelled tokens, divided by their number.
+
+        Args:
+            labels: [batch, tokens], the label of a token at its own place.
+            num_items_in_batch: divides the sum, where several batches make a step.
+            inputs: of the model.
+        """
+        from transformers.modeling_outputs import CausalLMOutput
+
+        items = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+        if labels is None or not is_large(labels, self.head.vocabulary):
+            return self.model(**inputs, **items, **({} if labels is None else {"labels": labels}))
+        with self.head.captured() as hidden:
+            self.model(**inputs)
+        losses, _ = response_losses(self.head, hidden, labels)
+        number = len(losses) if num_items_in_batch is None else num_items_in_batch
+        return CausalLMOutput(loss=losses.sum() / (number.to(losses.device) if torch.is_tensor(number) else number))
+
+
+def head_of_plain_loss(model: Any) -> OutputHead | None:
+    """The head of a model whose own loss is the mean over all labelled tokens of a batch, each at the place before it.
+
+    It is tried on a few tokens; None where the loss is another one, as with that of routers, or the head is.
+    """
+    head = output_head(model)
+    if head is None:
+        return None
+    ids = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]], device=token_embeddings(model).device) % head.vocabulary
+    labels = ids.clone()
+    labels[0, :2] = IGNORED
+    with torch.no_grad(), evaluating(model):
+        try:
+            theirs = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
+        except (RuntimeError, TypeError, ValueError):
+            return None  # it has labels of another shape
+        with head.captured() as hidden:
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        if hidden.states is None or theirs.loss is None:
+            return None
+        ours = response_losses(head, hidden, labels)[0].mean()
+    precise = theirs.logits.dtype in (torch.float32, torch.float64)
+    return (
+        head
+        if torch.allclose(theirs.loss.float(), ours.to(theirs.loss.device), rtol=1e-5 if precise else 1e-2)
+        else None
+    )
+
+
 @torch.no_grad()
 def example_losses(model: nn.Module, rows: Sequence[Encoded], collate: Collate, batch_size: int) -> Tensor:
     """Mean loss of each example on its response tokens, in eval mode, in nats per token.
@@ -39,11 +152,25 @@ def example_losses(model: nn.Module, rows: Sequence[Encoded], collate: Collate, 
     Returns:
         [examples], float32 on the CPU.
     """
-    device = token_embeddings(model).device
-    found = []
+    embeddings = token_embeddings(model)
+    found, head, tried = [], None, False
     with evaluating(model):
         for start in range(0, len(rows), batch_size):
-            batch = {k: v.to(device) for k, v in collate(rows[start : start + batch_size]).items()}
+            batch = {k: v.to(embeddings.device) for k, v in collate(rows[start : start + batch_size]).items()}
             labels = batch.pop("labels")
-            found.append(mean_losses(model(**batch, use_cache=False).logits, labels).cpu())
+            large = is_large(labels, embeddings.shape[0])
+            if large and not tried:
+                head, tried = output_head(model), True
+            if large and head is not None:
+                found.append(_mean_response_losses(model, head, batch, labels).cpu())
+            else:
+                found.append(mean_losses(model(**batch, use_cache=False).logits, labels).cpu())
     return torch.cat(found)
+
+
+def _mean_response_losses(model: Any, head: OutputHead, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    with head.captured() as hidden:
+        model(**batch, use_cache=False)
+    losses, example = response_losses(head, hidden, labels)
+    sums = losses.new_zeros(len(labels)).index_add(0, example.to(losses.device), losses)
+    return sums / (labels[:, 1:] != IGNORED).sum(1).clamp(min=1).to(sums.device)

@@ -24,6 +24,7 @@ from headedit.training.loop.nan_guard import NanGuard
 from headedit.training.loop.objective import Objective, Penalty
 from headedit.training.loop.policy import compares_policies, reference_of_start
 from headedit.training.loop.progress import EditProgress
+from headedit.training.loop.response_loss import ScoresResponses
 from headedit.training.loop.saving import SavesEdits
 from headedit.training.loop.schedules import WITHOUT_WARMUP, LRSchedule, Moment, WarmUp, lr_factor
 from headedit.training.loop.throughput import Throughput
@@ -31,7 +32,7 @@ from headedit.training.loop.token_loss import computes_no_loss, router_loss, tok
 from headedit.training.trainable import edits_to_train
 
 
-class HeadEditMixin(SavesEdits):
+class HeadEditMixin(ScoresResponses, SavesEdits):
     """Makes any transformers Trainer learn the edits on a model.
 
     Put it before the Trainer: ``class EditSFTTrainer(HeadEditMixin, trl.SFTTrainer): ...``. It adds seven things:

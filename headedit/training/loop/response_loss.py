@@ -1,0 +1,70 @@
+"""The loss of a Trainer on response tokens alone, where a batch would have many logits."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import Trainer
+
+from headedit.data.losses import ResponseLoss, head_of_plain_loss, is_large
+from headedit.edits import HeadEdits
+from headedit.hf.compiled import is_compiled
+from headedit.hf.output_head import OutputHead
+
+_TrainerMethods: Any = object  # a Trainer comes after it in the bases, and has the methods that it calls
+
+
+class ScoresResponses(_TrainerMethods):  # type: ignore[misc]
+    """The methods of ``HeadEditMixin`` that make the logits of response tokens alone, in chunks.
+
+    It is done for batches with more than ``LARGEST`` logits, in training and in evaluation, where the Trainer leaves
+    the loss to the model, whose loss is the mean over labelled tokens, and one process holds all of its weights.
+
+    Fields:
+        edits: the handle.
+    """
+
+    edits: HeadEdits
+    _loss_only = False
+    _response_head: OutputHead | bool | None = None
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss as the Trainer computes it, from the logits of response tokens alone where there would be many."""
+        called: Any = model
+        theirs = getattr(super().compute_loss, "__func__", None) is Trainer.compute_loss
+        if theirs and (self._loss_only or not return_outputs):
+            head = self._head_for(inputs.get("labels"))
+            if head is not None:
+                called = ResponseLoss(model, head)
+        return super().compute_loss(
+            called, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> Any:
+        """An evaluation step, in which no logits are made where the loss alone is asked for."""
+        self._loss_only = prediction_loss_only
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+        finally:
+            self._loss_only = False
+
+    def _head_for(self, labels: Any) -> OutputHead | None:
+        """The head to score a batch with; None where the model is to do it."""
+        if not isinstance(labels, Tensor) or self._response_head is False:
+            return None
+        base = self.edits.model
+        if self._response_head is None:
+            vocabulary = getattr(base.config.get_text_config(), "vocab_size", None)  # type: ignore[operator, union-attr]
+            if not isinstance(vocabulary, int) or not is_large(labels, vocabulary):
+                return None
+            split = self.is_fsdp_enabled or self.is_deepspeed_enabled or (getattr(base, "_tp_size", None) or 1) > 1
+            head = None if split or is_compiled(base) else head_of_plain_loss(base)
+            self._response_head = False if head is None else head
+        return self._response_head or None  # type: ignore[return-value]
