@@ -9,6 +9,7 @@ import torch
 from headedit.edits import HeadEdits
 from headedit.edits.gate_set import GateIndex, all_gates, freeze_gates, open_gates
 from headedit.runs.folder import CONTROLS
+from headedit.runs.stability import Spread, Stability, agreement
 from headedit.training.recipes.base import Recipe
 from headedit.training.recipes.localise import Localise
 from headedit.training.recipes.refit import Refit, Ungated
@@ -91,3 +92,26 @@ def match_norms(edits: HeadEdits, chosen: list[GateIndex], seed: int) -> None:
             row = edit.vectors[name][gate.head]
             noise = torch.randn(row.shape, generator=generator).to(row)
             row.copy_(noise * (row.norm() / noise.norm()))
+
+
+def stability_of(edits: HeadEdits, seed: int, figures: list[dict[str, Any]]) -> Stability:
+    """How far runs of several seeds agree.
+
+    Args:
+        edits: the handle.
+        seed: of the first run.
+        figures: of each run, by ``figures_of``, with the chosen ``heads``.
+    """
+    chosen = [figure["heads"] for figure in figures]
+    jaccard, chance = agreement(chosen, edits.count_open()["any"][1])
+    spreads = {
+        key: None if figures[0][key] is None else Spread.of([figure[key] for figure in figures])
+        for key in ("validation_loss", "metric")
+    }
+    return Stability(
+        seeds=list(range(seed, seed + len(figures))),
+        heads=[len(heads) for heads in chosen],
+        jaccard=jaccard,
+        chance=chance,
+        **spreads,
+    )

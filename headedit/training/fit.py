@@ -28,7 +28,6 @@ from headedit.io.files import check_writable
 from headedit.runs.files import PATH_FILE, PATH_TENSOR_FILE
 from headedit.runs.folder import check_output, folder_state
 from headedit.runs.run import Run
-from headedit.runs.stability import Spread, Stability, agreement
 from headedit.training.arguments import (
     as_tokenizer,
     check_examples,
@@ -37,7 +36,7 @@ from headedit.training.arguments import (
     recipe_name,
 )
 from headedit.training.config.names import checked_arguments
-from headedit.training.controls import Metric, figures_of, run_controls
+from headedit.training.controls import Metric, figures_of, run_controls, stability_of
 from headedit.training.finished import finished_run
 from headedit.training.loop.other_weights import refuse_other_weights
 from headedit.training.prefix_cache import FrozenPrefix
@@ -204,7 +203,7 @@ def fit(
             figures.append({**figures_of(session, metric), "heads": heads_of(open_gates(edits.module))})
     if seeds > 1:
         load_tensors(edits, folder)
-        runs[0].record["stability"] = _stability(edits, seed, figures).to_dict()
+        runs[0].record["stability"] = stability_of(edits, seed, figures).to_dict()
         if sessions[0].main:
             runs[0].save()
     for session in reversed(sessions):  # while there is a journal in the run's own folder, the run can be resumed
@@ -283,22 +282,6 @@ def _encoded(
     pad = getattr(tokenizer, "pad_token_id", None)
     rows = encoding(train, name="training")
     return rows, None if valid is None else encoding(valid, name="validation"), 0 if pad is None else pad
-
-
-def _stability(edits: HeadEdits, seed: int, figures: list[dict[str, Any]]) -> Stability:
-    chosen = [figure["heads"] for figure in figures]
-    jaccard, chance = agreement(chosen, edits.count_open()["any"][1])
-    spreads = {
-        key: None if figures[0][key] is None else Spread.of([figure[key] for figure in figures])
-        for key in ("validation_loss", "metric")
-    }
-    return Stability(
-        seeds=list(range(seed, seed + len(figures))),
-        heads=[len(heads) for heads in chosen],
-        jaccard=jaccard,
-        chance=chance,
-        **spreads,
-    )
 
 
 def _listed(examples: Iterable[Any]) -> Sequence[Any]:

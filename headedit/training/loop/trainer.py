@@ -291,12 +291,10 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
             figures["gate_learning_rate"] = rates[id(gates[0])]
         return figures
 
+    @torch.no_grad()
     def _gate_values(self) -> list[dict[str, list[float]]]:
-        values = []
-        with torch.no_grad():
-            for edit in self.edits.module:
-                values.append({k: [round(v, 4) for v in g.tolist()] for k, g in edit.gate_values().items()})
-        return values
+        by_site = (edit.gate_values().items() for edit in self.edits.module)
+        return [{vector: [round(v, 4) for v in gate.tolist()] for vector, gate in gates} for gates in by_site]
 
 
 class HeadEditTrainer(HeadEditMixin, Trainer):  # type: ignore[misc]
