@@ -75,39 +75,46 @@ def response_losses(head: OutputHead, hidden: Hidden, labels: Tensor) -> tuple[T
     return torch.cat(found), chosen.nonzero()[:, 0]
 
 
-class ResponseLoss:
-    """A model whose loss is computed from the logits of response tokens alone, where a batch has many logits.
+class HeadInputs(dict[str, Any]):
+    """The output of a model without its logits: what its head was given, from which a loss is computed.
 
-    It is called as the model is, and gives the loss and no logits. For a small batch the model itself is called.
+    Args:
+        head: how logits are made.
+        hidden: what it was given.
+    """
+
+    def __init__(self, head: OutputHead, hidden: Hidden) -> None:
+        super().__init__()
+        self._head, self._hidden = head, hidden
+
+    def loss(self, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """The sum of the losses of labelled tokens, divided by their number, in nats per token, a scalar.
+
+        Args:
+            labels: [batch, tokens], the label of a token at its own place.
+            num_items_in_batch: divides the sum in place of their number, where several batches make a step.
+        """
+        losses, _ = response_losses(self._head, self._hidden, labels)
+        number = len(losses) if num_items_in_batch is None else num_items_in_batch
+        return losses.sum() / (number.to(losses.device) if torch.is_tensor(number) else number)
+
+
+class WithoutLogits:
+    """A model that makes no logits; it is called as the model is, without labels.
 
     Args:
         model: the model to call, perhaps inside a wrapper.
-        head: how its logits are made, if its loss is the mean over labelled tokens; see ``head_of_plain_loss``.
+        head: how its logits are made; see ``head_of_plain_loss``.
     """
 
     def __init__(self, model: Any, head: OutputHead) -> None:
         self.model, self.head = model, head
 
-    def __call__(
-        self, labels: Tensor | None = None, num_items_in_batch: Tensor | int | None = None, **inputs: Any
-    ) -> Any:
-        """The output of the model, or its loss alone: the sum over labelled tokens, divided by their number.
-
-        Args:
-            labels: [batch, tokens], the label of a token at its own place.
-            num_items_in_batch: divides the sum, where several batches make a step.
-            inputs: of the model.
-        """
-        from transformers.modeling_outputs import CausalLMOutput
-
-        items = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
-        if labels is None or not is_large(labels, self.head.vocabulary):
-            return self.model(**inputs, **items, **({} if labels is None else {"labels": labels}))
+    def __call__(self, **inputs: Any) -> HeadInputs:
+        """What the model's head was given."""
         with self.head.captured() as hidden:
             self.model(**inputs)
-        losses, _ = response_losses(self.head, hidden, labels)
-        number = len(losses) if num_items_in_batch is None else num_items_in_batch
-        return CausalLMOutput(loss=losses.sum() / (number.to(losses.device) if torch.is_tensor(number) else number))
+        return HeadInputs(self.head, hidden)
 
 
 def head_of_plain_loss(model: Any) -> OutputHead | None:

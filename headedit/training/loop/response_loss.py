@@ -3,12 +3,12 @@
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import Trainer
 
-from headedit.data.losses import ResponseLoss, head_of_plain_loss, is_large
+from headedit.data.losses import WithoutLogits, head_of_plain_loss, is_large
 from headedit.edits import HeadEdits
 from headedit.hf.compiled import is_compiled
 from headedit.hf.output_head import OutputHead
+from headedit.training.loop.token_loss import token_loss
 
 _TrainerMethods: Any = object  # a Trainer comes after it in the bases, and has the methods that it calls
 
@@ -16,14 +16,15 @@ _TrainerMethods: Any = object  # a Trainer comes after it in the bases, and has 
 class ScoresResponses(_TrainerMethods):  # type: ignore[misc]
     """The methods of ``HeadEditMixin`` that make the logits of response tokens alone, in chunks.
 
-    It is done for batches with more than ``LARGEST`` logits, in training and in evaluation, where the Trainer leaves
-    the loss to the model, whose loss is the mean over labelled tokens, and one process holds all of its weights.
+    It is done for batches with more than ``LARGEST`` logits, in training and in evaluation, where the loss is
+    ``token_loss``, the model adds none of its own, and one process holds all of its weights.
 
     Fields:
         edits: the handle.
     """
 
     edits: HeadEdits
+    compute_loss_func: Any
     _loss_only = False
     _response_head: OutputHead | bool | None = None
 
@@ -36,11 +37,10 @@ class ScoresResponses(_TrainerMethods):  # type: ignore[misc]
     ) -> Any:
         """The loss as the Trainer computes it, from the logits of response tokens alone where there would be many."""
         called: Any = model
-        theirs = getattr(super().compute_loss, "__func__", None) is Trainer.compute_loss
-        if theirs and (self._loss_only or not return_outputs):
+        if self.compute_loss_func is token_loss and (model.training or self._loss_only):
             head = self._head_for(inputs.get("labels"))
             if head is not None:
-                called = ResponseLoss(model, head)
+                called = WithoutLogits(model, head)
         return super().compute_loss(
             called, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
@@ -67,4 +67,5 @@ class ScoresResponses(_TrainerMethods):  # type: ignore[misc]
             split = self.is_fsdp_enabled or self.is_deepspeed_enabled or (getattr(base, "_tp_size", None) or 1) > 1
             head = None if split or is_compiled(base) else head_of_plain_loss(base)
             self._response_head = False if head is None else head
-        return self._response_head or None  # type: ignore[return-value]
+        known = self._response_head
+        return known if isinstance(known, OutputHead) and is_large(labels, known.vocabulary) else None

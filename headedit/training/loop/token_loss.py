@@ -12,9 +12,10 @@ from transformers import Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from headedit.data.batches import IGNORED
+from headedit.data.losses import HeadInputs
 
 
-def computes_no_loss(trainer: Trainer, mixin: type) -> bool:
+def computes_no_loss(trainer: Trainer, *ours: type) -> bool:
     """Whether a Trainer leaves the loss to the model, so that ``token_loss`` can take its place.
 
     It does not where a class other than ``transformers.Trainer`` has a ``compute_loss`` of its own, as those of TRL
@@ -22,9 +23,9 @@ def computes_no_loss(trainer: Trainer, mixin: type) -> bool:
 
     Args:
         trainer: the Trainer.
-        mixin: the class whose own ``compute_loss`` does not count.
+        ours: classes whose own ``compute_loss`` does not count.
     """
-    own = [cls for cls in type(trainer).__mro__ if "compute_loss" in vars(cls) and cls not in (mixin, Trainer)]
+    own = [cls for cls in type(trainer).__mro__ if "compute_loss" in vars(cls) and cls not in (*ours, Trainer)]
     given = trainer.compute_loss_func is not None or trainer.label_smoother is not None
     return not (own or given or getattr(trainer.args, "use_liger_kernel", False) or trainer.args.n_gpu > 1)
 
@@ -34,7 +35,7 @@ def token_loss(outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor |
 
     Args:
         outputs: what the model returned, with ``logits``, [batch, tokens, vocabulary]; positions before the tokens,
-            such as those of a prompt that is learned, are left out.
+            such as those of a prompt that is learned, are left out. Or what its head was given, without logits.
         labels: [batch, tokens], the label of a token at its own place; None to take the model's own loss.
         num_items_in_batch: number of labelled tokens in all parts of the batch, by which the sum is divided; None for
             those of this part.
@@ -42,6 +43,8 @@ def token_loss(outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor |
     if labels is None:
         found: Tensor = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
         return found
+    if isinstance(outputs, HeadInputs):
+        return outputs.loss(labels, num_items_in_batch)
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
     logits = logits[:, -labels.shape[1] :]
     loss: Tensor = ForCausalLMLoss(

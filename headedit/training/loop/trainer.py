@@ -83,7 +83,7 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
         for parameter in trainable:  # PEFT, which a Trainer's peft_config applies, freezes all but its own
             parameter.requires_grad_(True)
         self.edits = edits
-        if computes_no_loss(self, HeadEditMixin):
+        if computes_no_loss(self, HeadEditMixin, ScoresResponses):
             self.compute_loss_func: Any = token_loss
         self.objective: Penalty = Objective() if objective is None else objective
         self.gate_learning_rate = self.args.learning_rate if gate_learning_rate is None else gate_learning_rate
@@ -172,9 +172,8 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
             # transformers divides a mean by the accumulation steps later, but not a loss that is normalised by the
             # tokens of all of them: in the first case the recorded loss is divided here, in the second the penalty.
             steps = self.current_gradient_accumulation_steps
-            normalised = self.compute_loss_func is not None or (
-                self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            )
+            given = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            normalised = given or self.compute_loss_func is not None
             plain = loss.detach() if normalised else loss.detach() / steps
             self._guard.observe(plain, self.state.global_step + 1)
             self._plain_loss = plain if self._plain_loss is None else self._plain_loss + plain
