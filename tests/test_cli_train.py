@@ -237,9 +237,9 @@ MISTAKES = {
     "no such name": (["jola-comonsense"], r"Did you mean 'jola-commonsense'\?"),
     "no such file": (["none.yaml"], r"none\.yaml: cannot be read"),
     "no output": (["FILE", "--set", "output=null"], r"no output folder: give output=\.\.\., or --output"),
-    "refused by transformers": (
+    "no such optimiser": (
         ["FILE", "--set", "training.optim=adamv"],
-        r"training: transformers refuses these arguments: .*adamv",
+        r"training: optim: found 'adamv', expected one of its names\. Did you mean",
     ),
     "no tracker": (
         ["FILE", "--set", "logging.report_to=wandb"],

@@ -145,12 +145,13 @@ def test_the_lower_layers_run_once_per_example(tmp_path):
         calls = []
         model.model.layers[1].self_attn.q_proj.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         rows = [*ROWS[:16], *ROWS[:4]]  # some twice
-        _, run = train(tmp_path, model, rows, layers="2:", cache_prefix=True, **{**FOUR, "epochs": epochs})
+        folder = tmp_path / str(epochs)
+        _, run = train(folder, model, rows, layers="2:", cache_prefix=True, **{**FOUR, "epochs": epochs})
         counts.append(len(calls))
         kept = run.record["prefix_cache"]
         tokens = sum(len(row["input_ids"]) for row in ROWS[:24])
         assert kept == {"layers": 2, "examples": 24, "bytes": tokens * 32 * 4}
-        assert json.loads((tmp_path / "run.json").read_text())["prefix_cache"] == kept
+        assert json.loads((folder / "run.json").read_text())["prefix_cache"] == kept
     assert counts == [24 + CHECKS] * 2
 
 

@@ -335,7 +335,9 @@ def test_offset_rates_are_in_units_of_the_activations(tmp_path):
                 layer.self_attn.v_proj.weight.mul_(factor)
                 layer.self_attn.o_proj.weight.div_(factor)
         edits = headedit.attach(model)
-        headedit.fit(edits, rows, recipe="ungated", output_dir=tmp_path, epochs=1, min_steps=1, progress=False)
+        headedit.fit(
+            edits, rows, recipe="ungated", output_dir=tmp_path / str(factor), epochs=1, min_steps=1, progress=False
+        )
         moved.append(
             (
                 edits.module.site_edits[0].vectors["offset"].abs().mean().item(),

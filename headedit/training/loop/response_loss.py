@@ -37,6 +37,8 @@ class ScoresResponses(_TrainerMethods):  # type: ignore[misc]
     ) -> Any:
         """The loss as the Trainer computes it, from the logits of response tokens alone where there would be many."""
         called: Any = model
+        if self.compute_loss_func is token_loss:
+            inputs = {"use_cache": False, **inputs}  # as models have it that are given labels in training
         if self.compute_loss_func is token_loss and (model.training or self._loss_only):
             head = self._head_for(inputs.get("labels"))
             if head is not None:

@@ -97,8 +97,7 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
         self._throughput = Throughput(self.args.world_size, self.args.device)
         self._eval_losses: list[float] = []
         self._plain_loss: Tensor | None = None
-        self._plain_since = 0
-        self._has_learnt = False
+        self._plain_since, self._has_learnt = 0, False
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(EditProgress(stage))
 
@@ -108,15 +107,14 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
         Gates have no weight decay.
         """
         made: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
-        trained = {id(p) for group in made.param_groups for p in group["params"]} if made is not None else set()
-        if made is not None and trained.isdisjoint(id(p) for p in self.edits.module.parameters()):
+        ours = {id(p) for p in self.edits.module.parameters()}
+        if made is not None and not any(id(p) in ours for group in made.param_groups for p in group["params"]):
             raise HeadEditError(
                 "The optimiser that was given holds no parameter of the edits, so they would not be trained. Give one "
                 "made of edits.module.parameters(), or none."
             )
         if made is None:
             gates = self.edits.gate_parameters()
-            ours = {id(p) for p in [*self.edits.vector_parameters(), *gates]}
             others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in ours]
             decay = self.args.weight_decay
             groups = [
@@ -166,22 +164,24 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
         It is the same for a batch that is split into parts by gradient accumulation, whatever the model does with
         ``num_items_in_batch``; see ``token_loss``. A Trainer with a loss of its own keeps it.
         """
-        loss, *found = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        whole = return_outputs or self.compute_loss_func is token_loss  # TRL's with their own loss give no outputs
+        found = super().compute_loss(model, inputs, return_outputs=whole, num_items_in_batch=num_items_in_batch)
+        loss, *outputs = found if whole else (found,)
         if model.training:
             self._throughput.count(inputs)
-            # transformers divides a mean by the accumulation steps later, but not a loss that is normalised by the
-            # tokens of all of them: in the first case the recorded loss is divided here, in the second the penalty.
+            # transformers divides a mean by the accumulation steps later, but not a loss normalised by the tokens of
+            # all of them: in the first case the recorded loss is divided here, in the second the penalty.
             steps = self.current_gradient_accumulation_steps
-            given = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            normalised = given or self.compute_loss_func is not None
+            counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            normalised = counted or self.compute_loss_func is not None
             plain = loss.detach() if normalised else loss.detach() / steps
             self._guard.observe(plain, self.state.global_step + 1)
             self._plain_loss = plain if self._plain_loss is None else self._plain_loss + plain
             penalty = self.objective.penalty(self.edits, self.moment()).to(loss.device)
             if self.compute_loss_func is token_loss:
-                penalty = penalty + router_loss(model, found[0])
+                penalty = penalty + router_loss(model, outputs[0])
             loss = loss + (penalty / steps if normalised else penalty)
-        return (loss, *found) if return_outputs else loss
+        return (loss, *outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass; after the first, every edited site must have a gradient."""
