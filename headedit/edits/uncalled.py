@@ -16,9 +16,8 @@ from headedit.edits.passes import Pass
 from headedit.errors import HeadEditError
 from headedit.hf.compiled import is_compiled
 from headedit.hf.config import drops_layers
+from headedit.io.describe import first_names
 from headedit.specs import HeadSite, Spec
-
-_SHOWN = 3
 
 
 class Uncalled:
@@ -81,8 +80,6 @@ class Uncalled:
     def _passed_by(self, sites: list[HeadSite]) -> str:
         first = sites[0]
         holder = type(self._model.get_submodule(first.path.rpartition(".")[0])).__name__
-        listed = ", ".join(site.path for site in sites[:_SHOWN])
-        more = f" and {len(sites) - _SHOWN} more" if len(sites) > _SHOWN else ""
         kinds = {site.kind for site in sites}
         known = [rule.fused_by for kind in kinds for rule in self._spec.rules(kind) if rule.fused_by is not None]
         why = (
@@ -94,8 +91,8 @@ class Uncalled:
             )
         )
         return (
-            f"The edits of {listed}{more} cannot act: {holder} ran, but these modules were never called, so their "
-            f"hooks did not run. {why} EditConfig(sites=..., layers=...) leaves sites out."
+            f"The edits of {first_names([site.path for site in sites])} cannot act: {holder} ran, but these modules were "
+            f"never called, so their hooks did not run. {why} EditConfig(sites=..., layers=...) leaves sites out."
         )
 
     def _may_skip(self) -> bool:

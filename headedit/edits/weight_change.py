@@ -18,7 +18,7 @@ class TensorChange:
         name: its name in the module.
         before: its values before the merge.
         after: its values with the edits.
-        version: the parameter's count of in-place writes when values were last put; None where it is not known.
+        version: the parameter's count of in-place writes when ``after`` was put; None where it is not known.
         sums: of the values then.
     """
 
@@ -42,10 +42,14 @@ class TensorChange:
         """Sets the values, in the dtype and on the device that the parameter was moved to."""
         parameter = self.parameter()
         parameter.data = values.to(parameter.device, parameter.dtype)
+
+    def watch(self) -> None:
+        """Notes the values that are there, so that ``is_written`` tells whether others were written."""
+        parameter = self.parameter()
         self.version, self.sums = parameter._version, _sums(parameter)
 
     def is_written(self) -> bool:
-        """Whether other values were written to the parameter in place since values were put."""
+        """Whether other values were written to the parameter in place since ``watch``."""
         parameter = self.parameter()
         return self.version is not None and parameter._version > self.version and _sums(parameter) != self.sums
 
@@ -79,6 +83,7 @@ class WeightChange:
             return
         for change in self.tensors:
             change.put(change.after)
+            change.watch()
         for module, bias in self.biases:
             weight = module._parameters["weight"]
             assert weight is not None

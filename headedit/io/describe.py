@@ -1,9 +1,11 @@
-"""Says in a few words what a value is, for messages about an argument of a wrong type."""
+"""Says in a few words what a value is, or which names there are, for messages."""
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
 _LONGEST = 60
+_SHOWN = 3
 
 
 def describe(value: Any) -> str:
@@ -23,6 +25,12 @@ def describe(value: Any) -> str:
     if isinstance(value, list | tuple | dict | set | frozenset):
         return f"{with_article(name)} of {len(value)}"
     return with_article(name)
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def with_article(noun: str) -> str:

@@ -3,8 +3,7 @@
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.hf.config import drops_layers
-
-_SHOWN = 3
+from headedit.io.describe import first_names
 
 
 def check_gradients(edits: HeadEdits) -> None:
@@ -20,9 +19,8 @@ def check_gradients(edits: HeadEdits) -> None:
     without = [site.path for site, vectors in trained if any(vector.grad is None for vector in vectors)]
     if not without or (drops_layers(edits.model) and len(without) < len(trained)):
         return
-    more = f" and {len(without) - _SHOWN} more" if len(without) > _SHOWN else ""
     raise HeadEditError(
-        f"After the first step the edits of {', '.join(without[:_SHOWN])}{more} have no gradient, so they would learn "
+        f"After the first step the edits of {first_names(without)} have no gradient, so they would learn "
         "nothing: the loss does not depend on them. Either these modules are not called, as by a fused kernel or an "
         "engine that compiled the model before the edits were attached, or the loss is computed without them."
     )

@@ -1,6 +1,6 @@
 """Weights that are trained together with the edits, such as LoRA, a norm or a head: saved in a file of their own."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
+from headedit.io.describe import first_names
 from headedit.io.files import write_atomically
 from headedit.runs.files import OTHER_WEIGHTS_FILE
 from headedit.specs import MODULE_NAME
-
-_SHOWN = 3
 
 
 def other_weights(model: nn.Module, edits: HeadEdits) -> dict[str, nn.Parameter]:
@@ -49,13 +48,13 @@ def load_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
     missing, unexpected = weights.keys() - saved.keys(), saved.keys() - weights.keys()
     if missing:
         raise HeadEditError(
-            f"{folder}: holds no values of {_some(missing)}, which are trainable besides the edits. Freeze them "
-            "(requires_grad_(False)), or continue from a checkpoint in which they were trained."
+            f"{folder}: holds no values of {first_names(sorted(missing))}, which are trainable besides the edits. Freeze "
+            "them (requires_grad_(False)), or continue from a checkpoint in which they were trained."
         )
     if unexpected:
         raise HeadEditError(
-            f"{file}: holds {_some(unexpected)}, which were trained besides the edits and are not trainable in this "
-            "model. Prepare the model as it was when the training began, with the same weights trainable."
+            f"{file}: holds {first_names(sorted(unexpected))}, which were trained besides the edits and are not "
+            "trainable in this model. Prepare the model as it was when the training began, with the same weights trainable."
         )
     for name, weight in weights.items():
         if weight.shape != saved[name].shape:
@@ -77,12 +76,6 @@ def refuse_other_weights(model: nn.Module, edits: HeadEdits, what: str, way_out:
     others = other_weights(model, edits)
     if others:
         raise HeadEditError(
-            f"{what} trains and saves the edits alone, and {_some(others)} of the model are trainable too. Freeze "
-            f"these other weights first (requires_grad_(False)). {way_out}"
+            f"{what} trains and saves the edits alone, and {first_names(sorted(others))} of the model are trainable "
+            f"too. Freeze these other weights first (requires_grad_(False)). {way_out}"
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    found = sorted(names)
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return ", ".join(found[:_SHOWN]) + more

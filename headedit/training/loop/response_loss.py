@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from headedit.data.losses import WithoutLogits, head_of_plain_loss, is_large
 from headedit.edits import HeadEdits
 from headedit.hf.compiled import is_compiled
+from headedit.hf.config import text_config
 from headedit.hf.output_head import OutputHead
+from headedit.hf.sharding import is_tensor_parallel
 from headedit.training.loop.token_loss import token_loss
 
 _TrainerMethods: Any = object  # a Trainer comes after it in the bases, and has the methods that it calls
@@ -63,10 +65,11 @@ class ScoresResponses(_TrainerMethods):  # type: ignore[misc]
             return None
         base = self.edits.model
         if self._response_head is None:
-            vocabulary = getattr(base.config.get_text_config(), "vocab_size", None)  # type: ignore[operator, union-attr]
+            vocabulary = getattr(text_config(base), "vocab_size", None)
             if not isinstance(vocabulary, int) or not is_large(labels, vocabulary):
                 return None
-            split = self.is_fsdp_enabled or self.is_deepspeed_enabled or (getattr(base, "_tp_size", None) or 1) > 1
+            projections = (site.module for site in self.edits.sites)
+            split = self.is_fsdp_enabled or self.is_deepspeed_enabled or is_tensor_parallel(base, projections)
             head = None if split or is_compiled(base) else head_of_plain_loss(base)
             self._response_head = False if head is None else head
         known = self._response_head

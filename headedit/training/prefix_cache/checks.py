@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
+from headedit.hf.sharding import is_sharded
 from headedit.training.prefix_cache.layers import LowerLayers
 
 _SEEDS = 4
@@ -47,7 +47,7 @@ def check_prefix(lower: LowerLayers, ids: Tensor) -> None:
             or the layers above read more than that output.
     """
     model = lower.model
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if any(is_sharded(parameter) for parameter in model.parameters()):
         raise HeadEditError(_sharded("over several processes"))
     row = rearrange(ids, "token -> 1 token")
     inputs = {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row, "use_cache": False}
