@@ -91,8 +91,8 @@ class Uncalled:
             )
         )
         return (
-            f"The edits of {first_names([site.path for site in sites])} cannot act: {holder} ran, but these modules were "
-            f"never called, so their hooks did not run. {why} EditConfig(sites=..., layers=...) leaves sites out."
+            f"The edits of {first_names([site.path for site in sites])} cannot act: {holder} ran, but these modules "
+            f"were never called, so their hooks did not run. {why} EditConfig(sites=..., layers=...) leaves sites out."
         )
 
     def _may_skip(self) -> bool:

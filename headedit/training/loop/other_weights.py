@@ -48,13 +48,14 @@ def load_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
     missing, unexpected = weights.keys() - saved.keys(), saved.keys() - weights.keys()
     if missing:
         raise HeadEditError(
-            f"{folder}: holds no values of {first_names(sorted(missing))}, which are trainable besides the edits. Freeze "
-            "them (requires_grad_(False)), or continue from a checkpoint in which they were trained."
+            f"{folder}: holds no values of {first_names(sorted(missing))}, which are trainable besides the edits. "
+            "Freeze them (requires_grad_(False)), or continue from a checkpoint in which they were trained."
         )
     if unexpected:
         raise HeadEditError(
             f"{file}: holds {first_names(sorted(unexpected))}, which were trained besides the edits and are not "
-            "trainable in this model. Prepare the model as it was when the training began, with the same weights trainable."
+            "trainable in this model. Prepare the model as it was when the training began, with the same weights "
+            "trainable."
         )
     for name, weight in weights.items():
         if weight.shape != saved[name].shape:
