@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -455,3 +456,30 @@ def test_every_recipe_documents_its_fields():
         texts = "".join(base.__doc__ or "" for base in cls.__mro__)
         for field in vars(make_recipe(name, {})):
             assert f"{field}:" in texts, (name, field)
+
+
+def test_gradients_of_gates_are_those_of_all_tokens_however_the_examples_are_batched(tmp_path):
+    model, rows = problem(12)
+    edits = headedit.attach(model)
+    rows = [{**row, "labels": [-100] * i + row["labels"][i:]} for i, row in enumerate(rows)]
+    rows = [row for row in rows if any(label != -100 for label in row["labels"][1:])]
+    one, many = (
+        Session(edits, rows, None, tmp_path / str(size), 0, 0, False, batch_size=size).gate_gradients(rows)
+        for size in (1, 12)
+    )
+    assert one == pytest.approx(many, rel=1e-4)
+
+
+def test_gradients_of_gates_keep_gradient_checkpointing_and_leave_dropout_out(tmp_path):
+    model = tiny_model("opt", num_hidden_layers=6, dropout=0.5)
+    edits = headedit.attach(model)
+    rows = [{"input_ids": [5, 6, 7, 8, 9, 10], "labels": [-100, -100, 7, 8, 9, 10]}] * 2
+    session = Session(edits, rows, None, tmp_path, 0, 0, False)
+    plain = session.gate_gradients(rows)
+    again = []
+    layer = model.model.decoder.layers[3]
+    layer.register_forward_hook(lambda *call: again.append(1))
+    checkpointed = replace(session, arguments={"gradient_checkpointing": True})
+    assert checkpointed.gate_gradients(rows) == pytest.approx(plain, rel=1e-4)
+    assert len(again) == 2
+    assert layer.dropout == 0.5

@@ -45,8 +45,6 @@ def is_large(labels: Tensor, vocabulary: int) -> bool:
 def response_losses(head: OutputHead, hidden: Hidden, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The loss of each labelled token, in nats; the logits of other tokens are not made.
 
-    Where logits are made in chunks, they are made again in the backward pass, so that one chunk is alive at a time.
-
     Args:
         head: makes the logits.
         hidden: what it was given in a pass, [batch, tokens, width].
@@ -59,7 +57,20 @@ def response_losses(head: OutputHead, hidden: Hidden, labels: Tensor) -> tuple[T
     states = hidden.states[:, :-1]
     targets = labels[:, 1:].to(states.device)
     chosen = targets != IGNORED
-    states, targets = states[chosen], targets[chosen]
+    with hidden.as_in_the_pass():
+        return losses_in_chunks(head, states[chosen], targets[chosen]), chosen.nonzero()[:, 0]
+
+
+def losses_in_chunks(head: OutputHead, states: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each of some tokens, in nats, [tokens], float32, from the logits of a chunk of them at a time.
+
+    Of several chunks, the logits are made again in the backward pass, so that those of one are alive at a time.
+
+    Args:
+        head: makes the logits.
+        states: what it is given, [tokens, width].
+        targets: the tokens to predict, [tokens].
+    """
 
     def losses(states: Tensor, targets: Tensor) -> Tensor:
         logits = head.logits(states).float()
@@ -67,12 +78,13 @@ def response_losses(head: OutputHead, hidden: Hidden, labels: Tensor) -> tuple[T
 
     size = chunk_size(head.vocabulary)
     again = torch.is_grad_enabled() and len(states) > size
-    with hidden.as_in_the_pass():
-        found = [
+    parts = zip(torch.split(states, size), torch.split(targets, size), strict=True)
+    return torch.cat(
+        [
             checkpoint(losses, part, target, use_reentrant=False) if again else losses(part, target)
-            for part, target in zip(torch.split(states, size), torch.split(targets, size), strict=True)
+            for part, target in parts
         ]
-    return torch.cat(found), chosen.nonzero()[:, 0]
+    )
 
 
 class HeadInputs(dict[str, Any]):
@@ -144,6 +156,25 @@ def head_of_plain_loss(model: Any) -> OutputHead | None:
         if torch.allclose(theirs.loss.float(), ours.to(theirs.loss.device), rtol=1e-5 if precise else 1e-2)
         else None
     )
+
+
+def total_loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+    """The sum of the losses of a batch's labelled tokens, in nats, a scalar with a gradient; and their number.
+
+    Args:
+        model: a causal LM.
+        batch: its inputs and ``labels``, [batch, tokens].
+    """
+    embeddings = token_embeddings(model)
+    inputs = {k: v.to(embeddings.device) for k, v in batch.items()}
+    labels = inputs.pop("labels")
+    head = output_head(model) if is_large(labels, embeddings.shape[0]) else None
+    if head is None:
+        means = mean_losses(model(**inputs, use_cache=False).logits, labels)
+        total = (means * (labels[:, 1:] != IGNORED).sum(1).to(means.device)).sum()
+    else:
+        total = WithoutLogits(model, head)(**inputs, use_cache=False).loss(labels, 1)
+    return total, int((labels[:, 1:] != IGNORED).sum())
 
 
 @torch.no_grad()

@@ -80,7 +80,8 @@ class OutputHead:
             if not (args and isinstance(args[0], Tensor) and args[0].dim() == 3):
                 return None
             found.states, kind = args[0], args[0].device.type
-            found.autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+            found.autocast = torch.get_autocast_dtype(kind) if casts else None
             return (args[0][:, :1], *args[1:])
 
         handle = self.module.register_forward_pre_hook(capture)
@@ -114,13 +115,9 @@ def output_head(model: Any) -> OutputHead | None:
     Args:
         model: a causal LM of transformers; every module of it is put back into the mode it was in.
     """
-    get = getattr(model, "get_output_embeddings", None)
-    try:
-        module = get() if callable(get) else None
-    except NotImplementedError:
-        return None
-    weight = getattr(module, "weight", None)
-    if not isinstance(module, nn.Module) or weight is None or weight.is_meta or weight.dim() != 2:
+    module = _projection(model)
+    weight: Any = getattr(module, "weight", None)
+    if module is None or weight.is_meta:
         return None
     ids = torch.tensor(_PROBE, device=weight.device) % weight.shape[0]
     probe = _Probe()
@@ -137,6 +134,23 @@ def output_head(model: Any) -> OutputHead | None:
         return None
     heads = _candidates(model, module, given.shape[-1])
     return next((head for head in heads if _same(head.finish(projected), given)), None)
+
+
+def head_by_name(model: Any) -> OutputHead | None:
+    """The head of a model as its config names it, not tried; for a model without values, of which nothing can be."""
+    module = _projection(model)
+    return None if module is None else list(_candidates(model, module, module.weight.shape[0]))[-1]
+
+
+def _projection(model: Any) -> Any:
+    """The module that makes the logits by a matrix; None where there is none."""
+    get = getattr(model, "get_output_embeddings", None)
+    try:
+        module = get() if callable(get) else None
+    except NotImplementedError:
+        return None
+    weight = getattr(module, "weight", None)
+    return module if isinstance(module, nn.Module) and weight is not None and weight.dim() == 2 else None
 
 
 def _candidates(model: Any, module: nn.Module, vocabulary: int) -> Iterator[OutputHead]:

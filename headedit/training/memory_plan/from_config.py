@@ -32,6 +32,7 @@ def setup_of(run: RunConfig, config: Any, *, for_gpu: bool = False, **changes: A
     device = changes.get("device") or _device(run.model.device, for_gpu)
     found = {
         "batch_size": run.recipe["batch_size"],
+        "eval_batch_size": training.get("per_device_eval_batch_size"),
         "tokens": length,
         "dtype": dtype if dtype in DTYPES else "float32",
         "quantization": run.model.quantization,

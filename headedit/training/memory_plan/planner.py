@@ -30,7 +30,8 @@ class Plan:
         gradients: of the edits.
         optimizer: AdamW's two moments of each parameter of the edits.
         saved: what a forward pass saves for the backward pass.
-        working: what a step holds in addition at its peak: the logits and their gradient, a layer that is run again, …
+        working: what a step holds in addition at its peak: logits and their gradient, a layer that is run again, …
+        validation: what a pass in validation holds at its peak, in place of ``saved`` and ``working``.
         process: what the process itself takes of a device: the context and libraries.
         shares: what each device holds.
     """
@@ -45,6 +46,7 @@ class Plan:
     optimizer: int
     saved: int
     working: int
+    validation: int
     process: int
     shares: tuple[Share, ...]
 
@@ -56,7 +58,7 @@ class Plan:
     @property
     def careful(self) -> int:
         """The same if the estimate of a step is too low by ``UNCERTAINTY``."""
-        return max(round(share.total + UNCERTAINTY * (share.saved + share.working)) for share in self.shares)
+        return max(round(share.total + UNCERTAINTY * share.computing) for share in self.shares)
 
     def verdict(self, memory: int) -> str:
         """``fits``, ``tight`` where the error of the estimate may be larger than what is left, or ``does not fit``."""
@@ -74,6 +76,7 @@ class Plan:
             ("optimizer (AdamW, float32)", self.optimizer),
             ("saved for the backward pass", self.saved),
             ("working memory of a step, logits and loss included", self.working),
+            ("or, in validation, in place of the last two", self.validation),
         ]
 
 
@@ -102,7 +105,7 @@ class Planner:
             HeadEditError: the model cannot be built, has no spec, or cannot be run without weights.
         """
         skeleton = self._skeleton(setup)
-        alone = replace(setup, devices=1, split="device_map")
+        alone = replace(setup, devices=1)
         step = self._steps[alone] = self._steps.get(alone) or self._step(skeleton, alone)
         dtypes: dict[str, int] = {}
         for tensor in skeleton.weights():
@@ -120,6 +123,7 @@ class Planner:
             optimizer=2 * edits,
             saved=step.saved,
             working=step.peak - step.saved,
+            validation=step.validation,
             process=PROCESS[setup.device],
             shares=shares(skeleton, step, setup),
         )

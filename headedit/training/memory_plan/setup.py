@@ -7,6 +7,7 @@ import torch
 
 from headedit.errors import HeadEditError
 from headedit.io import strict
+from headedit.training.validation import eval_batch_size
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -17,6 +18,7 @@ class Setup:
 
     Fields:
         batch_size: sequences per device and forward pass; accumulation of gradients does not change memory.
+        eval_batch_size: the same in validation; None for that of recipes.
         tokens: length of the longest sequence.
         dtype: of the weights.
         quantization: bitsandbytes' 4-bit or 8-bit weights in the linear layers; None for none.
@@ -29,6 +31,7 @@ class Setup:
     """
 
     batch_size: int = 4
+    eval_batch_size: int | None = None
     tokens: int = 2048
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     quantization: Literal["4bit", "8bit"] | None = None
@@ -40,11 +43,14 @@ class Setup:
 
     def __post_init__(self) -> None:
         strict.check(self)
-        for name, least in (("batch_size", 1), ("tokens", 2), ("devices", 1)):
-            if getattr(self, name) < least:
-                raise HeadEditError(f"{name}: found {getattr(self, name)}, expected {least} or more.")
+        for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("tokens", 2), ("devices", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise HeadEditError(f"{name}: found {value}, expected {least} or more.")
 
     @property
-    def padded(self) -> bool:
-        """Whether a batch has padding, and so a mask: where it has several sequences."""
-        return self.batch_size > 1
+    def in_validation(self) -> int:
+        """Sequences per device and forward pass in validation."""
+        if self.eval_batch_size is not None:
+            return self.eval_batch_size
+        return eval_batch_size(self.batch_size, checkpointing=self.checkpointing)

@@ -20,19 +20,25 @@ class Share:
     Fields:
         base: weights and buffers of the base model.
         trained: edits, their gradients and the optimiser.
-        saved, working, process: as in ``Plan``.
+        saved, working, validation, process: as in ``Plan``.
     """
 
     base: int
     trained: int
     saved: int
     working: int
+    validation: int
     process: int
 
     @property
+    def computing(self) -> int:
+        """Bytes of what passes make: in a step or in validation, whichever takes more."""
+        return max(self.saved + self.working, self.validation)
+
+    @property
     def total(self) -> int:
-        """The sum of all fields."""
-        return self.base + self.trained + self.saved + self.working + self.process
+        """Bytes in all."""
+        return self.base + self.trained + self.computing + self.process
 
 
 def shares(skeleton: Skeleton, step: Step, setup: Setup) -> tuple[Share, ...]:
@@ -42,9 +48,10 @@ def shares(skeleton: Skeleton, step: Step, setup: Setup) -> tuple[Share, ...]:
         HeadEditError: the layers are not in one list, so devices cannot share them.
     """
     base, trained = size(skeleton.base()), 4 * size(skeleton.trained())
-    saved, working, process = step.saved, step.peak - step.saved, PROCESS[setup.device]
+    computing = {"saved": step.saved, "working": step.peak - step.saved, "validation": step.validation}
+    process = PROCESS[setup.device]
     if setup.devices == 1:
-        return (Share(base=base, trained=trained, saved=saved, working=working, process=process),)
+        return (Share(base=base, trained=trained, **computing, process=process),)
     if not skeleton.layers:
         raise HeadEditError(
             f"The layers of {type(skeleton.model).__name__} are not in one list, so devices cannot share them."
@@ -53,7 +60,7 @@ def shares(skeleton: Skeleton, step: Step, setup: Setup) -> tuple[Share, ...]:
     if setup.split == "fsdp":
         outside = base - sum(layers)
         gathered = min(base, -(-base // setup.devices) + outside + _GATHERED * max(layers))
-        one = Share(base=gathered, trained=trained, saved=saved, working=working, process=process)
+        one = Share(base=gathered, trained=trained, **computing, process=process)
         return (one,) * setup.devices
     embeddings: Any = skeleton.model.get_input_embeddings()  # type: ignore[operator]
     return _by_layers(layers, base, trained, step, size(embeddings.parameters()), setup)
@@ -71,6 +78,14 @@ def _by_layers(layers: list[int], base: int, trained: int, step: Step, first: in
         saved = sum(step.layers[i] for i in here) + (step.head if last else 0)
         working = max(step.inside, step.peak - step.saved) if last else step.inside
         weights = sum(layers[i] for i in here) + (first if device == 0 else 0) + (base - ends[-1] if last else 0)
-        part = trained * len(here) // len(layers)
-        found.append(Share(base=weights, trained=part, saved=saved, working=working, process=PROCESS[setup.device]))
+        found.append(
+            Share(
+                base=weights,
+                trained=trained * len(here) // len(layers),
+                saved=saved,
+                working=working,
+                validation=step.validation,
+                process=PROCESS[setup.device],
+            )
+        )
     return tuple(found)

@@ -1,4 +1,4 @@
-"""A training step on a model without weights: the bytes it saves for the backward pass, and its peak."""
+"""A training step and a validation pass on a model without weights: the bytes of what they make, at the peak."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from headedit.errors import HeadEditError
+from headedit.hf.modes import evaluating
 from headedit.training.memory_plan.kernels import KernelsOf
 from headedit.training.memory_plan.live_bytes import LiveBytes
+from headedit.training.memory_plan.loss import planned_loss
 from headedit.training.memory_plan.setup import Setup
 from headedit.training.memory_plan.skeleton import Skeleton
 from headedit.training.memory_plan.value_answers import ValueAnswers
@@ -28,12 +30,14 @@ class Step:
         saved: bytes saved for the backward pass, when the forward pass is over.
         layers: the part of ``saved`` of each layer.
         inside: the peak in addition to ``layers`` while the gradient goes through the layers.
+        validation: bytes at the peak of a pass in validation, which saves nothing.
     """
 
     peak: int
     saved: int
     layers: tuple[int, ...]
     inside: int
+    validation: int
 
     @property
     def head(self) -> int:
@@ -49,11 +53,14 @@ class Step:
             saved=self.saved + times * (longer.saved - self.saved),
             layers=(*self.layers[:at], *more, *self.layers[at:]),
             inside=self.inside,
+            validation=self.validation + times * (longer.validation - self.validation),
         )
 
 
 def trace_step(skeleton: Skeleton, setup: Setup) -> Step:
-    """Runs a step as the trainer does, forward and backward, on tensors without values.
+    """Runs a step and a validation pass as the trainer does, on tensors without values.
+
+    All tokens are taken to have labels, so it is the most that these take with other labels.
 
     Raises:
         HeadEditError: the model cannot run without the values of tensors, or on sequences of this length.
@@ -62,31 +69,45 @@ def trace_step(skeleton: Skeleton, setup: Setup) -> Step:
     trained = skeleton.trained()
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)  # with accumulation it exists in the forward pass
-    batch = _batch(model, setup)
-    held = [*skeleton.base(), *trained, *(p.grad for p in trained if p.grad is not None), *batch.values()]
-    live = LiveBytes(held, answers=ValueAnswers(scalar="attention_mask" not in batch))
+    held = [*skeleton.base(), *trained, *(p.grad for p in trained if p.grad is not None)]
     saved_by = [0] * len(skeleton.layers)
     try:
+        batch = _batch(model, setup, setup.batch_size)
+        live = _live(held, batch)
         with ExitStack() as hooks, _with_checkpointing(model, setup), live:
             for hook in _hooks(skeleton.layers, live, saved_by):
                 hooks.callback(hook.remove)
             with KernelsOf(setup.device):
-                loss: Tensor = model(**batch, use_cache=False).loss
+                loss = planned_loss(model, batch, whole_logits=setup.split == "fsdp")
             saved, layers = live.now, tuple(saved_by)
             # not within the other mode, which a layer that is run again could not see
             loss.backward()  # type: ignore[no-untyped-call]
+        batch = _batch(model, setup, setup.in_validation)
+        validating = _live(held, batch)
+        with torch.no_grad(), evaluating(model), validating, KernelsOf(setup.device):
+            planned_loss(model, batch, whole_logits=setup.split == "fsdp")
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise HeadEditError(
             f"A {type(model).__name__} cannot be run on {setup.tokens} tokens without weights, so the memory of a step "
             f"is unknown ({str(error).splitlines()[0]}). Measure it with one step on the device."
         ) from error
-    return Step(peak=live.peak, saved=saved, layers=layers, inside=max(0, live.recent_peak - sum(layers)))
+    return Step(
+        peak=live.peak,
+        saved=saved,
+        layers=layers,
+        inside=max(0, live.recent_peak - sum(layers)),
+        validation=validating.peak,
+    )
 
 
-def _batch(model: Any, setup: Setup) -> dict[str, Tensor]:
-    ids = torch.empty(setup.batch_size, setup.tokens, dtype=torch.long, device="meta")
+def _live(held: list[Tensor], batch: dict[str, Tensor]) -> LiveBytes:
+    return LiveBytes([*held, *batch.values()], answers=ValueAnswers(scalar="attention_mask" not in batch))
+
+
+def _batch(model: Any, setup: Setup, rows: int) -> dict[str, Tensor]:
+    ids = torch.empty(rows, setup.tokens, dtype=torch.long, device="meta")
     batch = {"input_ids": ids, "labels": torch.empty_like(ids)}
-    if setup.padded and setup.attention != "flash":
+    if rows > 1 and setup.attention != "flash":  # padding, and so a mask
         batch["attention_mask"] = torch.empty_like(ids)
     codebooks = getattr(model, "num_codebooks", 1)  # of audio, whose codes are rows of the batch: MusicGen
     if codebooks > 1:

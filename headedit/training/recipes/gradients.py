@@ -9,9 +9,10 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from headedit.data.losses import total_loss
 from headedit.edits import HeadEdits
 from headedit.edits.gate_set import GateIndex, all_gates, freeze_gates
-from headedit.hf.modes import evaluating
+from headedit.hf.checkpointing import evaluating_with_gradients
 
 
 def activation_rms(edits: HeadEdits, run: Callable[[], object]) -> list[float]:
@@ -31,27 +32,27 @@ def activation_rms(edits: HeadEdits, run: Callable[[], object]) -> list[float]:
     return [2.0 ** round(math.log2(value)) if value > 0 else 1.0 for value in rms]
 
 
-def gate_gradients(
-    edits: HeadEdits, batches: Iterable[tuple[float, dict[str, Tensor]]], rms: list[float]
-) -> dict[GateIndex, float]:
+def gate_gradients(edits: HeadEdits, batches: Iterable[dict[str, Tensor]], rms: list[float]) -> dict[GateIndex, float]:
     """Norm of the gradient of the loss with respect to the vectors of every gate, as if that gate were open.
 
-    The gradient is taken in eval mode, that of offsets in units of their site's activations. The edits must have zero
-    vectors under every closed gate; afterwards all gates are open.
+    The loss is the mean over the labelled tokens of all batches. The gradient is taken in eval mode, that of offsets in
+    units of their site's activations. The edits must have zero vectors under every closed gate; afterwards all gates
+    are open.
 
     Args:
         edits: the handle.
-        batches: pairs of a batch's share of all examples and the batch.
+        batches: padded examples with labels.
         rms: root mean square of each site's input, [sites].
     """
     module, model = edits.module, edits.model
     freeze_gates(module, all_gates(module))
     module.zero_grad()
-    with evaluating(model):
-        device = model.get_input_embeddings().weight.device  # type: ignore[operator]
-        for share, batch in batches:
-            loss = model(**{k: v.to(device) for k, v in batch.items()}, use_cache=False).loss
-            (loss * share).backward()
+    tokens = 0
+    with evaluating_with_gradients(model):
+        for batch in batches:
+            total, labelled = total_loss(model, batch)
+            total.backward()  # type: ignore[no-untyped-call]
+            tokens += labelled
     found: dict[GateIndex, float] = {}
     for i, edit in enumerate(module):
         for owner in edit.gated_vectors():
@@ -59,7 +60,7 @@ def gate_gradients(
             for name in edit.vectors_of(owner):
                 grad = edit.vectors[name].grad
                 if grad is not None:
-                    unit = rms[i] if name == "offset" else 1.0
+                    unit = (rms[i] if name == "offset" else 1.0) / tokens
                     squares += reduce((grad.float().cpu() * unit).square(), "head dim -> head", "sum")
             found |= {GateIndex(i, owner, head): value for head, value in enumerate(squares.sqrt().tolist())}
     module.zero_grad()

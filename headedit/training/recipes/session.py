@@ -17,6 +17,7 @@ from headedit.data.losses import example_losses
 from headedit.edits import HeadEdits
 from headedit.edits.gate_set import GateIndex
 from headedit.errors import HeadEditError
+from headedit.hf.checkpointing import enable_checkpointing, is_checkpointing
 from headedit.runs.files import HISTORY_FILE
 from headedit.runs.folder import CHECKPOINTS, remove_run
 from headedit.runs.history import History
@@ -29,6 +30,7 @@ from headedit.training.prefix_cache import FrozenPrefix
 from headedit.training.recipes.gradients import activation_rms, gate_gradients
 from headedit.training.recipes.journal import Journal, digest_tensors, restore_stage, snapshot_stage
 from headedit.training.recipes.stage import Stage, merge_arguments
+from headedit.training.validation import eval_batch_size
 
 _DEVICES = ("use_cpu", "ddp_backend", "ddp_timeout")
 _SAMPLE = 64
@@ -62,7 +64,7 @@ class Session:
         arguments: fields of ``TrainingArguments`` for every stage; they override the stage's own.
         resume: resume the run that was stopped in the folder, if there is one.
         overwrite: remove what headedit wrote into the folder first.
-        batch_size: examples per training step; batches without gradients are a multiple of it.
+        batch_size: examples per training step.
         prefix: the cache of the layers below the edited ones; None to run all layers in every pass.
         history: rows of all stages.
         steps: optimiser steps taken so far.
@@ -134,6 +136,17 @@ class Session:
             base = self.example_losses().mean().item()
         return {"examples": len(self.valid), "by": "validation set", "base": base, "edited": edited}
 
+    @property
+    def eval_batch_size(self) -> int:
+        """Examples per batch without gradients, also of the Trainer's validation."""
+        given = self.arguments.get("per_device_eval_batch_size")
+        return int(given) if given else eval_batch_size(self.batch_size, checkpointing=self.checkpointing)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether training runs with gradient checkpointing."""
+        return bool(self.arguments.get("gradient_checkpointing")) or is_checkpointing(self.edits.model)
+
     def without_prefix_cache(self) -> AbstractContextManager[None]:
         """A context in which every pass runs all layers."""
         return nullcontext() if self.prefix is None else self.prefix.paused()
@@ -142,13 +155,14 @@ class Session:
         """The loss of every example in nats per token, [examples]; by default of the validation set."""
         chosen = self.valid if rows is None else rows
         assert chosen is not None
-        return example_losses(self.edits.model, chosen, PadRight(self.pad_token_id), 4 * self.batch_size)
+        return example_losses(self.edits.model, chosen, PadRight(self.pad_token_id), self.eval_batch_size)
 
     def gate_gradients(self, rows: Sequence[Encoded]) -> dict[GateIndex, float]:
         """The norm of the gradient of some examples' loss along every gate's vectors; see ``gradients``."""
-        size, collate = 2 * self.batch_size, PadRight(self.pad_token_id)
-        parts = (rows[start : start + size] for start in range(0, len(rows), size))
-        batches = ((len(part) / len(rows), collate(part)) for part in parts)
+        if self.checkpointing and not is_checkpointing(self.edits.model):
+            enable_checkpointing(self.edits.model)
+        size, collate = self.batch_size, PadRight(self.pad_token_id)
+        batches = (collate(rows[start : start + size]) for start in range(0, len(rows), size))
         return gate_gradients(self.edits, batches, self._activation_rms(rows))
 
     def train_stage(
@@ -228,6 +242,7 @@ class Session:
         """The arguments of a stage's Trainer: the stage's settings, under those given for the whole run."""
         own = {
             **settings,
+            "per_device_eval_batch_size": self.eval_batch_size,
             "output_dir": str(folder),
             "save_total_limit": 2,
             "prediction_loss_only": True,

@@ -83,7 +83,6 @@ class Stage:
         return {
             "num_train_epochs": epochs,
             "per_device_train_batch_size": batch,
-            "per_device_eval_batch_size": 4 * batch,
             "learning_rate": self.scale_lr,
             "lr_scheduler_type": hf_name(self.lr_schedule),
             "warmup_steps": round(warmup),
