@@ -16,6 +16,7 @@ from headedit.specs import MODULE_NAME
 from headedit.training.loop import checkpoints
 from headedit.training.loop.interrupts import StopOnSignal
 from headedit.training.loop.other_weights import load_weights, other_weights, refuse_other_weights, save_weights
+from headedit.training.loop.policy import restore_reference, save_reference
 from headedit.training.loop.sharding import average_gradients, exclude_from_sharding, unsharded
 
 _TrainerMethods: Any = object  # a Trainer comes after it in the bases, and has the methods that it calls
@@ -58,6 +59,7 @@ class SavesEdits(_TrainerMethods):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                save_reference(self, folder)
                 loss = None if self._plain_loss is None else self._plain_loss.item()
                 plain = {"loss": loss, "since": self._plain_since, "ended": self._has_ended()}
                 checkpoints.mark_complete(folder, self.callback_handler.callbacks, plain)
@@ -92,6 +94,7 @@ class SavesEdits(_TrainerMethods):  # type: ignore[misc]
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        restore_reference(self, Path(resume_from_checkpoint))
         self._load_trained(resume_from_checkpoint)
         state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
         self._eval_losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
