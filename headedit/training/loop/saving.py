@@ -11,6 +11,7 @@ from transformers.trainer_utils import TrainOutput
 
 from headedit.edits import HeadEdits
 from headedit.edits.files.storage import load_tensors
+from headedit.hf.sharding import is_sharded
 from headedit.runs.history import History
 from headedit.specs import MODULE_NAME
 from headedit.training.loop import checkpoints
@@ -39,8 +40,19 @@ class SavesEdits(_TrainerMethods):  # type: ignore[misc]
     _plain_since: int
 
     def other_weights(self) -> dict[str, nn.Parameter]:
-        """What is trained besides the edits, such as LoRA, a norm or a head, by name."""
-        return other_weights(self.model, self.edits)
+        """What is trained besides the edits, such as LoRA, a norm or a head, by name.
+
+        Raises:
+            HeadEditError: each process has a part of them, which one process cannot save.
+        """
+        found = other_weights(self.model, self.edits)
+        if any(map(is_sharded, found.values())):
+            self._refuse_other_weights()
+        return found
+
+    def _refuse_other_weights(self) -> None:
+        way_out = "Or train them without FSDP, DeepSpeed and tensor parallelism."
+        refuse_other_weights(self.model, self.edits, "Sharded training", way_out)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
@@ -84,9 +96,7 @@ class SavesEdits(_TrainerMethods):  # type: ignore[misc]
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            refuse_other_weights(
-                self.model, self.edits, "Sharded training", "Or train them without FSDP and DeepSpeed."
-            )
+            self._refuse_other_weights()
         exclude_from_sharding(self.accelerator, self.edits.model.get_submodule(MODULE_NAME))
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
