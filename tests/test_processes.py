@@ -1,4 +1,4 @@
-"""Two processes learn the same edits as one, with DDP and with FSDP2."""
+"""Two processes learn the same edits as one, with DDP and with FSDP2, and other weights with DDP."""
 
 import json
 import os
@@ -6,18 +6,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes_other_weights as others
 import pytest
 import torch
 from processes import train
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).with_name("processes.py")
+from headedit.runs.files import OTHER_WEIGHTS_FILE
+
 CLOSE = 1e-6
 """The largest difference of a parameter; two processes add up gradients in another order."""
 
 
-def launch(*arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+
+
+def launch(script, *arguments):
+    file = Path(__file__).with_name(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(file)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300
@@ -25,14 +31,30 @@ def launch(*arguments):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.parametrize(("recipe", "how"), [("localise", []), ("jola", ["shard"])], ids=["DDP", "FSDP2"])
 def test_two_processes_learn_the_same_edits_as_one(recipe, how, tmp_path):
     train(tmp_path / "one", 8, recipe)
-    launch(tmp_path / "two", 4, recipe, *how)
+    launch("processes.py", tmp_path / "two", 4, recipe, *how)
     one, two = (load_file(tmp_path / name / "headedit.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     assert max(float(t.abs().max()) for t in one.values()) > 0.1
     assert all(torch.allclose(one[name], two[name], atol=CLOSE) for name in one)
     steps = [json.loads((tmp_path / name / "run.json").read_text())["steps"] for name in ("one", "two")]
     assert steps[0] == steps[1]
+
+
+def test_two_processes_save_other_weights_once_and_resume_with_them(tmp_path):
+    one, _ = others.train(tmp_path / "one", 8)
+    launch("processes_other_weights.py", tmp_path / "two")
+    for name in ("headedit.safetensors", OTHER_WEIGHTS_FILE):
+        first, second, resumed = (load_file(tmp_path / run / name) for run in ("one", "two", "two-resumed"))
+        assert first.keys() == second.keys() == resumed.keys()
+        assert all(torch.allclose(first[key], second[key], atol=1e-4) for key in first)
+        assert all(torch.equal(second[key], resumed[key]) for key in second)
+    assert load_file(tmp_path / "two" / OTHER_WEIGHTS_FILE).keys() == {others.NORM}
+    assert not torch.equal(load_file(tmp_path / "two" / OTHER_WEIGHTS_FILE)[others.NORM], torch.ones(32))
+    assert max(float(p.detach().abs().max()) for p in one.vector_parameters()) > 0.01
+
+
+def test_other_weights_that_would_be_sharded_are_refused_by_name(tmp_path):
+    launch("processes_other_weights.py", tmp_path / "sharded", "shard")

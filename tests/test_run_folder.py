@@ -55,6 +55,17 @@ def test_a_finished_run_is_not_trained_over(tmp_path):
     assert content(tmp_path) == before
 
 
+def test_resuming_removes_the_checkpoints_that_a_killed_run_had_not_come_to_remove(tmp_path):
+    fit(tmp_path)
+    before, left = content(tmp_path), tmp_path / "checkpoints"
+    (left / "01-ungated" / "checkpoint-3").mkdir(parents=True)
+    (left / "journal").mkdir()
+    (left / "headedit.json").write_text("{}")
+    fit(tmp_path, resume=True)
+    assert content(tmp_path) == before
+    assert not left.exists()
+
+
 def test_resuming_a_finished_run_returns_it_with_its_edits(tmp_path, caplog):
     for recipe in ("localise", "jola", "ungated"):
         options = {"recipe": recipe, **({"min_steps": 1} if recipe != "jola" else {})}

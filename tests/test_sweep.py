@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import shlex
+import signal
 import statistics
 
 import pytest
@@ -173,7 +175,10 @@ def test_a_stopped_run_of_a_sweep_is_resumed(done, inputs, tmp_path, capsys, mon
     assert run("sweep", file) == 130
     states = [sweep_run.run_state(planned.config) for planned in plan_sweep(SweepConfig.read(file))]
     assert states == ["finished", "stopped", "new", "new"]
-    capsys.readouterr()
+    said = capsys.readouterr().err
+    assert "headedit: stopped; 1 of 4 runs are finished ('one, seed 0').\n" in said
+    assert "begun, and continued from what was saved last: 1 ('one, seed 5').\n" in said
+    assert said.endswith(f"{tmp_path / 'out/sweep.md'}.\nTo continue: headedit sweep {file}\n")
     assert run("sweep", file, "--dry-run") == 0
     assert re.findall(r"\b(finished|stopped|new)\b", capsys.readouterr().out) == states
     assert run("sweep", file) == 0
@@ -182,6 +187,26 @@ def test_a_stopped_run_of_a_sweep_is_resumed(done, inputs, tmp_path, capsys, mon
     for name in ("one/seed-5", "two/seed-0"):
         found = [folder / name / "headedit.safetensors" for folder in (tmp_path / "out", reference)]
         assert found[0].read_bytes() == found[1].read_bytes()
+
+
+def test_ctrl_c_outside_a_training_step_prints_the_command_that_continues_the_sweep(
+    inputs, tmp_path, capsys, monkeypatch
+):
+    file, few = sweep_of(inputs, tmp_path), "data.examples=6"
+    load, loaded = ModelConfig.load, []
+
+    def interrupted(self):
+        loaded.append(load(self))
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ModelConfig, "load", interrupted)
+    assert run("sweep", file, "--set", "data.train=my file.json", "--set", few) == 130
+    said = capsys.readouterr().err
+    assert len(loaded) == 1
+    assert said.startswith("headedit: stopped; 0 of 4 runs are finished.\nTo continue: headedit sweep ")
+    line = shlex.split(said.splitlines()[-1].removeprefix("To continue: "))
+    assert line == ["headedit", "sweep", str(file), "--set", "data.train=my file.json", "--set", few]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failed_run_is_reported_and_the_others_continue(inputs, tmp_path, capsys):

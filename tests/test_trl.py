@@ -222,3 +222,51 @@ def test_supervised_training_draws_its_gates(tmp_path):
     )
     made.train()
     assert made.drew
+
+
+def checkpointed(trainer, folder, edits, **changes):
+    return preference(
+        trainer, edits, folder, per_device_train_batch_size=2, save_strategy="steps", save_steps=1, **changes
+    )
+
+
+@pytest.mark.parametrize("trainer", PREFERENCE)
+def test_a_training_resumed_from_other_edits_has_the_reference_that_it_began_with(trainer, tmp_path):
+    whole = checkpointed(trainer, tmp_path, trained())
+    whole.train()
+    fresh = headedit.attach(tiny_model("llama", vocab_size=512))
+    fresh.strength = 0.5
+    resumed = checkpointed(trainer, tmp_path, fresh)
+    fresh.strength = 1.0
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert rewards(resumed) == rewards(whole)
+    assert set(rewards(resumed)[1].values()) != {0.0}
+    found, expected = (made.ref_model.frozen_state() for made in (resumed, whole))
+    assert found.plain == expected.plain
+    assert all(torch.equal(found.tensors[name], expected.tensors[name]) for name in expected.tensors)
+    pairs = zip(resumed.edits.snapshot(), whole.edits.snapshot(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_log_probabilities_of_another_reference_are_not_resumed_with(tmp_path):
+    whole = checkpointed(EditDPO, tmp_path, trained(), precompute_ref_log_probs=True)
+    whole.train()
+    checkpoint = str(tmp_path / "checkpoint-1")
+    again = checkpointed(EditDPO, tmp_path, trained(), precompute_ref_log_probs=True)
+    again.train(resume_from_checkpoint=checkpoint)
+    assert rewards(again) == rewards(whole)
+    fresh = headedit.attach(tiny_model("llama", vocab_size=512))
+    other = checkpointed(EditDPO, tmp_path, fresh, precompute_ref_log_probs=True)
+    with pytest.raises(HeadEditError, match=r"precompute_ref_log_probs: .*checkpoint-1 was trained against those of"):
+        other.train(resume_from_checkpoint=checkpoint)
+
+
+def test_a_checkpoint_without_a_reference_is_resumed_with_a_warning(tmp_path, caplog):
+    whole = checkpointed(EditDPO, tmp_path, trained())
+    whole.train()
+    for file in (tmp_path / "checkpoint-1").glob("headedit_reference*"):
+        file.unlink()
+    resumed = checkpointed(EditDPO, tmp_path, trained())
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert "checkpoint-1: holds no reference" in caplog.text
+    assert rewards(resumed) == rewards(whole)

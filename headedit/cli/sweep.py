@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headedit.cli.shared import console, print_files, write_json, write_whole
+from headedit.cli.stopping import stopped_sweep_message
 from headedit.errors import HeadEditError
 from headedit.io.tables import rich_table
 
@@ -33,7 +34,8 @@ def sweep(
 ) -> None:
     """Train a config on several tasks and seeds, and print one table of the results.
 
-    Run the same command again to resume: finished runs are skipped and stopped ones continued.
+    Run the same command again to resume: finished runs are skipped and stopped ones continued. Ctrl-C says which are
+    finished and prints that command.
 
     Example: `headedit sweep sweep.yaml --set model.name=./my-model`
     """
@@ -49,8 +51,12 @@ def sweep(
         return
     measure = None if config.evaluate is None else evaluated
     folder, rows, files = Path(config.output), [], []
-    for rows in run_sweep(planned, measure=measure, say=_say):
-        files = write_sweep(rows, folder)
+    try:
+        for rows in run_sweep(planned, measure=measure, say=_say):
+            files = write_sweep(rows, folder)
+    except KeyboardInterrupt:
+        words = [str(file), *(word for setting in settings or [] for word in ("--set", setting))]
+        raise KeyboardInterrupt(stopped_sweep_message(planned, folder, words)) from None
     header, cells = sweep_table(rows)
     console.print(rich_table(f"headedit sweep {file}", header, cells, left=_left(rows)))
     print_files(files)

@@ -5,17 +5,26 @@ the draw of the gates. Their reference is the base model with a frozen copy of t
 """
 
 import inspect
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
+from headedit.training.loop.state import State, read_state, write_state
+
+logger = logging.getLogger(__name__)
+
+REFERENCE = "headedit_reference"
+"""Name of the files of a checkpoint that hold the edits of the reference."""
 
 _ONE_POLICY = frozenset({"SFTTrainer", "RewardTrainer"})
 _MAKE_THEIR_OWN = frozenset({"GRPOTrainer", "RLOOTrainer"})
@@ -48,6 +57,22 @@ class Reference(nn.Module):
         adapter = self.__dict__["_adapter"]
         with evaluating(edits.model), edits.applying(adapter):
             return edits.model(*args, **kwargs)
+
+    def frozen_state(self) -> State:
+        """The frozen edits: their parameters, their strength, and which sites they skip."""
+        adapter = self.__dict__["_adapter"]
+        plain = {"strength": adapter.strength, "idle": [edit.idle for edit in adapter]}
+        return State(plain, {name: p.detach().clone() for name, p in adapter.named_parameters()})
+
+    @torch.no_grad()
+    def set_frozen_state(self, state: State) -> None:
+        """Sets the frozen edits to those of a state."""
+        adapter = self.__dict__["_adapter"]
+        for name, parameter in adapter.named_parameters():
+            parameter.copy_(state.tensors[name])
+        adapter.strength = state.plain["strength"]
+        for edit, idle in zip(adapter, state.plain["idle"], strict=True):
+            edit.idle = idle
 
 
 def compares_policies(trainer: type) -> bool:
@@ -97,6 +122,39 @@ def reference_of_start(trainer: Any, edits: HeadEdits, options: dict[str, Any]) 
     if makes:
         trainer.beta = beta
     trainer.ref_model = Reference(edits)  # TRL has patched the forward pass of the one that it was given
+
+
+def save_reference(trainer: Any, folder: Path) -> None:
+    """Writes the frozen edits of a Trainer's reference into a checkpoint; nothing if it has no such reference."""
+    reference = getattr(trainer, "ref_model", None)
+    if isinstance(reference, Reference):
+        write_state(folder, REFERENCE, reference.frozen_state())
+
+
+def restore_reference(trainer: Any, folder: Path) -> None:
+    """Gives a Trainer the reference that ``save_reference`` wrote into a checkpoint.
+
+    Raises:
+        HeadEditError: the log-probabilities of another reference were computed when the Trainer was made.
+    """
+    reference = getattr(trainer, "ref_model", None)
+    if not isinstance(reference, Reference):
+        return
+    state = read_state(folder, REFERENCE)
+    if state is None:
+        logger.warning(
+            "%s: holds no reference, so it is made of the edits that the model had when the Trainer was made.", folder
+        )
+        return
+    own = reference.frozen_state()
+    same = own.plain == state.plain and all(torch.equal(own.tensors[n].cpu(), t) for n, t in state.tensors.items())
+    if not same and getattr(trainer.args, "precompute_ref_log_probs", False):
+        raise HeadEditError(
+            f"precompute_ref_log_probs: the log-probabilities of the reference were computed from the edits that the "
+            f"model has, and {folder} was trained against those of other edits. Put the edits on the model that the "
+            "training began with before the Trainer is made, or leave precompute_ref_log_probs at False."
+        )
+    reference.set_frozen_state(state)
 
 
 def _kind(trainer: type) -> type | None:

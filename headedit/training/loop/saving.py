@@ -11,11 +11,13 @@ from transformers.trainer_utils import TrainOutput
 
 from headedit.edits import HeadEdits
 from headedit.edits.files.storage import load_tensors
+from headedit.hf.sharding import is_sharded
 from headedit.runs.history import History
 from headedit.specs import MODULE_NAME
 from headedit.training.loop import checkpoints
 from headedit.training.loop.interrupts import StopOnSignal
 from headedit.training.loop.other_weights import load_weights, other_weights, refuse_other_weights, save_weights
+from headedit.training.loop.policy import restore_reference, save_reference
 from headedit.training.loop.sharding import average_gradients, exclude_from_sharding, unsharded
 
 _TrainerMethods: Any = object  # a Trainer comes after it in the bases, and has the methods that it calls
@@ -38,8 +40,19 @@ class SavesEdits(_TrainerMethods):  # type: ignore[misc]
     _plain_since: int
 
     def other_weights(self) -> dict[str, nn.Parameter]:
-        """What is trained besides the edits, such as LoRA, a norm or a head, by name."""
-        return other_weights(self.model, self.edits)
+        """What is trained besides the edits, such as LoRA, a norm or a head, by name.
+
+        Raises:
+            HeadEditError: each process has a part of them, which one process cannot save.
+        """
+        found = other_weights(self.model, self.edits)
+        if any(map(is_sharded, found.values())):
+            self._refuse_other_weights()
+        return found
+
+    def _refuse_other_weights(self) -> None:
+        way_out = "Or train them without FSDP, DeepSpeed and tensor parallelism."
+        refuse_other_weights(self.model, self.edits, "Sharded training", way_out)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
@@ -58,6 +71,7 @@ class SavesEdits(_TrainerMethods):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                save_reference(self, folder)
                 loss = None if self._plain_loss is None else self._plain_loss.item()
                 plain = {"loss": loss, "since": self._plain_since, "ended": self._has_ended()}
                 checkpoints.mark_complete(folder, self.callback_handler.callbacks, plain)
@@ -82,9 +96,7 @@ class SavesEdits(_TrainerMethods):  # type: ignore[misc]
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            refuse_other_weights(
-                self.model, self.edits, "Sharded training", "Or train them without FSDP and DeepSpeed."
-            )
+            self._refuse_other_weights()
         exclude_from_sharding(self.accelerator, self.edits.model.get_submodule(MODULE_NAME))
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
@@ -92,6 +104,7 @@ class SavesEdits(_TrainerMethods):  # type: ignore[misc]
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        restore_reference(self, Path(resume_from_checkpoint))
         self._load_trained(resume_from_checkpoint)
         state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
         self._eval_losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]

@@ -44,7 +44,7 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
     - every logged step becomes a row of ``history``, which is also written to ``history.jsonl``;
     - a loss that is NaN or infinite stops the run, with the last good edits on disk;
     - before a Trainer of TRL that compares the log-probabilities of passes (DPO, KTO, GRPO, RLOO), gates are
-      deterministic, and the reference is this model with a frozen copy of the edits as they are when it is made.
+      deterministic; the reference is a frozen copy of the edits as they are when it is made, which checkpoints hold.
 
     Args:
         edits: the handle of the edits on the model to train.
