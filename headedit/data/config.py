@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from headedit.data.clock import read_date
 from headedit.data.formats import NAMES, Format
 from headedit.data.templates import Template
 from headedit.errors import HeadEditError, suggest
@@ -40,6 +41,8 @@ class DataConfig:
         valid_examples: how many to draw from the source ``valid``.
         test_examples: how many to draw from the source ``test``.
         seed: seed of all draws.
+        date: the date that a chat template is told, in ISO format, such as 2026-03-01; None for today's, or that of the
+            run that is resumed.
     """
 
     train: Source
@@ -55,10 +58,13 @@ class DataConfig:
     valid_examples: int | None = None
     test_examples: int | None = None
     seed: int = 0
+    date: str | None = None
 
     def __post_init__(self) -> None:
         strict.check(self)
         check_fields(self.fields)
+        if self.date is not None:
+            read_date(self.date)
         for name in ("train", "valid", "test"):
             value = getattr(self, name)
             if isinstance(value, list | str) and not all(value if isinstance(value, list) else [value]):

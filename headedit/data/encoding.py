@@ -87,7 +87,7 @@ def encode(
     if broken:
         logger.warning("%d %s examples cannot be used and are dropped; the first: %s", len(broken), name, broken[0])
     if isinstance(examples, StoredRows):
-        return StoredRows(examples.dataset.select(chosen)) if broken else examples
+        return StoredRows(examples.dataset.select(chosen), examples.date) if broken else examples
     return kept
 
 

@@ -2,12 +2,12 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from headedit.data.batches import Encoded
+from headedit.data.batches import ListedRows, StoredRows
 from headedit.data.cache import encode_examples
+from headedit.data.clock import Clock
 from headedit.data.config import DataConfig
 from headedit.data.conversation import last_exchange
 from headedit.data.encoder import Encoder
@@ -31,12 +31,13 @@ class Data:
         valid: the same; None where there are none.
         test: the same.
         report: plain data for JSON: for each split the sources, the counts of records read, malformed, drawn, dropped
-            and cut, indices, formats, templates, token lengths and what ends the responses; and the overlaps.
+            and cut, indices, formats, templates, token lengths and what ends the responses; the overlaps; and the date
+            that the chat template was told, if it asked.
     """
 
-    train: Sequence[Encoded]
-    valid: Sequence[Encoded] | None
-    test: Sequence[Encoded] | None
+    train: ListedRows | StoredRows
+    valid: ListedRows | StoredRows | None
+    test: ListedRows | StoredRows | None
     report: dict[str, Any]
     _examples: dict[str, list[Conversation]] = field(repr=False)
     _encoder: Encoder = field(repr=False)
@@ -50,10 +51,11 @@ class Data:
         if split not in self._examples:
             raise HeadEditError(f"There is no {_NAMES[split]} set in this data; give one as '{split}'.")
         encoder = self._encoder
-        return [
-            last_exchange(e.messages, encoder.template_of(e.format), encoder.tokenizer, e.where)
-            for e in self._examples[split]
-        ]
+        with Clock(self.report["date"]):
+            return [
+                last_exchange(e.messages, encoder.template_of(e.format), encoder.tokenizer, e.where)
+                for e in self._examples[split]
+            ]
 
     def rows(self) -> list[tuple[str, str]]:
         """The report as (what, value) rows, for printing."""
@@ -101,12 +103,15 @@ def load_data(
         Vocabulary(vocabulary),
     )
     chosen, report = _chosen(config, progress)
-    encoded: dict[str, Sequence[Encoded]] = {}
-    for name, examples in chosen.items():
-        encoded[name], chosen[name] = _encode(examples, encoder, name, report[name], progress)
+    encoded: dict[str, ListedRows | StoredRows] = {}
+    with Clock(config.date) as clock:
+        for name, examples in chosen.items():
+            encoded[name], chosen[name] = _encode(examples, encoder, name, report[name], progress)
+    for rows in encoded.values():
+        rows.date = clock.date
     others = [name for name in ("valid", "test") if name in chosen]
     report["overlap"] = {f"train/{name}": overlap(chosen["train"], chosen[name]) for name in others}
-    report["seed"] = config.seed
+    report |= {"seed": config.seed, "date": clock.date}
     return Data(encoded["train"], encoded.get("valid"), encoded.get("test"), report, chosen, encoder)
 
 
@@ -143,7 +148,7 @@ def _chosen(config: DataConfig, progress: bool) -> tuple[dict[str, list[Conversa
 
 def _encode(
     examples: list[Conversation], encoder: Encoder, name: str, report: dict[str, Any], progress: bool
-) -> tuple[Sequence[Encoded], list[Conversation]]:
+) -> tuple[ListedRows | StoredRows, list[Conversation]]:
     """Encodes examples, keeps those that are used, and completes the report."""
     rows = encode_examples(examples, encoder, name=_NAMES[name], progress=progress)
     lengths, cut, ends = rows.column("tokens"), rows.column("cut"), rows.column("ends")
