@@ -111,7 +111,7 @@ def _key(examples: Sequence[Conversation], encoder: Encoder) -> str:
     ]
     digest = hashlib.sha256(json.dumps(choices, sort_keys=True).encode())
     for example in examples:
-        digest.update(json.dumps([example.where, example.format, example.messages]).encode())
+        digest.update(json.dumps([example.where, example.format, example.messages, example.encoded]).encode())
     return digest.hexdigest()[:32]
 
 

@@ -19,7 +19,8 @@ class DataConfig:
 
     A source is a JSON list, JSON lines, CSV or Parquet file (``.json``, ``.jsonl``, ``.csv``, ``.parquet``), several
     of them in a list, a folder that ``datasets`` saved, or a dataset's id: ``owner/name``, ``owner/name/config``, each
-    perhaps with ``:split``. Without one, the split is ``train``, ``validation`` or ``test``, by what it is for.
+    perhaps with ``:split``. Without one, the split is ``train``, ``validation`` or ``test``, by what it is for. Records
+    that hold ``input_ids`` and ``labels``, and perhaps an ``attention_mask``, are taken as they are.
 
     Fields:
         train: the source of the training examples.

@@ -17,10 +17,12 @@ class Tokens:
     Fields:
         ids: token ids.
         spans: for every response that is learnt its first token, and the one after the token that ends it.
+        labels: labels that are given; None for those of the spans.
     """
 
     ids: list[int]
     spans: list[Span]
+    labels: list[int] | None = None
 
 
 def default_template(format: Format, tokenizer: Any) -> Template:

@@ -9,7 +9,7 @@ from headedit.data.config import TooLong
 from headedit.data.conversation import Tokens, conversation_tokens, default_template
 from headedit.data.formats import Format
 from headedit.data.records import Conversation
-from headedit.data.rows import Vocabulary
+from headedit.data.rows import Vocabulary, labelled_spans
 from headedit.data.templates import Template
 from headedit.errors import HeadEditError
 
@@ -24,7 +24,7 @@ class EncodingResult(TypedDict):
         cut: number of tokens that were cut.
         ends: the last token of every response that is kept.
         lost: number of responses that were cut, always whole.
-        template: the template.
+        template: the template; ``none`` for token ids.
         fault: why the example cannot be used, else empty.
         unrendered: number of responses whose ``reasoning_content`` the template leaves out.
     """
@@ -71,10 +71,9 @@ class Encoder:
             HeadEditError: the template refuses it, or it has a token id that the model does not have, and malformed
                 examples are not skipped.
         """
-        template = self.template_of(example.format)
+        template = "none" if example.format == "input_ids" else self.template_of(example.format)
         try:
-            tokens = conversation_tokens(example.messages, template, self.tokenizer, example.where)
-            self.vocabulary.check_ids(tokens.ids, example.where)
+            tokens = self._tokens(example)
         except HeadEditError as error:
             if not self.skip_malformed:
                 raise
@@ -87,7 +86,17 @@ class Encoder:
         result["unrendered"] = self._unrendered(example, template)
         return result
 
-    def _unrendered(self, example: Conversation, template: Template) -> int:
+    def _tokens(self, example: Conversation) -> Tokens:
+        if example.format == "input_ids":
+            assert example.encoded is not None
+            self.vocabulary.check(example.encoded, example.where)
+            ids, labels = example.encoded["input_ids"], example.encoded["labels"]
+            return Tokens(ids, labelled_spans(labels), labels)
+        tokens = conversation_tokens(example.messages, self.template_of(example.format), self.tokenizer, example.where)
+        self.vocabulary.check_ids(tokens.ids, example.where)
+        return tokens
+
+    def _unrendered(self, example: Conversation, template: str) -> int:
         thoughts = [m["reasoning_content"].strip() for m in example.messages if "reasoning_content" in m]
         if not thoughts:
             return 0
@@ -109,7 +118,10 @@ def cut_prompt(tokens: Tokens, max_length: int, bos_token_id: int | None) -> Tok
         if begin < end and start + len(opening) <= begin:
             begin = end
     spans = [(a - begin + len(opening), b - begin + len(opening)) for a, b in tokens.spans if a >= begin]
-    return Tokens(opening + tokens.ids[begin:], spans) if spans else None
+    if not spans:
+        return None
+    labels = None if tokens.labels is None else [IGNORED] * len(opening) + tokens.labels[begin:]
+    return Tokens(opening + tokens.ids[begin:], spans, labels)
 
 
 def _row(tokens: Tokens, kept: Tokens | None, template: str, fault: str = "") -> EncodingResult:
@@ -117,6 +129,8 @@ def _row(tokens: Tokens, kept: Tokens | None, template: str, fault: str = "") ->
     labels = [IGNORED] * len(ids)
     for start, end in spans:
         labels[start:end] = ids[start:end]
+    if kept is not None and kept.labels is not None:
+        labels = kept.labels
     return {
         "input_ids": ids,
         "labels": labels,

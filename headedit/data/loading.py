@@ -11,6 +11,7 @@ from headedit.data.clock import Clock
 from headedit.data.config import DataConfig
 from headedit.data.conversation import last_exchange
 from headedit.data.encoder import Encoder
+from headedit.data.encoding import encode_for_generation
 from headedit.data.records import Conversation, read_examples
 from headedit.data.rows import Vocabulary
 from headedit.data.splits import draw, overlap
@@ -52,10 +53,7 @@ class Data:
             raise HeadEditError(f"There is no {_NAMES[split]} set in this data; give one as '{split}'.")
         encoder = self._encoder
         with Clock(self.report["date"]):
-            return [
-                last_exchange(e.messages, encoder.template_of(e.format), encoder.tokenizer, e.where)
-                for e in self._examples[split]
-            ]
+            return [_pair(example, encoder) for example in self._examples[split]]
 
     def rows(self) -> list[tuple[str, str]]:
         """The report as (what, value) rows, for printing."""
@@ -71,6 +69,12 @@ class Data:
                     )
                 )
         return rows
+
+
+def _pair(example: Conversation, encoder: Encoder) -> tuple[str, str]:
+    if example.format == "input_ids":
+        return encode_for_generation(example.encoded, encoder.tokenizer, example.where)
+    return last_exchange(example.messages, encoder.template_of(example.format), encoder.tokenizer, example.where)
 
 
 def load_data(

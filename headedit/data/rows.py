@@ -1,13 +1,14 @@
 """Reads examples that hold token ids, and checks encoded ones against the model that is to read them."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from headedit.data.batches import IGNORED, Encoded, token_embeddings
+from headedit.data.tokens import Span
 from headedit.errors import HeadEditError
 
 _SHOWN = 60
@@ -15,7 +16,7 @@ _SHOWN = 60
 
 def is_encoded(example: Any) -> bool:
     """Whether an example holds token ids rather than text."""
-    return isinstance(example, Mapping) and "input_ids" in example
+    return isinstance(example, Mapping) and example.get("input_ids") is not None
 
 
 def read_row(example: Mapping[str, Any], where: str, *, labelled: bool = True) -> Encoded:
@@ -64,6 +65,10 @@ class Vocabulary:
         head = get() if callable(get) else None
         return Vocabulary(_number(table, "num_embeddings") or read, _number(head, "out_features"))
 
+    def has(self, token: int | None) -> bool:
+        """Whether the model reads a token id; False for None."""
+        return token is not None and token >= 0 and (self.read is None or token < self.read)
+
     def check(self, row: Encoded, where: str) -> None:
         """Raises a HeadEditError for a row without tokens, with an id that the model does not have, or without a loss.
 
@@ -95,6 +100,13 @@ class Vocabulary:
             f"{where}: has the token id {wrong}, but {have}. Give the model's own tokenizer, or resize the model's "
             "embeddings to the tokenizer."
         )
+
+
+def labelled_spans(labels: Sequence[int]) -> list[Span]:
+    """Where the labelled tokens are that follow each other."""
+    known = [False, *(label != IGNORED for label in labels), False]
+    edges = [i - 1 for i in range(1, len(known)) if known[i] != known[i - 1]]
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _number(module: Any, name: str) -> int | None:

@@ -66,7 +66,7 @@ def evaluate(
         output: a JSON file for the report; a Markdown file and the predictions are written next to it. A stopped
             evaluation is resumed by the same call; predictions of other weights, edits, settings or another tokenizer
             are made again.
-        skip_broken: leave out and report what is broken or too long, instead of stopping at the first.
+        skip_broken: leave out and report what is broken or unreadable for the model, instead of stopping at the first.
         fields: for a task without a prompt, what the fields of a format are called in the records, as in
             ``headedit.DataConfig``.
         progress: show bars.
@@ -188,18 +188,18 @@ def _longest_answer(tokenizer: Any, examples: Sequence[Example]) -> int:
 def _fitting(
     model: nn.Module, tokenizer: Any, task: Task, examples: Sequence[Example], max_new_tokens: int
 ) -> tuple[list[Example], list[str]]:
-    """The examples that fit the model's context, and a message for each that does not."""
+    """The examples that the model can read, and a message for each that it cannot."""
     fitting, too_long = [], []
     for example in examples:
         tails = [text_ids(tokenizer, task.delimiter + label) for label in example.labels]
         more = max_new_tokens if task.scoring == "generation" else max(map(len, tails))
         try:
-            check_room(model, len(prompt_ids(tokenizer, example.prompt)), more, example.where)
+            check_room(model, prompt_ids(tokenizer, example.prompt), more, example.where)
             fitting.append(example)
         except HeadEditError as error:
             too_long.append(str(error))
     if not fitting:
-        raise HeadEditError(f"There is nothing to evaluate: every prompt is too long, the first: {too_long[0]}")
+        raise HeadEditError(f"There is nothing to evaluate: no prompt can be read, the first: {too_long[0]}")
     return fitting, too_long
 
 

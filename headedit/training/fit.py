@@ -276,18 +276,19 @@ def _encoded(
     train, valid = _listed(train), None if valid is None else _listed(valid)
     if tokenizer is None and any(not is_encoded(row) for row in [*train[:1], *(valid or [])[:1]]):
         tokenizer = load_tokenizer(getattr(edits.model.config, "_name_or_path", ""))
+    vocabulary = Vocabulary.of(edits.model)
     length = context_length(edits.model) if max_length is None else max_length
     encoding = functools.partial(
         encode,
         tokenizer=tokenizer,
         max_length=length,
-        vocabulary=Vocabulary.of(edits.model),
+        vocabulary=vocabulary,
         skip_malformed=skip_malformed,
         progress=progress,
     )
     pad = getattr(tokenizer, "pad_token_id", None)
     rows = encoding(train, name="training")
-    return rows, None if valid is None else encoding(valid, name="validation"), 0 if pad is None else pad
+    return rows, None if valid is None else encoding(valid, name="validation"), pad if vocabulary.has(pad) else 0
 
 
 def _listed(examples: Iterable[Any]) -> Sequence[Any]:

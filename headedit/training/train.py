@@ -174,7 +174,7 @@ def _check(config: RunConfig) -> None:
 
 def _add_test_loss(run: Run, edits: HeadEdits, data: Data, pad: int | None, batch: int) -> None:
     assert data.test is not None
-    collate = PadRight(0 if pad is None else pad)
+    collate = PadRight(pad if pad is not None and Vocabulary.of(edits.model).has(pad) else 0)
     run.record["test_examples"] = len(data.test)
     run.record["test_loss"] = example_losses(edits.model, data.test, collate, batch).mean().item()
     with edits.disable_adapter():
