@@ -25,7 +25,7 @@ _WORTH_STORING = 1_000_000
 """Number of characters below which encoding takes less time than loading ``datasets``."""
 
 _FORMAT = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-_ENCODING = 2
+_ENCODING = 3
 """To be raised with every change that gives the same examples other tokens or labels."""
 
 
@@ -75,7 +75,7 @@ def _stored(
         return encoder(examples[index])
 
     number, text = datasets.Value("int32"), datasets.Value("string")
-    kinds = {int: number, str: text, list[int]: datasets.List(number)}
+    kinds = {int: number, str: text, bool: datasets.Value("bool"), list[int]: datasets.List(number)}
     key = _key(examples, encoder)
     with _bars(datasets, progress):
         return datasets.Dataset.from_dict({"index": range(len(examples))}).map(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headedit.data.chat import chat_text, chat_tokens
-from headedit.data.formats import CONVERSATIONS, INSTRUCTIONS, Format, Message, is_learnt, to_messages
+from headedit.data.formats import CONVERSATIONS, INSTRUCTIONS, Message, is_learnt, to_messages
 from headedit.data.templates import CHATML_END, Exchange, Template, exchanges
 from headedit.data.tokens import Rendered, Span, end_ids, exchange_tokens, text_ids
 from headedit.errors import HeadEditError
@@ -25,7 +25,7 @@ class Tokens:
     labels: list[int] | None = None
 
 
-def default_template(format: Format, tokenizer: Any) -> Template:
+def default_template(format: str, tokenizer: Any) -> Template:
     """The default: ``alpaca`` for instructions, ``plain`` for prompts, and the tokenizer's or ``chatml`` for chats."""
     if format in INSTRUCTIONS:
         return "alpaca"

@@ -5,6 +5,7 @@ them, or a record with ``input_ids`` and ``labels``.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 
 from headedit.data.batches import IGNORED, Encoded, StoredRows
 from headedit.data.conversation import last_exchange
-from headedit.data.encoder import Encoder
+from headedit.data.encoder import Encoder, report_endless
 from headedit.data.formats import check_text, to_messages
 from headedit.data.records import Conversation
 from headedit.data.rows import Vocabulary, is_encoded, read_row
@@ -23,6 +24,11 @@ from headedit.errors import HeadEditError
 from headedit.hf.config import context_length
 
 logger = logging.getLogger(__name__)
+
+_REPORTED = {
+    "unrendered": "%d responses of the %s set have a reasoning_content that the template leaves out.",
+    "headless": "%d earlier responses of the %s set are not learnt, as the template renders them without their header.",
+}
 
 
 def encode(
@@ -55,13 +61,15 @@ def encode(
     broken: list[str] = []
     chosen: list[int] = []
     too_long = 0
-    encoder, vocabulary = Encoder(tokenizer), vocabulary or Vocabulary()
+    seen: Counter[str] = Counter()
+    vocabulary = vocabulary or Vocabulary()
+    encoder = Encoder(tokenizer)
     stored = isinstance(examples, StoredRows)
     check_iterable(examples, f"The {name} set")
     for i, example in enumerate(tqdm(examples, desc=f"tokenising {name}", disable=not progress, leave=False)):
         where = f"{name} example {i + 1}"
         try:
-            row = example if stored else encode_example(example, encoder, where)
+            row = example if stored else encode_example(example, encoder, where, seen)
             vocabulary.check(row, where)
         except HeadEditError as error:
             if not skip_malformed:
@@ -84,6 +92,10 @@ def encode(
             name,
             max_length,
         )
+    for key, what in _REPORTED.items():
+        if seen[key]:
+            logger.warning(what, seen[key], name)
+    report_endless(seen["endless"], name)
     if broken:
         logger.warning("%d %s examples cannot be used and are dropped; the first: %s", len(broken), name, broken[0])
     if isinstance(examples, StoredRows):
@@ -138,8 +150,14 @@ def check_lengths(rows: Sequence[Sequence[int]], model: nn.Module) -> None:
             )
 
 
-def encode_example(example: Any, encoder: Encoder, where: str) -> Encoded:
+def encode_example(example: Any, encoder: Encoder, where: str, seen: Counter[str] | None = None) -> Encoded:
     """One example of any form as token ids and labels; those of an encoded one, without the padding that it masks.
+
+    Args:
+        example: the example.
+        encoder: turns text into tokens.
+        where: names the example in messages.
+        seen: counts what is done to examples, by the names of ``EncodingResult``.
 
     Raises:
         HeadEditError: the example is of another form, or text without a tokenizer; ``where`` names it.
@@ -147,6 +165,8 @@ def encode_example(example: Any, encoder: Encoder, where: str) -> Encoded:
     if is_encoded(example):
         return read_row(example, where)
     result = encoder(_conversation(example, encoder, where))
+    if seen is not None:
+        seen.update(unrendered=result["unrendered"], headless=result["headless"], endless=int(result["endless"]))
     return {"input_ids": result["input_ids"], "labels": result["labels"]}
 
 

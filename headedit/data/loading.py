@@ -10,7 +10,7 @@ from headedit.data.cache import encode_examples
 from headedit.data.clock import Clock
 from headedit.data.config import DataConfig
 from headedit.data.conversation import last_exchange
-from headedit.data.encoder import Encoder
+from headedit.data.encoder import Encoder, report_endless
 from headedit.data.encoding import encode_for_generation
 from headedit.data.records import Conversation, read_examples
 from headedit.data.rows import Vocabulary
@@ -170,7 +170,8 @@ def _encode(
     if not kept:
         why = faults[0] if faults else f"all {len(dropped)} examples are longer than {encoder.max_length} tokens."
         raise HeadEditError(f"The {_NAMES[name]} set has nothing to use: {why}")
-    selected = rows.select(kept)
+    selected, endless = rows.select(kept), rows.column("endless")
+    report_endless(sum(endless[i] for i in kept), _NAMES[name])
     finals = Counter(end for found in ends for end in found)
     report["malformed"] += len(faults)
     report["malformed_first"] = [*report["malformed_first"], *faults][:_SHOWN]
@@ -190,6 +191,7 @@ def _encode(
         "cut_responses": sum(rows.column("lost")),
         "responses": sum(map(len, ends)),
         "reasoning_dropped": sum(rows.column("unrendered")),
+        "not_learnt": sum(rows.column("headless")),
         "response_ends": {str(encoder.tokenizer.convert_ids_to_tokens(i)): n for i, n in finals.most_common(_SHOWN)},
         "tokens": _spread([lengths[i] - cut[i] for i in kept]),
     }
@@ -215,6 +217,7 @@ def _in_words(report: dict[str, Any]) -> str:
     limit = report["max_length"]
     for count, what in (
         (report["reasoning_dropped"], "reasoning_content that the template leaves out"),
+        (report["not_learnt"], "earlier responses not learnt, as the template renders them without their header"),
         (report["malformed"], "malformed and left out"),
         (report["dropped"], f"longer than {limit} tokens and left out"),
         (report["cut"], f"cut to {limit} tokens on the left, {report['cut_responses']} earlier responses with it"),

@@ -287,8 +287,13 @@ def _encoded(
         progress=progress,
     )
     pad = getattr(tokenizer, "pad_token_id", None)
+    pad = pad if pad is not None and vocabulary.has(pad) else 0
     rows = encoding(train, name="training")
-    return rows, None if valid is None else encoding(valid, name="validation"), pad if vocabulary.has(pad) else 0
+    return (
+        rows,
+        None if valid is None else encoding(valid, name="validation"),
+        pad,
+    )
 
 
 def _listed(examples: Iterable[Any]) -> Sequence[Any]:
