@@ -147,6 +147,7 @@ def test_load_data_tells_templates_one_date_and_reports_it(tmp_path, today):
     assert fitted(tmp_path / "run", rows=again.train).module.date == first.report["date"]
     plain = load_data(DataConfig(train=str(file), template="chatml"), TOKENIZER, progress=False)
     assert plain.report["date"] is None
+    assert DataConfig.from_dict({"train": "d", "date": datetime.date(2026, 3, 1)}, "run").date == "2026-03-01"
     with pytest.raises(HeadEditError, match="date: found 'today', expected a date such as"):
         DataConfig(train=str(file), date="today")
 

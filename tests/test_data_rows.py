@@ -199,3 +199,15 @@ def test_a_prompt_that_the_model_has_no_token_for_is_named_in_evaluation(llama):
     assert "record 2" in report.left_out[0]
     with pytest.raises(HeadEditError, match="Question 1: has the token id"):
         list(option_scores(llama, made, [("a b", [" c", f" <n{size - 1}>"])], progress=False))
+
+
+@pytest.mark.parametrize(
+    "row", [{"input_ids": [1, 2**40], "labels": [-100, 2]}, {**GOOD, "labels": [-100, 2**70, 3, 2]}]
+)
+def test_a_number_that_is_no_token_of_any_model_is_named_where_no_model_is_known(row, tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([GOOD, row]))
+    with pytest.raises(HeadEditError, match=r"record 2: has the (token id|label) [0-9]+, "):
+        load_data(DataConfig(train=str(file)), tokenizer(word_level), progress=False)
+    with pytest.raises(HeadEditError, match=r"training example 2: has the (token id|label) [0-9]+, "):
+        encoded([GOOD, row])
