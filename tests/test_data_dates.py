@@ -194,3 +194,12 @@ def test_rows_that_the_user_rendered_on_another_day_are_refused_with_a_word_on_d
     fitted(tmp_path, rows=pairs(1), stop=3)
     with pytest.raises(HeadEditError, match=r"differs in training examples.*wrote the date"):
         fitted(tmp_path, rows=pairs(2), resume=True)
+
+
+def test_edits_are_measured_on_examples_with_the_date_of_their_run(tmp_path, today):
+    edits = fitted(tmp_path)
+    first = headedit.attribute(edits, ROWS[:2], tokenizer=TOKENIZER, progress=False).loss
+    today(2)
+    assert headedit.attribute(edits, ROWS[:2], tokenizer=TOKENIZER, progress=False).loss == first
+    edits.module.date = None
+    assert headedit.attribute(edits, ROWS[:2], tokenizer=TOKENIZER, progress=False).loss != first

@@ -13,6 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from headedit.data.batches import IGNORED, Encoded, StoredRows
+from headedit.data.clock import Clock
 from headedit.data.conversation import last_exchange
 from headedit.data.encoder import Encoder, report_endless
 from headedit.data.formats import check_text, to_messages
@@ -109,13 +110,14 @@ def _nothing(too_long: int, max_length: int | None, broken: list[str]) -> str:
     return "; ".join(reasons) or "it is empty"
 
 
-def encode_all(examples: Iterable[Any], tokenizer: Any, model: nn.Module) -> list[Encoded]:
+def encode_all(examples: Iterable[Any], tokenizer: Any, model: nn.Module, date: str | None = None) -> list[Encoded]:
     """Encodes examples to measure a model on: none is dropped, so that figures per example keep their order.
 
     Args:
         examples: as for ``encode``.
         tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
         model: the model that is to read them.
+        date: the date that a chat template is told; None for today's.
 
     Raises:
         HeadEditError: there are none; one is of another form, has no labelled token after its first, is longer than
@@ -123,7 +125,8 @@ def encode_all(examples: Iterable[Any], tokenizer: Any, model: nn.Module) -> lis
     """
     check_iterable(examples, "The set of examples")
     encoder = Encoder(tokenizer)
-    rows = [encode_example(example, encoder, f"Example {i + 1}") for i, example in enumerate(examples)]
+    with Clock(date):
+        rows = [encode_example(example, encoder, f"Example {i + 1}") for i, example in enumerate(examples)]
     if not rows:
         raise HeadEditError("There is nothing to measure on: the set of examples is empty.")
     check_lengths([row["input_ids"] for row in rows], model)

@@ -81,7 +81,7 @@ def convert(hint: Any, value: object, where: str) -> Any:
             convert(arguments[0], key, f"{where}: the key {key!r}")
         return {key: convert(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
     if hint is str and isinstance(value, datetime.date):
-        return value.isoformat()  # type: ignore[return-value]  # YAML reads 2026-03-01 as a date
+        return value.isoformat()  # YAML reads 2026-03-01 as a date
     if _is_a(hint, value):
         return float(value) if hint is float else value  # type: ignore[arg-type]
     raise HeadEditError(f"{where}: found {_show(value)}, expected {_describe(hint)}.")
