@@ -1,12 +1,14 @@
 """Examples as tokens: loss on the response only, nothing cut, padding that carries no loss."""
 
+import json
 import logging
 
 import pytest
 import torch
 from test_data_tokens import tokenizer, word_level
+from tokenizers_tiny import BARE, CHATML, HEADED, byte_level
 
-from headedit import HeadEditError
+from headedit import DataConfig, HeadEditError, load_data
 from headedit.data import Tokens
 from headedit.data.batches import PadRight, StoredRows
 from headedit.data.encoder import Encoder, cut_prompt
@@ -122,3 +124,47 @@ def test_rows_on_disk_are_a_sequence():
     assert stored[-1] == rows[-1]
     assert len(stored[:2]) == 2
     assert all(torch.equal(a, b) for a, b in zip(PadRight()(stored).values(), PadRight()(rows).values(), strict=True))
+
+
+def test_what_the_template_leaves_out_of_conversations_is_said(caplog):
+    def turns(*texts, **more):
+        found = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+        return {"messages": [*found[:-1], {**found[-1], **more}]}
+
+    rows = [turns("a", "b", reasoning_content="hm"), turns("a", "b", "c", "b")]
+    with caplog.at_level(logging.WARNING):
+        encoded(rows, with_tokenizer=byte_level(HEADED))
+    assert "1 responses of the training set have a reasoning_content that the template leaves out." in caplog.text
+    assert "1 earlier responses of the training set are not learnt" in caplog.text
+    caplog.clear()
+    encoded([turns("a", "b"), turns("a", "b", "c", "b")], with_tokenizer=byte_level(CHATML))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "example", "count"),
+    [
+        (None, ("a", "b"), 2),
+        (BARE, {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, 2),
+        (CHATML, {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, 0),
+    ],
+)
+def test_examples_that_no_token_ends_are_said_once(chat_template, example, count, caplog, tmp_path):
+    endless = byte_level(chat_template)
+    endless.eos_token = None
+    record = {"prompt": "a", "response": "b"} if isinstance(example, tuple) else example
+    file = tmp_path / "d.jsonl"
+    file.write_text((json.dumps(record) + "\n") * 2)
+    for encode_twice in (
+        lambda: encoded([example] * 2, with_tokenizer=endless),
+        lambda: load_data(DataConfig(train=str(file)), endless, progress=False),
+    ):
+        caplog.clear()
+        encode_twice()
+        wanted = f"{count} training examples end with no end-of-text token, as the tokenizer has none: answers will not"
+        assert caplog.text.count(wanted) == (count > 0)
+        assert ("Set tokenizer.eos_token" in caplog.text) == (count > 0)
+    caplog.clear()
+    endless.eos_token = "</s>"
+    encoded([example], with_tokenizer=endless)
+    assert not caplog.text

@@ -12,7 +12,7 @@ from tokenizers_tiny import CHATML, byte_level
 import headedit
 from headedit import HeadEditError
 from headedit.data import cache
-from headedit.data.batches import IGNORED, StoredRows
+from headedit.data.batches import IGNORED, ListedRows, StoredRows
 from headedit.data.config import DataConfig
 from headedit.data.loading import load_data
 from headedit.evaluation.exact_match import EXACT_MATCH
@@ -240,7 +240,7 @@ def test_edits_are_the_same_from_records_rows_in_memory_and_rows_on_disk(write, 
     on_disk = loaded(train=train)
     monkeypatch.setattr(cache, "_WORTH_STORING", 10**9)
     in_memory = loaded(train=train)
-    assert (type(on_disk.train), type(in_memory.train)) == (StoredRows, list)
+    assert (type(on_disk.train), type(in_memory.train)) == (StoredRows, ListedRows)
     fitted = []
     for i, examples in enumerate((on_disk.train, in_memory.train, rows)):
         edits = headedit.attach(tiny_model("llama", vocab_size=512, max_position_embeddings=128))

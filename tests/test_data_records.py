@@ -105,3 +105,58 @@ def test_a_share_is_taken_of_the_training_examples():
     assert {name: len(part) for name, part in drawn.items()} == {"test": 10, "valid": 10, "train": 30}
     with pytest.raises(HeadEditError, match=r"100 records cannot be split into a training set and a test set of 100"):
         draw(100, 40, {"test": 100}, 0)
+
+
+LONG = '{"prompt": "p", "response": "r", "id": ' + "9" * 5000 + "}"
+DEEP = '{"prompt": "p", "response": "r", "id": ' + "[" * 200 + "]" * 200 + "}"
+HALF = '{"prompt": "p\\ud83d", "response": "r"}'
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [(LONG, r"not valid JSON \(Exceeds the limit"), (DEEP, r"nested too deeply"), (HALF, r"holds half of a character")],
+)
+@pytest.mark.parametrize("kind", ["list", "lines"])
+def test_a_record_that_cannot_be_held_is_named_in_a_list_as_in_lines_and_skipped(tmp_path, kind, fault, message):
+    file = tmp_path / "data.json"
+    records = [json.dumps(ROWS[0]), fault, json.dumps(ROWS[1])]
+    file.write_text("[" + " ,\n".join(records) + "]\n" if kind == "list" else "\n".join(records))
+    place = "record 2" if kind == "list" else "line 2"
+    with pytest.raises(HeadEditError, match=rf"data\.json, {place}: .*{message}"):
+        read_records(file)
+    found = read_records(file, skip_broken=True)
+    assert found.pairs == PAIRS[:2]
+    assert len(found.broken) == 1
+    assert place in found.broken[0]
+
+
+def test_bytes_that_are_no_text_are_named_by_their_line_and_skipped(tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_bytes(b'{"prompt": "p0", "response": "r0"}\n{"prompt": "\xe9", "response": "r"}\n')
+    with pytest.raises(HeadEditError, match=r"data\.jsonl, line 2: is not UTF-8 text \(byte 12\)"):
+        read_records(file)
+    assert read_records(file, skip_broken=True).pairs == PAIRS[:1]
+    for name, text in (("d.csv", b"prompt,response\np,r\n\xe9,r\n"), ("d.json", b'[{"prompt":\n"p"},\n\xe9]')):
+        (tmp_path / name).write_bytes(text)
+        with pytest.raises(HeadEditError, match=rf"{name}, line 3: is not UTF-8 text"):
+            read_records(tmp_path / name)
+
+
+def test_half_of_a_character_written_as_bytes_is_named_with_its_record(tmp_path):
+    half = "\ud83d".encode("utf-8", "surrogatepass")
+    for name, text, place in (
+        ("d.jsonl", b'{"prompt": "p0", "response": "r0"}\n{"prompt": "%b", "response": "r"}', "line 2"),
+        ("d.csv", b"prompt,response\np0,r0\n%b,r\n", "line 3"),
+        ("d.json", b'[{"prompt": "p0", "response": "r0"}, {"prompt": "%b", "response": "r"}]', "record 2"),
+    ):
+        (tmp_path / name).write_bytes(text % half)
+        with pytest.raises(HeadEditError, match=rf"{name}, {place}: the field 'prompt' holds half of a character"):
+            read_records(tmp_path / name)
+        assert read_records(tmp_path / name, skip_broken=True).pairs == PAIRS[:1]
+
+
+@pytest.mark.parametrize("text", ["[1, 2,]", "[1 2]", "[1", "[1] 2", "[1,,2]", "[" + "9" * 5000 + ",]"])
+def test_a_list_that_is_no_json_is_refused_whole(tmp_path, text):
+    (tmp_path / "data").write_text(text)
+    with pytest.raises(HeadEditError, match="not valid JSON"):
+        read_records(tmp_path / "data", skip_broken=True)

@@ -1,5 +1,6 @@
 """Encoded examples are read as they say, and checked against the model that is to read them."""
 
+import json
 import logging
 
 import numpy
@@ -12,6 +13,8 @@ from headedit import DataConfig, HeadEditError, load_data
 from headedit.data.batches import StoredRows
 from headedit.data.encoding import encode, encode_all
 from headedit.data.rows import Vocabulary, read_row
+from headedit.evaluation.answers.likelihood import option_scores
+from headedit.evaluation.exact_match import EXACT_MATCH
 
 GOOD = {"input_ids": [1, 3, 4, 2], "labels": [-100, -100, 4, 2]}
 QUICK = {"recipe": "ungated", "epochs": 1, "min_steps": 1, "batch_size": 2, "progress": False}
@@ -123,3 +126,88 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_named_by_file_and_line(t
     data = load_data(DataConfig(train=str(file), skip_malformed=True), made, vocabulary=7, progress=False)
     assert len(data.train) == 1
     assert data.report["train"]["malformed"] == 1
+
+
+ROWS = [{"input_ids": [1, 3, i, 4, 2], "labels": [-100, -100, -100, 4, 2]} for i in range(3, 9)]
+
+
+def test_load_data_takes_rows_of_token_ids_as_fit_does(tmp_path, llama):
+    padded = {
+        "input_ids": [0, *GOOD["input_ids"]],
+        "labels": [-100, *GOOD["labels"]],
+        "attention_mask": [0, 1, 1, 1, 1],
+    }
+    union = {"prompt": "a b", "response": " c", "input_ids": None, "labels": None}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, padded, union]))
+    made = tokenizer(word_level)
+    data = load_data(DataConfig(train=str(file), valid=2), made, vocabulary=20, progress=False)
+    whole = load_data(DataConfig(train=str(file)), made, vocabulary=20, progress=False)
+    assert [dict(row) for row in whole.train][:7] == [*ROWS, GOOD]
+    assert whole.report["train"]["formats"] == {"input_ids": 7, "response": 1}
+    assert whole.report["train"]["templates"] == {"none": 7, "plain": 1}
+    assert len(data.train) == 6
+    assert whole.pairs("train")[0] == (made.decode([1, 3, 3]), made.decode([4]))
+    for row, fault in (
+        ({"input_ids": [1, 20, 2], "labels": [-100, 2, 2]}, "line 1: has the token id 20"),
+        ({"input_ids": [1, 3], "labels": [-100, -100]}, "line 1: has no labelled token"),
+        ({"input_ids": [1, 3]}, "line 1: has 2 input_ids but 0 labels"),
+        ({"input_ids": [[1, 3]], "labels": [[1, 3]]}, "line 1: input_ids should list whole numbers"),
+        ({"input_ids": [], "labels": []}, "line 1: has no token"),
+    ):
+        file.write_text(json.dumps(row) + "\n" + json.dumps(GOOD))
+        with pytest.raises(HeadEditError, match=fault):
+            load_data(DataConfig(train=str(file)), made, vocabulary=20, progress=False)
+        config = DataConfig(train=str(file), skip_malformed=True)
+        assert list(load_data(config, made, vocabulary=20, progress=False).train) == [GOOD]
+
+
+def test_rows_of_token_ids_are_cut_and_dropped_as_text_is(tmp_path):
+    file = tmp_path / "rows.json"
+    labels = [-100, -100, 6, -100, 7, 2]
+    file.write_text(json.dumps([{"input_ids": [1, 5, 6, 5, 7, 2], "labels": labels}, GOOD]))
+    made = tokenizer(word_level)
+    dropped = load_data(DataConfig(train=str(file), max_length=5), made, progress=False)
+    assert list(dropped.train) == [GOOD]
+    cut = load_data(DataConfig(train=str(file), max_length=4, too_long="cut_prompt"), made, progress=False)
+    assert cut.train[0] == {"input_ids": [1, 5, 7, 2], "labels": [-100, -100, 7, 2]}
+    assert cut.report["train"]["cut_responses"] == 1
+    with pytest.raises(HeadEditError, match="record 1: found the fields input_ids, labels; expected messages"):
+        load_data(DataConfig(train=str(file), format="messages"), made, progress=False)
+
+
+def test_padding_uses_a_token_that_the_model_has(llama, tmp_path):
+    made = tokenizer(word_level)
+    size = llama.get_input_embeddings().num_embeddings
+    made.add_tokens([f"<n{i}>" for i in range(size)])
+    made.add_special_tokens({"pad_token": "[PAD]"})
+    assert made.pad_token_id > size
+    pairs = [("a b", " c"), ("a", " b")]
+    headedit.fit(headedit.attach(llama), pairs, output_dir=tmp_path, tokenizer=made, **QUICK)
+    headedit.exact_match(llama, made, pairs, max_new_tokens=2, progress=False)
+
+
+def test_a_prompt_that_the_model_has_no_token_for_is_named_in_evaluation(llama):
+    made = tokenizer(word_level)
+    size = llama.get_input_embeddings().num_embeddings
+    made.add_tokens([f"<n{i}>" for i in range(size)])
+    pairs = [("a b", " c"), (f"a <n{size - 1}>", " b")]
+    with pytest.raises(HeadEditError, match=r"record 2 has the token id|record 2: has the token id"):
+        headedit.exact_match(llama, made, pairs, max_new_tokens=2, progress=False)
+    report = headedit.evaluate(llama, EXACT_MATCH, data=pairs, tokenizer=made, skip_broken=True, progress=False)
+    assert report.n == 1
+    assert "record 2" in report.left_out[0]
+    with pytest.raises(HeadEditError, match="Question 1: has the token id"):
+        list(option_scores(llama, made, [("a b", [" c", f" <n{size - 1}>"])], progress=False))
+
+
+@pytest.mark.parametrize(
+    "row", [{"input_ids": [1, 2**40], "labels": [-100, 2]}, {**GOOD, "labels": [-100, 2**70, 3, 2]}]
+)
+def test_a_number_that_is_no_token_of_any_model_is_named_where_no_model_is_known(row, tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([GOOD, row]))
+    with pytest.raises(HeadEditError, match=r"record 2: has the (token id|label) [0-9]+, "):
+        load_data(DataConfig(train=str(file)), tokenizer(word_level), progress=False)
+    with pytest.raises(HeadEditError, match=r"training example 2: has the (token id|label) [0-9]+, "):
+        encoded([GOOD, row])

@@ -6,6 +6,7 @@ from tokenizers_tiny import (
     BRACKETS,
     CHATML,
     ENDED,
+    HEADED,
     MARKED,
     MARKED_TO_THE_LINE_END,
     PARTS,
@@ -20,6 +21,8 @@ from tokenizers_tiny import (
 
 from headedit import HeadEditError
 from headedit.data import conversation_tokens, default_template, last_exchange, prompt_ids, response_ids
+
+MARKED_HEADED = MARKED.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
 
 
 def conversation(*texts, system=None):
@@ -224,3 +227,30 @@ def test_thoughts_are_learnt_with_the_response_where_the_template_renders_them()
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "hm "}]
     tokenizer = byte_level(thinking)
     assert responses(tokenizer, conversation_tokens(messages, "chat", tokenizer, "here")) == ["hm b<|im_end|>"]
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "</s>"])
+@pytest.mark.parametrize("messages", [TWO[:2], TWO, SEAMS, conversation("a b", "<think> c", system="the task")])
+@pytest.mark.parametrize("template", [HEADED, HEADED.replace("\n\n</think>\n\n", "\n"), MARKED_HEADED])
+def test_a_header_that_only_generation_is_given_stands_before_the_last_response(messages, end, template):
+    tokenizer = byte_level(template, eos=end)
+    tokens = conversation_tokens(messages, "chat", tokenizer, "here")
+    prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    ((start, _),) = tokens.spans
+    assert tokens.ids[:start] == tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert responses(tokenizer, tokens) == [messages[-1]["content"] + "<|im_end|>"]
+
+
+def test_a_conversation_that_begins_with_the_model_is_trained_on_or_refused_with_a_way_out():
+    turns = [{"role": "assistant", "content": "hello", "weight": "0"}, *TWO]
+    for template in ("chatml", "chat"):
+        tokens = conversation_tokens(turns, template, byte_level(CHATML), "here")
+        found = [text.removesuffix("</s>") for text in responses(byte_level(), tokens)]
+        assert found == ["The sum is five.<|im_end|>", "the answer is c<|im_end|>"]
+    strict = "{% if messages[0].role != 'user' %}{{ raise_exception('must alternate') }}{% endif %}" + CHATML
+    for template in ("alpaca", "chat"):
+        with pytest.raises(
+            HeadEditError,
+            match=r"here: .*[Uu]se another template, such as chatml, or leave",
+        ):
+            conversation_tokens(turns, template, byte_level(strict), "here")

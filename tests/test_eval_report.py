@@ -240,7 +240,7 @@ def test_a_fault_of_an_evaluation_is_named(model, edits, tmp_path):
     report = run(model, LETTERS, data=long, skip_broken=True)
     assert (report.n, len(report.left_out)) == (1, 1)
     assert report.remarks[-1].startswith("1 records are left out, the first: record 2 has 61 tokens")
-    with pytest.raises(HeadEditError, match="every prompt is too long, the first: record 1"):
+    with pytest.raises(HeadEditError, match="no prompt can be read, the first: record 1"):
         run(model, LETTERS, data=long[1:], skip_broken=True)
     with pytest.raises(HeadEditError, match="letters: there is nothing to evaluate: the split is empty"):
         run(model, LETTERS, data=[])

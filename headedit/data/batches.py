@@ -17,11 +17,26 @@ Encoded = dict[str, list[int]]
 """An example as ``input_ids`` and ``labels``, the label of a token at its own place."""
 
 
-class StoredRows(Sequence[Encoded]):
-    """Encoded examples that stay on disk, in a ``datasets.Dataset`` with ``input_ids`` and ``labels``."""
+class ListedRows(list[Encoded]):
+    """Encoded examples in memory.
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    Fields:
+        date: the date that the chat template was told; None where it did not ask.
+    """
+
+    date: str | None = None
+
+
+class StoredRows(Sequence[Encoded]):
+    """Encoded examples that stay on disk, in a ``datasets.Dataset`` with ``input_ids`` and ``labels``.
+
+    Fields:
+        dataset: the examples.
+        date: as in ``ListedRows``.
+    """
+
+    def __init__(self, dataset: Any, date: str | None = None) -> None:
+        self.dataset, self.date = dataset, date
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -34,7 +49,7 @@ class StoredRows(Sequence[Encoded]):
 
     def __getitem__(self, index: int | slice) -> "Encoded | StoredRows":
         if isinstance(index, slice):
-            return StoredRows(self.dataset.select(range(*index.indices(len(self)))))
+            return StoredRows(self.dataset.select(range(*index.indices(len(self)))), self.date)
         row: Encoded = self.dataset[index]
         return row
 

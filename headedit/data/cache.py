@@ -4,13 +4,15 @@ import contextlib
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from headedit.data.batches import Encoded, StoredRows
+from headedit.data.batches import ListedRows, StoredRows
+from headedit.data.clock import moment
 from headedit.data.encoder import Encoder, EncodingResult
 from headedit.data.records import Conversation
 from headedit.errors import HeadEditError
@@ -22,7 +24,8 @@ logger = logging.getLogger(__name__)
 _WORTH_STORING = 1_000_000
 """Number of characters below which encoding takes less time than loading ``datasets``."""
 
-_ENCODING = 2
+_FORMAT = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_ENCODING = 3
 """To be raised with every change that gives the same examples other tokens or labels."""
 
 
@@ -36,10 +39,10 @@ class EncodedSet:
         """A field of every example, such as ``tokens``; see ``EncodingResult``."""
         return [row[name] for row in self._rows] if isinstance(self._rows, list) else list(self._rows[name])
 
-    def select(self, indices: Sequence[int]) -> Sequence[Encoded]:
+    def select(self, indices: Sequence[int]) -> ListedRows | StoredRows:
         """``input_ids`` and ``labels`` of some of the examples."""
         if isinstance(self._rows, list):
-            return [{key: self._rows[i][key] for key in ("input_ids", "labels")} for i in indices]
+            return ListedRows({key: self._rows[i][key] for key in ("input_ids", "labels")} for i in indices)
         return StoredRows(self._rows.select(indices).select_columns(["input_ids", "labels"]))
 
 
@@ -72,7 +75,7 @@ def _stored(
         return encoder(examples[index])
 
     number, text = datasets.Value("int32"), datasets.Value("string")
-    kinds = {int: number, str: text, list[int]: datasets.List(number)}
+    kinds = {int: number, str: text, bool: datasets.Value("bool"), list[int]: datasets.List(number)}
     key = _key(examples, encoder)
     with _bars(datasets, progress):
         return datasets.Dataset.from_dict({"index": range(len(examples))}).map(
@@ -104,11 +107,21 @@ def _key(examples: Sequence[Conversation], encoder: Encoder) -> str:
         encoder.too_long,
         encoder.skip_malformed,
         encoder.vocabulary.read,
+        *_dates(str(tokenizer.chat_template)),
     ]
     digest = hashlib.sha256(json.dumps(choices, sort_keys=True).encode())
     for example in examples:
-        digest.update(json.dumps([example.where, example.format, example.messages]).encode())
+        digest.update(json.dumps([example.where, example.format, example.messages, example.encoded]).encode())
     return digest.hexdigest()[:32]
+
+
+def _dates(template: str) -> list[str]:
+    """What a chat template may write of the moment that it is told."""
+    if "strftime_now" not in template:
+        return []
+    told, formats = moment(), _FORMAT.findall(template)
+    calls = template.count("strftime_now(")
+    return [told.strftime(text) for _, text in formats] + ([told.isoformat()] if calls > len(formats) else [])
 
 
 @contextlib.contextmanager

@@ -4,6 +4,9 @@ A response is what a rendering adds to the rendering of the turns before it with
 generation is given. That is exact where the template is prefix-stable, so each rendering is checked to be a prefix of
 the whole one. Where the template marks what the assistant says (``{% generation %}``), a response begins no earlier
 than its mark; of a template that is not prefix-stable only the marks are used.
+
+Where generation alone is given a header, such as one with empty thoughts, the last response stands behind it as in
+generation, and earlier ones are not learnt: the history that generation is given has them without that header.
 """
 
 import re
@@ -78,7 +81,8 @@ def _applied(tokenizer: Any, messages: list[Message], where: str, *, prompt: boo
     except Exception as error:  # Jinja's own, and whatever a template's filters raise
         raise HeadEditError(
             f"{where}: the tokenizer's chat template refuses the conversation "
-            f"({type(error).__name__}: {str(error)[:_SHOWN]})."
+            f"({type(error).__name__}: {str(error)[:_SHOWN]}). Use another template, such as chatml, or leave such "
+            "records out (skip_malformed=True, --skip-broken)."
         ) from None
 
 
@@ -130,7 +134,15 @@ def _rendered(tokenizer: Any, messages: list[Message], where: str) -> tuple[str,
         before = chat_text(tokenizer, messages[:i], where, prompt=True)
         after = whole if i + 1 == len(messages) else chat_text(tokenizer, messages[: i + 1], where)
         start, content = len(before), message["content"].strip()
-        if not (whole.startswith(before) and after.startswith(before) and content in after[start:]):
+        if not (whole.startswith(before) and after.startswith(before)):
+            earlier = chat_text(tokenizer, messages[:i], where)
+            rest = _behind_header(whole, earlier, before, after, message["content"])
+            if rest is None:
+                raise _unstable(where)
+            if i + 1 < len(messages):
+                continue
+            whole = after = before + rest
+        if content not in after[start:]:
             raise _unstable(where)
         closing = after[start:].rpartition(content)[2]
         if whole.startswith(after):
@@ -146,6 +158,26 @@ def _rendered(tokenizer: Any, messages: list[Message], where: str) -> tuple[str,
         blank = len(closing) - len(closing.rstrip())
         spans.append((start, end - blank if closing.strip() else end))
     return whole, spans
+
+
+def _behind_header(whole: str, earlier: str, before: str, after: str, content: str) -> str | None:
+    """A response and what ends its turn, where generation is given a longer header than a rendering has.
+
+    Args:
+        whole: the rendering of the conversation.
+        earlier: that of the turns before the response.
+        before: the same with the header of an answer, such as one that ends with empty thoughts.
+        after: the rendering up to the response.
+        content: the response.
+
+    Returns:
+        None where the renderings differ in more than the header.
+    """
+    if not all(text.startswith(earlier) for text in (whole, before, after)):
+        return None
+    places = [after.find(text, len(earlier)) for text in (content, content.strip())]
+    at = next((at for at in places if at >= 0 and before.startswith(after[:at])), None)
+    return None if at is None else after[at:]
 
 
 def _unstable(where: str) -> HeadEditError:

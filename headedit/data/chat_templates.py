@@ -7,7 +7,6 @@ same filters, functions and ``{% generation %}`` marks, in the environment of ``
 import json
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +16,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.utils import Namespace
 
+from headedit.data.clock import moment
 from headedit.data.formats import Message
 from headedit.data.tokens import Span
 from headedit.io.budget import spending
@@ -85,7 +85,7 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
+    return moment().strftime(format)
 
 
 def _to_json(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from headedit.data.clock import read_date
 from headedit.data.formats import NAMES, Format
 from headedit.data.templates import Template
 from headedit.errors import HeadEditError, suggest
@@ -18,7 +19,8 @@ class DataConfig:
 
     A source is a JSON list, JSON lines, CSV or Parquet file (``.json``, ``.jsonl``, ``.csv``, ``.parquet``), several
     of them in a list, a folder that ``datasets`` saved, or a dataset's id: ``owner/name``, ``owner/name/config``, each
-    perhaps with ``:split``. Without one, the split is ``train``, ``validation`` or ``test``, by what it is for.
+    perhaps with ``:split``. Without one, the split is ``train``, ``validation`` or ``test``, by what it is for. Records
+    that hold ``input_ids`` and ``labels``, and perhaps an ``attention_mask``, are taken as they are.
 
     Fields:
         train: the source of the training examples.
@@ -40,6 +42,8 @@ class DataConfig:
         valid_examples: how many to draw from the source ``valid``.
         test_examples: how many to draw from the source ``test``.
         seed: seed of all draws.
+        date: the date that a chat template is told, in ISO format, such as 2026-03-01; None for today's, or that of the
+            run that is resumed.
     """
 
     train: Source
@@ -55,10 +59,13 @@ class DataConfig:
     valid_examples: int | None = None
     test_examples: int | None = None
     seed: int = 0
+    date: str | None = None
 
     def __post_init__(self) -> None:
         strict.check(self)
         check_fields(self.fields)
+        if self.date is not None:
+            read_date(self.date)
         for name in ("train", "valid", "test"):
             value = getattr(self, name)
             if isinstance(value, list | str) and not all(value if isinstance(value, list) else [value]):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headedit.data.chat import chat_text, chat_tokens
-from headedit.data.formats import CONVERSATIONS, INSTRUCTIONS, Format, Message, is_learnt, to_messages
+from headedit.data.formats import CONVERSATIONS, INSTRUCTIONS, Message, is_learnt, to_messages
 from headedit.data.templates import CHATML_END, Exchange, Template, exchanges
 from headedit.data.tokens import Rendered, Span, end_ids, exchange_tokens, text_ids
 from headedit.errors import HeadEditError
@@ -17,13 +17,15 @@ class Tokens:
     Fields:
         ids: token ids.
         spans: for every response that is learnt its first token, and the one after the token that ends it.
+        labels: labels that are given; None for those of the spans.
     """
 
     ids: list[int]
     spans: list[Span]
+    labels: list[int] | None = None
 
 
-def default_template(format: Format, tokenizer: Any) -> Template:
+def default_template(format: str, tokenizer: Any) -> Template:
     """The default: ``alpaca`` for instructions, ``plain`` for prompts, and the tokenizer's or ``chatml`` for chats."""
     if format in INSTRUCTIONS:
         return "alpaca"

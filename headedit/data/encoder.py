@@ -1,5 +1,6 @@
 """One conversation as token ids and labels: the loss is on the responses, and a response is never cut silently."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -7,11 +8,14 @@ from headedit.data.batches import IGNORED
 from headedit.data.chat import chat_text
 from headedit.data.config import TooLong
 from headedit.data.conversation import Tokens, conversation_tokens, default_template
-from headedit.data.formats import Format
+from headedit.data.formats import is_learnt
 from headedit.data.records import Conversation
-from headedit.data.rows import Vocabulary
+from headedit.data.rows import Vocabulary, labelled_spans
 from headedit.data.templates import Template
+from headedit.data.tokens import special_ids
 from headedit.errors import HeadEditError
+
+logger = logging.getLogger(__name__)
 
 
 class EncodingResult(TypedDict):
@@ -24,9 +28,11 @@ class EncodingResult(TypedDict):
         cut: number of tokens that were cut.
         ends: the last token of every response that is kept.
         lost: number of responses that were cut, always whole.
-        template: the template.
+        template: the template; ``none`` for token ids.
         fault: why the example cannot be used, else empty.
         unrendered: number of responses whose ``reasoning_content`` the template leaves out.
+        headless: number of responses that are not learnt, as the template renders them without the header of an answer.
+        endless: whether the last response ends with no token that ends a turn or a text.
     """
 
     input_ids: list[int]
@@ -38,6 +44,8 @@ class EncodingResult(TypedDict):
     template: str
     fault: str
     unrendered: int
+    headless: int
+    endless: bool
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Encoder:
     skip_malformed: bool = False
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
 
-    def template_of(self, format: Format) -> Template:
+    def template_of(self, format: str) -> Template:
         """The template for examples of a format."""
         return self.template or default_template(format, self.tokenizer)
 
@@ -71,10 +79,9 @@ class Encoder:
             HeadEditError: the template refuses it, or it has a token id that the model does not have, and malformed
                 examples are not skipped.
         """
-        template = self.template_of(example.format)
+        template = "none" if example.format == "input_ids" else self.template_of(example.format)
         try:
-            tokens = conversation_tokens(example.messages, template, self.tokenizer, example.where)
-            self.vocabulary.check_ids(tokens.ids, example.where)
+            tokens = self._tokens(example)
         except HeadEditError as error:
             if not self.skip_malformed:
                 raise
@@ -84,15 +91,39 @@ class Encoder:
             bos = self.tokenizer.bos_token_id
             kept = cut_prompt(tokens, self.max_length, bos) if self.too_long == "cut_prompt" else None
         result = _row(tokens, kept, template)
-        result["unrendered"] = self._unrendered(example, template)
+        if template != "none":
+            result["unrendered"] = self._unrendered(example, template)
+            result["headless"] = sum(map(is_learnt, example.messages)) - len(tokens.spans)
+            result["endless"] = template != "chatml" and tokens.ids[-1] not in special_ids(self.tokenizer)
         return result
 
-    def _unrendered(self, example: Conversation, template: Template) -> int:
+    def _tokens(self, example: Conversation) -> Tokens:
+        if example.format == "input_ids":
+            assert example.encoded is not None
+            self.vocabulary.check(example.encoded, example.where)
+            ids, labels = example.encoded["input_ids"], example.encoded["labels"]
+            return Tokens(ids, labelled_spans(labels), labels)
+        tokens = conversation_tokens(example.messages, self.template_of(example.format), self.tokenizer, example.where)
+        self.vocabulary.check_ids(tokens.ids, example.where)
+        return tokens
+
+    def _unrendered(self, example: Conversation, template: str) -> int:
         thoughts = [m["reasoning_content"].strip() for m in example.messages if "reasoning_content" in m]
         if not thoughts:
             return 0
         text = chat_text(self.tokenizer, example.messages, example.where) if template == "chat" else ""
         return sum(thought not in text for thought in thoughts)
+
+
+def report_endless(count: int, name: str) -> None:
+    """Logs how many examples end with no token that ends a turn or a text."""
+    if count:
+        logger.warning(
+            "%d %s examples end with no end-of-text token, as the tokenizer has none: answers will not learn to end. "
+            "Set tokenizer.eos_token to a token of the model, or use a template that ends its turns.",
+            count,
+            name,
+        )
 
 
 def cut_prompt(tokens: Tokens, max_length: int, bos_token_id: int | None) -> Tokens | None:
@@ -109,7 +140,10 @@ def cut_prompt(tokens: Tokens, max_length: int, bos_token_id: int | None) -> Tok
         if begin < end and start + len(opening) <= begin:
             begin = end
     spans = [(a - begin + len(opening), b - begin + len(opening)) for a, b in tokens.spans if a >= begin]
-    return Tokens(opening + tokens.ids[begin:], spans) if spans else None
+    if not spans:
+        return None
+    labels = None if tokens.labels is None else [IGNORED] * len(opening) + tokens.labels[begin:]
+    return Tokens(opening + tokens.ids[begin:], spans, labels)
 
 
 def _row(tokens: Tokens, kept: Tokens | None, template: str, fault: str = "") -> EncodingResult:
@@ -117,6 +151,8 @@ def _row(tokens: Tokens, kept: Tokens | None, template: str, fault: str = "") ->
     labels = [IGNORED] * len(ids)
     for start, end in spans:
         labels[start:end] = ids[start:end]
+    if kept is not None and kept.labels is not None:
+        labels = kept.labels
     return {
         "input_ids": ids,
         "labels": labels,
@@ -127,4 +163,6 @@ def _row(tokens: Tokens, kept: Tokens | None, template: str, fault: str = "") ->
         "template": template,
         "fault": fault,
         "unrendered": 0,
+        "headless": 0,
+        "endless": False,
     }

@@ -5,6 +5,7 @@ them, or a record with ``input_ids`` and ``labels``.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from headedit.data.batches import IGNORED, Encoded, StoredRows
+from headedit.data.clock import Clock
 from headedit.data.conversation import last_exchange
-from headedit.data.encoder import Encoder
+from headedit.data.encoder import Encoder, report_endless
 from headedit.data.formats import check_text, to_messages
 from headedit.data.records import Conversation
 from headedit.data.rows import Vocabulary, is_encoded, read_row
@@ -23,6 +25,11 @@ from headedit.errors import HeadEditError
 from headedit.hf.config import context_length
 
 logger = logging.getLogger(__name__)
+
+_REPORTED = {
+    "unrendered": "%d responses of the %s set have a reasoning_content that the template leaves out.",
+    "headless": "%d earlier responses of the %s set are not learnt, as the template renders them without their header.",
+}
 
 
 def encode(
@@ -55,13 +62,15 @@ def encode(
     broken: list[str] = []
     chosen: list[int] = []
     too_long = 0
-    encoder, vocabulary = Encoder(tokenizer), vocabulary or Vocabulary()
+    seen: Counter[str] = Counter()
+    vocabulary = vocabulary or Vocabulary()
+    encoder = Encoder(tokenizer)
     stored = isinstance(examples, StoredRows)
     check_iterable(examples, f"The {name} set")
     for i, example in enumerate(tqdm(examples, desc=f"tokenising {name}", disable=not progress, leave=False)):
         where = f"{name} example {i + 1}"
         try:
-            row = example if stored else encode_example(example, encoder, where)
+            row = example if stored else encode_example(example, encoder, where, seen)
             vocabulary.check(row, where)
         except HeadEditError as error:
             if not skip_malformed:
@@ -84,10 +93,14 @@ def encode(
             name,
             max_length,
         )
+    for key, what in _REPORTED.items():
+        if seen[key]:
+            logger.warning(what, seen[key], name)
+    report_endless(seen["endless"], name)
     if broken:
         logger.warning("%d %s examples cannot be used and are dropped; the first: %s", len(broken), name, broken[0])
     if isinstance(examples, StoredRows):
-        return StoredRows(examples.dataset.select(chosen)) if broken else examples
+        return StoredRows(examples.dataset.select(chosen), examples.date) if broken else examples
     return kept
 
 
@@ -97,13 +110,14 @@ def _nothing(too_long: int, max_length: int | None, broken: list[str]) -> str:
     return "; ".join(reasons) or "it is empty"
 
 
-def encode_all(examples: Iterable[Any], tokenizer: Any, model: nn.Module) -> list[Encoded]:
+def encode_all(examples: Iterable[Any], tokenizer: Any, model: nn.Module, date: str | None = None) -> list[Encoded]:
     """Encodes examples to measure a model on: none is dropped, so that figures per example keep their order.
 
     Args:
         examples: as for ``encode``.
         tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
         model: the model that is to read them.
+        date: the date that a chat template is told; None for today's.
 
     Raises:
         HeadEditError: there are none; one is of another form, has no labelled token after its first, is longer than
@@ -111,7 +125,8 @@ def encode_all(examples: Iterable[Any], tokenizer: Any, model: nn.Module) -> lis
     """
     check_iterable(examples, "The set of examples")
     encoder = Encoder(tokenizer)
-    rows = [encode_example(example, encoder, f"Example {i + 1}") for i, example in enumerate(examples)]
+    with Clock(date):
+        rows = [encode_example(example, encoder, f"Example {i + 1}") for i, example in enumerate(examples)]
     if not rows:
         raise HeadEditError("There is nothing to measure on: the set of examples is empty.")
     check_lengths([row["input_ids"] for row in rows], model)
@@ -138,8 +153,14 @@ def check_lengths(rows: Sequence[Sequence[int]], model: nn.Module) -> None:
             )
 
 
-def encode_example(example: Any, encoder: Encoder, where: str) -> Encoded:
+def encode_example(example: Any, encoder: Encoder, where: str, seen: Counter[str] | None = None) -> Encoded:
     """One example of any form as token ids and labels; those of an encoded one, without the padding that it masks.
+
+    Args:
+        example: the example.
+        encoder: turns text into tokens.
+        where: names the example in messages.
+        seen: counts what is done to examples, by the names of ``EncodingResult``.
 
     Raises:
         HeadEditError: the example is of another form, or text without a tokenizer; ``where`` names it.
@@ -147,6 +168,8 @@ def encode_example(example: Any, encoder: Encoder, where: str) -> Encoded:
     if is_encoded(example):
         return read_row(example, where)
     result = encoder(_conversation(example, encoder, where))
+    if seen is not None:
+        seen.update(unrendered=result["unrendered"], headless=result["headless"], endless=int(result["endless"]))
     return {"input_ids": result["input_ids"], "labels": result["labels"]}
 
 

@@ -2,15 +2,16 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from headedit.data.batches import Encoded
+from headedit.data.batches import ListedRows, StoredRows
 from headedit.data.cache import encode_examples
+from headedit.data.clock import Clock
 from headedit.data.config import DataConfig
 from headedit.data.conversation import last_exchange
-from headedit.data.encoder import Encoder
+from headedit.data.encoder import Encoder, report_endless
+from headedit.data.encoding import encode_for_generation
 from headedit.data.records import Conversation, read_examples
 from headedit.data.rows import Vocabulary
 from headedit.data.splits import draw, overlap
@@ -31,12 +32,13 @@ class Data:
         valid: the same; None where there are none.
         test: the same.
         report: plain data for JSON: for each split the sources, the counts of records read, malformed, drawn, dropped
-            and cut, indices, formats, templates, token lengths and what ends the responses; and the overlaps.
+            and cut, indices, formats, templates, token lengths and what ends the responses; the overlaps; and the date
+            that the chat template was told, if it asked.
     """
 
-    train: Sequence[Encoded]
-    valid: Sequence[Encoded] | None
-    test: Sequence[Encoded] | None
+    train: ListedRows | StoredRows
+    valid: ListedRows | StoredRows | None
+    test: ListedRows | StoredRows | None
     report: dict[str, Any]
     _examples: dict[str, list[Conversation]] = field(repr=False)
     _encoder: Encoder = field(repr=False)
@@ -50,10 +52,8 @@ class Data:
         if split not in self._examples:
             raise HeadEditError(f"There is no {_NAMES[split]} set in this data; give one as '{split}'.")
         encoder = self._encoder
-        return [
-            last_exchange(e.messages, encoder.template_of(e.format), encoder.tokenizer, e.where)
-            for e in self._examples[split]
-        ]
+        with Clock(self.report["date"]):
+            return [_pair(example, encoder) for example in self._examples[split]]
 
     def rows(self) -> list[tuple[str, str]]:
         """The report as (what, value) rows, for printing."""
@@ -69,6 +69,12 @@ class Data:
                     )
                 )
         return rows
+
+
+def _pair(example: Conversation, encoder: Encoder) -> tuple[str, str]:
+    if example.format == "input_ids":
+        return encode_for_generation(example.encoded, encoder.tokenizer, example.where)
+    return last_exchange(example.messages, encoder.template_of(example.format), encoder.tokenizer, example.where)
 
 
 def load_data(
@@ -101,12 +107,15 @@ def load_data(
         Vocabulary(vocabulary),
     )
     chosen, report = _chosen(config, progress)
-    encoded: dict[str, Sequence[Encoded]] = {}
-    for name, examples in chosen.items():
-        encoded[name], chosen[name] = _encode(examples, encoder, name, report[name], progress)
+    encoded: dict[str, ListedRows | StoredRows] = {}
+    with Clock(config.date) as clock:
+        for name, examples in chosen.items():
+            encoded[name], chosen[name] = _encode(examples, encoder, name, report[name], progress)
+    for rows in encoded.values():
+        rows.date = clock.date
     others = [name for name in ("valid", "test") if name in chosen]
     report["overlap"] = {f"train/{name}": overlap(chosen["train"], chosen[name]) for name in others}
-    report["seed"] = config.seed
+    report |= {"seed": config.seed, "date": clock.date}
     return Data(encoded["train"], encoded.get("valid"), encoded.get("test"), report, chosen, encoder)
 
 
@@ -143,7 +152,7 @@ def _chosen(config: DataConfig, progress: bool) -> tuple[dict[str, list[Conversa
 
 def _encode(
     examples: list[Conversation], encoder: Encoder, name: str, report: dict[str, Any], progress: bool
-) -> tuple[Sequence[Encoded], list[Conversation]]:
+) -> tuple[ListedRows | StoredRows, list[Conversation]]:
     """Encodes examples, keeps those that are used, and completes the report."""
     rows = encode_examples(examples, encoder, name=_NAMES[name], progress=progress)
     lengths, cut, ends = rows.column("tokens"), rows.column("cut"), rows.column("ends")
@@ -161,7 +170,8 @@ def _encode(
     if not kept:
         why = faults[0] if faults else f"all {len(dropped)} examples are longer than {encoder.max_length} tokens."
         raise HeadEditError(f"The {_NAMES[name]} set has nothing to use: {why}")
-    selected = rows.select(kept)
+    selected, endless = rows.select(kept), rows.column("endless")
+    report_endless(sum(endless[i] for i in kept), _NAMES[name])
     finals = Counter(end for found in ends for end in found)
     report["malformed"] += len(faults)
     report["malformed_first"] = [*report["malformed_first"], *faults][:_SHOWN]
@@ -181,6 +191,7 @@ def _encode(
         "cut_responses": sum(rows.column("lost")),
         "responses": sum(map(len, ends)),
         "reasoning_dropped": sum(rows.column("unrendered")),
+        "not_learnt": sum(rows.column("headless")),
         "response_ends": {str(encoder.tokenizer.convert_ids_to_tokens(i)): n for i, n in finals.most_common(_SHOWN)},
         "tokens": _spread([lengths[i] - cut[i] for i in kept]),
     }
@@ -206,6 +217,7 @@ def _in_words(report: dict[str, Any]) -> str:
     limit = report["max_length"]
     for count, what in (
         (report["reasoning_dropped"], "reasoning_content that the template leaves out"),
+        (report["not_learnt"], "earlier responses not learnt, as the template renders them without their header"),
         (report["malformed"], "malformed and left out"),
         (report["dropped"], f"longer than {limit} tokens and left out"),
         (report["cut"], f"cut to {limit} tokens on the left, {report['cut_responses']} earlier responses with it"),

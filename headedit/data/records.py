@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from tqdm.auto import tqdm
 
+from headedit.data.batches import IGNORED, Encoded
 from headedit.data.conversation import to_pair
 from headedit.data.formats import Format, Message, rename_fields, to_messages
+from headedit.data.rows import is_encoded, read_row
 from headedit.data.sources import SourceRow, read_rows
 from headedit.errors import HeadEditError
 
@@ -35,25 +37,39 @@ class Conversation:
     Fields:
         index: its number among all records of its source, broken ones too, from 0.
         where: its file and line, for messages.
-        messages: the turns, the last of them a response.
+        messages: the turns, the last of them a response; none where the record holds token ids.
         format: the format of its record.
+        encoded: token ids and labels, where the record holds them.
     """
 
     index: int
     where: str
     messages: list[Message]
-    format: Format
+    format: Format | Literal["input_ids"]
+    encoded: Encoded | None = None
 
     @property
     def prompt(self) -> str:
-        """Everything except the responses, with case and white space normalised."""
+        """Everything except the responses, with case and white space normalised; of token ids those without a label."""
+        if self.encoded is not None:
+            pairs = zip(self.encoded["input_ids"], self.encoded["labels"], strict=True)
+            return " ".join(str(token) for token, label in pairs if label == IGNORED)
         texts = (message["content"] for message in self.messages if message["role"] != "assistant")
         return " ".join("\n".join(texts).split()).casefold()
 
     @property
     def length(self) -> int:
-        """Number of characters of all turns."""
+        """Number of characters of all turns, or of tokens."""
+        if self.encoded is not None:
+            return len(self.encoded["input_ids"])
         return sum(len(message["content"]) for message in self.messages)
+
+    @property
+    def response(self) -> str:
+        """The last response, or the labels."""
+        if self.encoded is not None:
+            return " ".join(str(label) for label in self.encoded["labels"] if label != IGNORED)
+        return self.messages[-1]["content"].strip()
 
 
 def read_records(path: "str | PathLike[str]", *, skip_broken: bool = False) -> Records:
@@ -89,6 +105,8 @@ def read_examples(
     """
 
     def example(index: int, row: SourceRow) -> Conversation:
+        if is_encoded(row.value) and format is None and fields is None:
+            return Conversation(index, row.where, [], "input_ids", read_row(row.value, row.where))
         value = row.value if fields is None else rename_fields(row.value, fields, row.where)
         return Conversation(index, row.where, *to_messages(value, row.where, format))
 

@@ -1,21 +1,24 @@
 """Reads examples that hold token ids, and checks encoded ones against the model that is to read them."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from headedit.data.batches import IGNORED, Encoded, token_embeddings
+from headedit.data.tokens import Span
 from headedit.errors import HeadEditError
 
 _SHOWN = 60
+_LARGEST = 2**31
+"""No vocabulary has as many tokens, and they are stored in 32 bits."""
 
 
 def is_encoded(example: Any) -> bool:
     """Whether an example holds token ids rather than text."""
-    return isinstance(example, Mapping) and "input_ids" in example
+    return isinstance(example, Mapping) and example.get("input_ids") is not None
 
 
 def read_row(example: Mapping[str, Any], where: str, *, labelled: bool = True) -> Encoded:
@@ -64,6 +67,10 @@ class Vocabulary:
         head = get() if callable(get) else None
         return Vocabulary(_number(table, "num_embeddings") or read, _number(head, "out_features"))
 
+    def has(self, token: int | None) -> bool:
+        """Whether the model reads a token id; False for None."""
+        return token is not None and 0 <= token < (_LARGEST if self.read is None else self.read)
+
     def check(self, row: Encoded, where: str) -> None:
         """Raises a HeadEditError for a row without tokens, with an id that the model does not have, or without a loss.
 
@@ -75,8 +82,9 @@ class Vocabulary:
         self.check_ids(ids, where)
         known = [label for label in labels if label != IGNORED]
         largest = self.read if self.predicted is None else self.predicted
-        if known and (min(known) < 0 or (largest is not None and max(known) >= largest)):
-            wrong = next(label for label in known if label < 0 or (largest is not None and label >= largest))
+        bound = _LARGEST if largest is None else largest
+        if known and (min(known) < 0 or max(known) >= bound):
+            wrong = next(label for label in known if not 0 <= label < bound)
             limit = "a token id" if largest is None else f"one of the {largest} token ids that the model predicts"
             raise HeadEditError(f"{where}: has the label {wrong}, expected {limit}, or {IGNORED} for no label.")
         if all(label == IGNORED for label in labels[1:]):
@@ -87,14 +95,23 @@ class Vocabulary:
 
     def check_ids(self, ids: list[int], where: str) -> None:
         """Raises a HeadEditError for a token id that the model does not have."""
-        if not ids or (min(ids) >= 0 and (self.read is None or max(ids) < self.read)):
+        if not ids or (self.has(min(ids)) and self.has(max(ids))):
             return
-        wrong = next(token for token in ids if token < 0 or (self.read is not None and token >= self.read))
-        have = "ids begin at 0" if self.read is None else f"the model's embedding has {self.read} tokens"
+        wrong = next(token for token in ids if not self.has(token))
+        have = f"ids are from 0 to {_LARGEST - 1}"
+        if self.read is not None:
+            have = f"the model's embedding has {self.read} tokens"
         raise HeadEditError(
             f"{where}: has the token id {wrong}, but {have}. Give the model's own tokenizer, or resize the model's "
             "embeddings to the tokenizer."
         )
+
+
+def labelled_spans(labels: Sequence[int]) -> list[Span]:
+    """Where the labelled tokens are that follow each other."""
+    known = [False, *(label != IGNORED for label in labels), False]
+    edges = [i - 1 for i in range(1, len(known)) if known[i] != known[i - 1]]
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _number(module: Any, name: str) -> int | None:

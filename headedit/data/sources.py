@@ -1,5 +1,6 @@
 """Reads the rows of JSON, JSON lines, CSV and Parquet files and of datasets, each with its place in the source."""
 
+import codecs
 import csv
 import io
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headedit.errors import HeadEditError
-from headedit.io.json import parse_json
+from headedit.io.json import items_as_text, parse_json
 from headedit.io.optional import import_optional
 
 _ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:+-]+))?")
@@ -45,38 +46,55 @@ def read_rows(source: str, split: str = "train") -> Iterator[SourceRow]:
     return _READERS.get(folder.suffix.lower(), _json_rows)(folder)
 
 
-def _text(file: Path) -> str:
+def _bytes(file: Path) -> bytes:
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            return stream.read()
+        return file.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise HeadEditError(f"{file}: cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError as error:
-        raise HeadEditError(f"{file}: is not UTF-8 text (byte {error.start}).") from None
     except ValueError as error:  # of a path that no system has
         raise HeadEditError(f"{str(file)!r}: cannot be read ({error}).") from None
 
 
-def _json_rows(file: Path) -> Iterator[SourceRow]:
-    text = _text(file)
-    if not text.lstrip().startswith("["):
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                yield _line(line, f"{file}, line {number}")
-        return
-    for number, row in enumerate(parse_json(text, str(file)), start=1):
-        yield SourceRow(f"{file}, record {number}", row)
-
-
-def _line(line: str, where: str) -> SourceRow:
+def _text(payload: bytes, where: str) -> str:
+    """UTF-8 text; half of a character that was written as one is read, and named with its record later."""
     try:
-        return SourceRow(where, parse_json(line, where))
+        return payload.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        line = payload.count(b"\n", 0, error.start) + 1
+        place = f"{where}, line {line}" if b"\n" in payload else where
+        raise HeadEditError(f"{place}: is not UTF-8 text (byte {error.start}).") from None
+
+
+def _json_rows(file: Path) -> Iterator[SourceRow]:
+    payload = _bytes(file)
+    if not payload.lstrip().startswith(b"["):
+        for number, line in enumerate(payload.split(b"\n"), start=1):
+            if line.strip():
+                yield _record(line, f"{file}, line {number}")
+        return
+    text = _text(payload, str(file))
+    try:
+        rows = [SourceRow("", value) for value in parse_json(text, str(file))]
+    except HeadEditError as error:
+        items = items_as_text(text)
+        if items is None:
+            raise error from None
+        rows = [_record(item, f"{file}, record {number}") for number, item in enumerate(items, start=1)]
+        if all(row.fault is None for row in rows):
+            raise error from None
+    for number, row in enumerate(rows, start=1):
+        yield row._replace(where=f"{file}, record {number}")
+
+
+def _record(payload: bytes | str, where: str) -> SourceRow:
+    try:
+        return SourceRow(where, parse_json(payload if isinstance(payload, str) else _text(payload, where), where))
     except HeadEditError as error:
         return SourceRow(where, fault=str(error))
 
 
 def _csv_rows(file: Path) -> Iterator[SourceRow]:
-    lines = io.StringIO(_text(file), newline="")
+    lines = io.StringIO(_text(_bytes(file), str(file)), newline="")
     limit = csv.field_size_limit(sys.maxsize)  # a conversation may be longer than the module's default
     try:
         rows = list(_records(csv.reader(lines, strict=True), file))

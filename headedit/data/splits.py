@@ -50,7 +50,7 @@ def overlap(train: Sequence[Conversation], other: Sequence[Conversation]) -> dic
     """
     known: dict[str, set[str]] = {}
     for example in train:
-        known.setdefault(example.prompt, set()).add(example.messages[-1]["content"].strip())
+        known.setdefault(example.prompt, set()).add(example.response)
     shared = [example for example in other if example.prompt in known]
-    same = sum(example.messages[-1]["content"].strip() in known[example.prompt] for example in shared)
+    same = sum(example.response in known[example.prompt] for example in shared)
     return {"count": len(shared), "indices": [example.index for example in shared], "same_response": same}

@@ -70,7 +70,8 @@ def _alternating(messages: list[Message], template: Template, where: str) -> tup
         if message["role"] != expected:
             raise HeadEditError(
                 f"{where}: '{template}' needs user and assistant in turn, and found '{message['role']}' where "
-                f"'{expected}' should be; use another template, such as chatml."
+                f"'{expected}' should be; use another template, such as chatml, or leave such records out "
+                "(skip_malformed=True, --skip-broken)."
             )
     texts = [message["content"] for message in turns]
     return system, list(zip(texts[::2], texts[1::2], strict=True))

@@ -111,7 +111,10 @@ class Adapter(nn.Module, Arithmetic):
         config: the shape of the edits.
         dial: their strength, which all sites share.
         site_edits: their parameters.
+        date: the date that the chat template was told in training, in ISO format; None where it asked for none.
     """
+
+    date: str | None = None
 
     def __init__(self, sites: list[HeadSite], config: EditConfig) -> None:
         super().__init__()
@@ -237,6 +240,8 @@ def weighted_sum(terms: list[tuple[float, Arithmetic]]) -> Adapter:
         first.config, vectors=vectors.pop() if len(vectors) == 1 else "both", gates="separate", init_std=0.0
     )
     result = Adapter(first.sites, config)
+    dates = {adapter.date for _, adapter in adapters}
+    result.date = dates.pop() if len(dates) == 1 else None
     for edit, *edits in zip(result, *(adapter for _, adapter in adapters), strict=True):
         effective = [(factor, term.effective()) for (factor, _), term in zip(adapters, edits, strict=True)]
         for name, vector in edit.vectors.items():

@@ -123,7 +123,7 @@ class AdapterSet(AdapterContexts):
             ours.requires_grad_(name in trainable)
         for edit, like in zip(adapter, given, strict=True):
             edit.idle = like.idle
-        adapter.strength = given.strength
+        adapter.strength, adapter.date = given.strength, given.date
         return adapter
 
     def _check_name(self, name: Any) -> None:

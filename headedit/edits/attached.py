@@ -172,7 +172,7 @@ class AttachedAdapters(nn.ModuleDict):
         for name, adapter in self._by_name().items():
             part = record["adapters"].get(name)
             if part is not None:
-                adapter.strength = part["strength"]
+                adapter.strength, adapter.date = part["strength"], part.get("date")
                 set_frozen_gates(adapter, part["frozen_gates"])
                 for i, edit in enumerate(adapter):
                     edit.idle = i in part["idle"]

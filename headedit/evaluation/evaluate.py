@@ -11,7 +11,9 @@ from typing import Any
 from torch import nn
 
 from headedit.data import prompt_ids
+from headedit.data.clock import Clock
 from headedit.data.tokens import TokenisedPrompt, text_ids
+from headedit.edits.attached import handle_of
 from headedit.edits.handle import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.answers import answers
@@ -52,7 +54,8 @@ def evaluate(
     Args:
         model: a causal LM.
         task: the name of a task that comes with headedit, the path of a task file, or a ``Task``.
-        edits: the handle of edits on the model; given, the base is measured in the same process.
+        edits: the handle of edits on the model; given, the base is measured in the same process. A chat template is
+            told the date that it was told when they were trained.
         tokenizer: by default the one at the model's own name or path.
         data: records, or where they are: a file, a folder, an address or an id on the hub; by default the task's. For a
             task without a prompt, examples of every form that ``headedit.fit`` takes.
@@ -63,7 +66,7 @@ def evaluate(
         output: a JSON file for the report; a Markdown file and the predictions are written next to it. A stopped
             evaluation is resumed by the same call; predictions of other weights, edits, settings or another tokenizer
             are made again.
-        skip_broken: leave out and report what is broken or too long, instead of stopping at the first.
+        skip_broken: leave out and report what is broken or unreadable for the model, instead of stopping at the first.
         fields: for a task without a prompt, what the fields of a format are called in the records, as in
             ``headedit.DataConfig``.
         progress: show bars.
@@ -86,9 +89,11 @@ def evaluate(
         check_writable(file.parent)
     if tokenizer is None:
         tokenizer = load_tokenizer(getattr(model.config, "_name_or_path", ""))
-    examples, left_out = load_examples(
-        task, load_rows(task, data, fields), tokenizer, limit=limit, seed=seed, skip_broken=skip_broken
-    )
+    clock = Clock(_date(model, edits))
+    with clock:
+        examples, left_out = load_examples(
+            task, load_rows(task, data, fields), tokenizer, limit=limit, seed=seed, skip_broken=skip_broken
+        )
     max_new_tokens = task.max_new_tokens or _longest_answer(tokenizer, examples)
     if skip_broken:
         examples, too_long = _fitting(model, tokenizer, task, examples, max_new_tokens)
@@ -96,7 +101,8 @@ def evaluate(
     training_rows = load_training_rows(task, data, train)
     trained = None
     if training_rows:
-        trained, _ = load_examples(task, training_rows, tokenizer, limit=None, seed=seed, skip_broken=True)
+        with clock:
+            trained, _ = load_examples(task, training_rows, tokenizer, limit=None, seed=seed, skip_broken=True)
     settings = {
         "task": {k: v for k, v in dataclasses.asdict(task).items() if k not in ("data", "description", "suite")},
         "examples": digest(dataclasses.astuple(example) for example in examples),
@@ -123,6 +129,12 @@ def evaluate(
     if file is not None:
         _write_report(file, report)
     return report
+
+
+def _date(model: nn.Module, edits: HeadEdits | None) -> str | None:
+    """The date that a chat template was told when the active edits were trained."""
+    found = (handle_of(module) for module in model.modules()) if edits is None else iter([edits])
+    return next((handle.module.date for handle in found if handle is not None), None)
 
 
 def _predictions(
@@ -176,18 +188,18 @@ def _longest_answer(tokenizer: Any, examples: Sequence[Example]) -> int:
 def _fitting(
     model: nn.Module, tokenizer: Any, task: Task, examples: Sequence[Example], max_new_tokens: int
 ) -> tuple[list[Example], list[str]]:
-    """The examples that fit the model's context, and a message for each that does not."""
+    """The examples that the model can read, and a message for each that it cannot."""
     fitting, too_long = [], []
     for example in examples:
         tails = [text_ids(tokenizer, task.delimiter + label) for label in example.labels]
         more = max_new_tokens if task.scoring == "generation" else max(map(len, tails))
         try:
-            check_room(model, len(prompt_ids(tokenizer, example.prompt)), more, example.where)
+            check_room(model, prompt_ids(tokenizer, example.prompt), more, example.where)
             fitting.append(example)
         except HeadEditError as error:
             too_long.append(str(error))
     if not fitting:
-        raise HeadEditError(f"There is nothing to evaluate: every prompt is too long, the first: {too_long[0]}")
+        raise HeadEditError(f"There is nothing to evaluate: no prompt can be read, the first: {too_long[0]}")
     return fitting, too_long
 
 

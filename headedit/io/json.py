@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 from typing import Any
 
 from headedit.errors import HeadEditError
 
+_SPACE = re.compile(r"[ \t\n\r]*")
 _DEEPEST = 100
 _DEEPEST_OF_EDITS = 20
 
@@ -34,6 +36,31 @@ def parse_json(text: str, where: str) -> Any:
     if text.count("[") + text.count("{") > _DEEPEST and _is_deeper(found, _DEEPEST):
         raise HeadEditError(f"{where}: the JSON is nested too deeply, more than {_DEEPEST} levels.")
     return found
+
+
+def items_as_text(text: str) -> list[str] | None:
+    """The text of each item of a JSON list, whatever its numbers and depth; None if it is no list that can be read."""
+    decoder, items = json.JSONDecoder(parse_int=len), []
+    at = _after_space(text, text.find("[") + 1)
+    try:
+        while text[at] != "]":
+            end = decoder.raw_decode(text, at)[1]
+            items.append(text[at:end])
+            at = _after_space(text, end)
+            if text[at] == ",":
+                at = _after_space(text, at + 1)
+                if text[at] == "]":
+                    return None
+            elif text[at] != "]":
+                return None
+    except (ValueError, IndexError, RecursionError):
+        return None
+    return None if text[at + 1 :].strip() else items
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return at if found is None else found.end()
 
 
 def read_json(payload: bytes) -> object:

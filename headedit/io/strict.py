@@ -6,6 +6,7 @@ valid name. The dataclass is the only description of the format.
 
 import contextlib
 import dataclasses
+import datetime
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -79,6 +80,8 @@ def convert(hint: Any, value: object, where: str) -> Any:
         for key in value:
             convert(arguments[0], key, f"{where}: the key {key!r}")
         return {key: convert(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
+    if hint is str and isinstance(value, datetime.date):
+        return value.isoformat()  # YAML reads 2026-03-01 as a date
     if _is_a(hint, value):
         return float(value) if hint is float else value  # type: ignore[arg-type]
     raise HeadEditError(f"{where}: found {_show(value)}, expected {_describe(hint)}.")

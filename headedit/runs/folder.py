@@ -24,6 +24,8 @@ CONTROLS = "controls"
 """Name of the folder of the controls' runs, inside the folder of a run."""
 OWNER_FILE = "headedit.json"
 """In a folder of checkpoints: it marks the folder as headedit's own."""
+DATE = "date"
+"""Among what a run depends on: the date that the chat template was told."""
 JOURNAL_FILE = "run.json"
 """In the journal: hashes of everything that the run's result depends on."""
 
@@ -57,6 +59,20 @@ def folder_state(folder: Path) -> FolderState:
     elif is_record(folder / files.RUN_FILE):
         return "finished"
     return "edits" if (folder / files.EDITS_TENSOR_FILE).is_file() else "new"
+
+
+def run_date(folder: Path) -> str | None:
+    """The date that the chat template was told in the run in a folder; None where it asked for none, or there is none.
+
+    A run that was stopped has it in its journal, a finished one in its record.
+    """
+    journal = folder / CHECKPOINTS / JOURNAL / JOURNAL_FILE
+    try:
+        found = json.loads((journal if journal.is_file() else folder / files.RUN_FILE).read_text(encoding="utf-8"))
+        identity = found if journal.is_file() else found["identity"]
+        return str(identity[DATE])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def is_record(file: Path) -> bool:

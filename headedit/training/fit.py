@@ -11,6 +11,7 @@ from accelerate.utils import wait_for_everyone
 from torch import nn
 
 from headedit.data.batches import Encoded
+from headedit.data.clock import Clock
 from headedit.data.encoding import encode
 from headedit.data.rows import Vocabulary, is_encoded
 from headedit.edits import HeadEdits
@@ -26,7 +27,7 @@ from headedit.hf.names import portable_name
 from headedit.hf.quantized import differentiable
 from headedit.io.files import check_writable
 from headedit.runs.files import PATH_FILE, PATH_TENSOR_FILE
-from headedit.runs.folder import check_output, folder_state
+from headedit.runs.folder import DATE, check_output, folder_state, run_date
 from headedit.runs.run import Run
 from headedit.training.arguments import (
     as_tokenizer,
@@ -97,7 +98,8 @@ def fit(
             that the model does not have, instead of stopping at the first.
         resume: resume the run that was stopped in ``output_dir``; if there is none, start a new one; if it is finished
             already, return it. All other arguments, and the edits, must be as they were at its start. A run that was
-            stopped at any moment, by whatever cause, ends with the same edits as one that was not, bit for bit.
+            stopped at any moment, by whatever cause, ends with the same edits as one that was not, bit for bit. A chat
+            template is told the date of the run's start.
         overwrite: remove the run, or the edits, in ``output_dir`` first: everything that headedit wrote there, and
             nothing else.
         cache_prefix: run the layers below the first edited one only once for each example, and start every later pass
@@ -160,9 +162,11 @@ def fit(
     folder = check_writable(output_dir)
     for place in (folder, *(folder / f"seed-{number}" for number in range(seed + 1, seed + seeds))):
         check_output(place, resume=resume, overwrite=overwrite, base=getattr(edits.model.config, "_name_or_path", ""))
-    train_rows, valid_rows, pad = _encoded(
-        edits, train, valid, as_tokenizer(tokenizer), max_length, progress, skip_malformed
-    )
+    with Clock(run_date(folder) if resume else None) as clock:
+        train_rows, valid_rows, pad = _encoded(
+            edits, train, valid, as_tokenizer(tokenizer), max_length, progress, skip_malformed
+        )
+    date = clock.date or getattr(train, "date", None)
     if len(train_rows) < chosen.batch_size:
         raise HeadEditError(
             f"The training set has {len(train_rows)} examples, fewer than the batch size of {chosen.batch_size}; give "
@@ -172,12 +176,14 @@ def fit(
         "settings": digest([recipe, vars(chosen), arguments]),
         "training examples": digest_rows(train_rows),
         "validation examples": digest_rows(valid_rows),
+        **({} if date is None else {DATE: date}),
         **({"cache_prefix": digest(True)} if cache_prefix else {}),
         **({"number of seeds": str(seeds)} if seeds > 1 else {}),
         **({"controls": digest(True)} if controls else {}),
     }
     if resume and folder_state(folder) == "finished":
         return finished_run(edits, folder, {**identity, **own_identity(seed, edits.snapshot())})
+    edits.module.date = date
     controlled = functools.partial(run_controls, metric=metric) if controls else None
     start, sessions, runs, figures = edits.snapshot(), [], [], []
     for number in range(seed, seed + seeds):
@@ -270,18 +276,24 @@ def _encoded(
     train, valid = _listed(train), None if valid is None else _listed(valid)
     if tokenizer is None and any(not is_encoded(row) for row in [*train[:1], *(valid or [])[:1]]):
         tokenizer = load_tokenizer(getattr(edits.model.config, "_name_or_path", ""))
+    vocabulary = Vocabulary.of(edits.model)
     length = context_length(edits.model) if max_length is None else max_length
     encoding = functools.partial(
         encode,
         tokenizer=tokenizer,
         max_length=length,
-        vocabulary=Vocabulary.of(edits.model),
+        vocabulary=vocabulary,
         skip_malformed=skip_malformed,
         progress=progress,
     )
     pad = getattr(tokenizer, "pad_token_id", None)
+    pad = pad if pad is not None and vocabulary.has(pad) else 0
     rows = encoding(train, name="training")
-    return rows, None if valid is None else encoding(valid, name="validation"), 0 if pad is None else pad
+    return (
+        rows,
+        None if valid is None else encoding(valid, name="validation"),
+        pad,
+    )
 
 
 def _listed(examples: Iterable[Any]) -> Sequence[Any]:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from headedit.errors import HeadEditError
 from headedit.hf.config import context_length, text_config
 from headedit.io.files import check_writable, write_atomically
 from headedit.runs.files import DATA_FILE, RUN_YAML
-from headedit.runs.folder import check_output, folder_state, remove_run
+from headedit.runs.folder import check_output, folder_state, remove_run, run_date
 from headedit.runs.run import Run
 from headedit.training.arguments import check_base, check_run
 from headedit.training.config import RunConfig, read_run
@@ -83,7 +84,10 @@ def train(
     folder = check_writable(chosen.output)
     check_output(folder, resume=resume, overwrite=overwrite, base=chosen.model.name)
     _check(chosen)
+    if resume and chosen.data.date is None:
+        chosen = replace(chosen, data=replace(chosen.data, date=run_date(folder)))
     data, tokenizer = prepare(chosen, base=base, progress=progress)
+    chosen = replace(chosen, data=replace(chosen.data, date=data.report["date"] or chosen.data.date))
     model = chosen.model.load() if base is None else base
     edits = attach(model, spec=chosen.spec, config=chosen.edits)
     if ready is not None:
@@ -170,7 +174,7 @@ def _check(config: RunConfig) -> None:
 
 def _add_test_loss(run: Run, edits: HeadEdits, data: Data, pad: int | None, batch: int) -> None:
     assert data.test is not None
-    collate = PadRight(0 if pad is None else pad)
+    collate = PadRight(pad if pad is not None and Vocabulary.of(edits.model).has(pad) else 0)
     run.record["test_examples"] = len(data.test)
     run.record["test_loss"] = example_losses(edits.model, data.test, collate, batch).mean().item()
     with edits.disable_adapter():

@@ -3,6 +3,7 @@
 A record may come from anyone: its sizes, numbers and names are checked before anything is made of them.
 """
 
+from datetime import datetime
 from typing import Any
 
 import torch
@@ -35,11 +36,12 @@ def base_record(model: nn.Module, spec: Spec) -> dict[str, Any]:
 
 
 def adapter_record(adapter: Adapter) -> dict[str, Any]:
-    """Config, strength and sites of an adapter."""
+    """Config, strength and sites of an adapter, and its date where it has one."""
     return {
         "config": dict(vars(adapter.config)),
         "strength": adapter.strength,
         "sites": [site_row(site) for site in adapter.sites],
+        **({} if adapter.date is None else {"date": adapter.date}),
     }
 
 
@@ -71,6 +73,21 @@ def read_config(record: dict[str, Any], where: str) -> EditConfig:
         ):
             raise HeadEditError(f"{where}: config: {key}: found {value}, which no edits can have.")
     return config
+
+
+def recorded_date(record: dict[str, Any], where: str) -> str | None:
+    """The date of an adapter's record; None where it has none.
+
+    Raises:
+        HeadEditError: it is no date.
+    """
+    date = record.get("date")
+    if date is None:
+        return None
+    try:
+        return datetime.fromisoformat(date).isoformat()
+    except (TypeError, ValueError):
+        raise HeadEditError(f"{where}: date: found {date!r:.80}, expected one such as 2026-03-01.") from None
 
 
 def check_site_rows(rows: list[Any], where: str) -> None:

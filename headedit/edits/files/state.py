@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from headedit.edits.adapter import Adapter
-from headedit.edits.files.record import adapter_record, base_record, check_keys, check_site_rows, read_config
+from headedit.edits.files.record import (
+    adapter_record,
+    base_record,
+    check_keys,
+    check_site_rows,
+    read_config,
+    recorded_date,
+)
 from headedit.errors import HeadEditError
 from headedit.io.json import read_json
 from headedit.specs import Spec
@@ -78,6 +85,7 @@ def unpack_state(state: object, where: str) -> dict[str, Any]:
         check_keys(part, {"config": dict, "sites": list, "idle": list}, here)
         check_site_rows(part["sites"], here)
         part["config"] = read_config(part, here)
+        recorded_date(part, here)
         strength, count = part.get("strength"), len(part["sites"])
         if type(strength) not in (int, float) or not abs(strength) <= _STRONGEST:
             raise HeadEditError(f"{here}: strength: found {strength!r:.80}, expected a number.")

@@ -21,7 +21,7 @@ from headedit.edits.files.compatibility import check_model, check_sites
 from headedit.edits.files.format import FULL, HARDENED, TENSOR_FILE, holds_edits, locate, read_pair, write_pair
 from headedit.edits.files.hardened import FLOATS, is_hardened, pack, unpack
 from headedit.edits.files.model_weights import read_from_weights
-from headedit.edits.files.record import adapter_record, base_record, read_config
+from headedit.edits.files.record import adapter_record, base_record, read_config, recorded_date
 from headedit.edits.files.state import set_frozen_gates
 from headedit.edits.files.values import parameters_of, tensors_of
 from headedit.edits.gate_set import harden
@@ -208,6 +208,7 @@ def _read(folder: Path) -> _Saved:
 
 
 def _fill(adapter: Adapter, saved: _Saved) -> None:
+    adapter.date = recorded_date(saved.record, saved.where)
     if saved.record["format_version"] == FULL:
         put_tensors(adapter, saved.tensors, saved.tensors_at)
         adapter.strength = saved.record.get("strength", 1.0)

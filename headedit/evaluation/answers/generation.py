@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from headedit.data import prompt_ids
 from headedit.data.batches import token_embeddings
+from headedit.data.rows import Vocabulary
 from headedit.data.tokens import TokenisedPrompt
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.beam_prefill import shared_prefill
@@ -86,16 +87,17 @@ def continuations(
         For every batch the (index of the prompt, continuation) of its prompts.
 
     Raises:
-        HeadEditError: ``prompts`` is empty, or a prompt leaves no room in the model's context.
+        HeadEditError: ``prompts`` is empty, a prompt leaves no room in the model's context, or it has a token id
+            that the model does not have.
     """
     if not prompts:
         raise HeadEditError("There is nothing to generate from: the list of prompts is empty.")
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     names = [f"Prompt {i + 1}" for i in range(len(ids))] if names is None else names
     for row, name in zip(ids, names, strict=True):
-        check_room(model, len(row), max_new_tokens, name)
+        check_room(model, row, max_new_tokens, name)
     device = token_embeddings(model).device
-    pad, stops = padding(tokenizer), _stops(model, tokenizer)
+    pad, stops = padding(tokenizer, model), _stops(model, tokenizer)
     with evaluating(model):
         equal = not takes_padding(model, "left")
         for rows in by_length(
@@ -145,9 +147,12 @@ def by_length(
             bar.update(len(rows))
 
 
-def check_room(model: nn.Module, tokens: int, more: int, name: str) -> None:
-    """Raises a ``HeadEditError`` for a prompt without tokens, or that with ``more`` tokens does not fit the context."""
-    longest = context_length(model)
+def check_room(model: nn.Module, ids: list[int], more: int, name: str) -> None:
+    """Raises a ``HeadEditError`` for a prompt that a model cannot continue.
+
+    It has no tokens, or with ``more`` does not fit the context; or the model does not have one of them.
+    """
+    longest, tokens = context_length(model), len(ids)
     if not tokens:
         raise HeadEditError(f"{name} is empty, so there is nothing to continue.")
     if longest is not None and tokens + more > longest:
@@ -155,11 +160,12 @@ def check_room(model: nn.Module, tokens: int, more: int, name: str) -> None:
             f"{name} has {tokens} tokens; with {more} new ones it does not fit the model's context of {longest}. "
             "Shorten it or lower max_new_tokens."
         )
+    Vocabulary.of(model).check_ids(ids, name)
 
 
-def padding(tokenizer: Any) -> int:
-    """The token that pads a batch; it is masked, so any token will do."""
-    return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+def padding(tokenizer: Any, model: nn.Module) -> int:
+    """The token that pads a batch; it is masked, so any token that the model has will do."""
+    return next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if Vocabulary.of(model).has(i))
 
 
 def _stops(model: nn.Module, tokenizer: Any) -> list[int]:

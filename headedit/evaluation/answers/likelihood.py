@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from headedit.data import prompt_ids, response_ids
-from headedit.data.batches import token_embeddings
+from headedit.data.batches import IGNORED, token_embeddings
+from headedit.data.rows import Vocabulary
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.generation import by_length, check_room, padding
 from headedit.evaluation.answers.padding import batches_of, takes_padding
@@ -84,19 +85,22 @@ def option_scores(
         For every batch the (index of the question, scores of its options).
 
     Raises:
-        HeadEditError: ``questions`` is empty, an option is, or a question does not fit the model's context.
+        HeadEditError: ``questions`` is empty, an option is, a question does not fit the model's context, or it has a
+            token id that the model does not have.
     """
     if not questions:
         raise HeadEditError("There is nothing to score: the list of questions is empty.")
     names = [f"Question {i + 1}" for i in range(len(questions))] if names is None else names
-    planned = []
+    planned, vocabulary = [], Vocabulary.of(model)
     for (prompt, options), name in zip(questions, names, strict=True):
         head = prompt_ids(tokenizer, prompt)
         tails = [_option_ids(tokenizer, prompt, option, name) for option in options]
-        check_room(model, len(head), max(map(len, tails)), name)
+        check_room(model, head, max(map(len, tails)), name)
+        for tail in tails:
+            vocabulary.check({"input_ids": head + tail, "labels": [IGNORED] * len(head) + tail}, name)
         planned.append((_passes(head, tails), [len(tail) for tail in tails]))
     lengths = [max(len(row.tokens) for row in rows) for rows, _ in planned]
-    pad, equal = padding(tokenizer), not takes_padding(model, "right")
+    pad, equal = padding(tokenizer, model), not takes_padding(model, "right")
     with evaluating(model):
         for batch in by_length(lengths, batch_size, progress, describe):
             found: dict[tuple[int, int], float] = {}

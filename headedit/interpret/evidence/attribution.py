@@ -75,7 +75,7 @@ def attribute(
     Raises:
         HeadEditError: the edits are detached or merged, there are no examples, or one cannot be used.
     """
-    heads, rows, model = edited_heads(edits), encode_all(data, tokenizer, edits.model), edits.model
+    heads, rows, model = edited_heads(edits), encode_all(data, tokenizer, edits.model, edits.module.date), edits.model
     sites = list({head.site.path: head.site for head in heads}.values())
     sums = {site.path: _Sums(site) for site in sites}
     loss = base_loss = 0.0
@@ -128,7 +128,7 @@ def integrate(
     """
     if steps < 1:
         raise HeadEditError(f"steps: found {steps}, expected 1 or more.")
-    heads, rows, model = edited_heads(edits), encode_all(data, tokenizer, edits.model), edits.model
+    heads, rows, model = edited_heads(edits), encode_all(data, tokenizer, edits.model, edits.module.date), edits.model
     sites = list({head.site.path: head.site for head in heads}.values())
     shares = {site.path: torch.zeros(site.heads) for site in sites}
     followed = False

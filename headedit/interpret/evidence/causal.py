@@ -75,7 +75,11 @@ def leave_one_out(
         HeadEditError: nnsight is not installed, the edits are detached or merged, there is no such head or none is
             open, there are no examples, or one cannot be used.
     """
-    chosen, rows, model = edited_heads(edits, heads), encode_all(data, tokenizer, edits.model), edits.model
+    chosen, rows, model = (
+        edited_heads(edits, heads),
+        encode_all(data, tokenizer, edits.model, edits.module.date),
+        edits.model,
+    )
     before, after = torch.zeros(len(rows)), torch.zeros(len(chosen), len(rows))
     with traces(model) as run:
         for numbers, inputs, labels in batches(
@@ -115,7 +119,11 @@ def patch(
     """
     if into not in ("base", "edited"):
         raise HeadEditError(f"into: found {into!r}, expected 'base' or 'edited'.")
-    chosen, rows, model = edited_heads(edits, heads), encode_all(data, tokenizer, edits.model), edits.model
+    chosen, rows, model = (
+        edited_heads(edits, heads),
+        encode_all(data, tokenizer, edits.model, edits.module.date),
+        edits.model,
+    )
     sites = list({head.site.path: head.site for head in chosen}.values())
     before, after = torch.zeros(len(rows)), torch.zeros(len(chosen), len(rows))
     with traces(model) as run:

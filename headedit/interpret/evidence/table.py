@@ -77,7 +77,7 @@ def evidence(
         raise HeadEditError(f"read: found {read!r}, expected 'weights' or 'measured'.")
     frame = import_optional("pandas", "The table of evidence").DataFrame
     heads = edited_heads(edits)
-    rows = encode_all(data, tokenizer, edits.model)
+    rows = encode_all(data, tokenizer, edits.model, edits.module.date)
     opened = [head for head in heads if head.is_open]
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     found = attribute(edits, rows, **options)

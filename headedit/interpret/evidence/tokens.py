@@ -114,7 +114,7 @@ def tokens(
     measured: Sequence[TokenChanges | None] = [None] * len(chosen)
     shares: dict[tuple[str, int], Tensor] = {}
     if data is not None:
-        rows = encode_all(data, tokenizer, edits.model)
+        rows = encode_all(data, tokenizer, edits.model, edits.module.date)
         changes = _measure(edits, chosen, rows, batch_size, progress)
         measured = [_strongest(change[:known], tokenizer, top) for change in changes]
         found = attribute(edits, rows, batch_size=batch_size, progress=progress)

@@ -114,9 +114,11 @@ def check_same_run(folder: Path, state: str, before: dict[str, str], identity: d
     """
     differing = [key for key in {**before, **identity} if before.get(key) != identity.get(key)]
     if differing:
+        examples = any(key.endswith("examples") for key in differing)
+        hint = " If a chat template wrote the date into the examples, write that of the first day." if examples else ""
         raise HeadEditError(
             f"{folder}: the run that was {state} here differs in {', '.join(differing)}. Resume with what it was "
-            "started with, or train into another folder; or overwrite=True, or --overwrite, removes it first."
+            f"started with, or train into another folder; or overwrite=True, or --overwrite, removes it first.{hint}"
         )
 
 
