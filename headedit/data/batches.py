@@ -6,9 +6,9 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from headedit.errors import HeadEditError
+from headedit.io.bars import tqdm
 
 IGNORED = -100
 """The label of a token that carries no loss, as in transformers."""

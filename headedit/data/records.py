@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import TypeVar
 
-from tqdm.auto import tqdm
-
 from headedit.data.conversation import to_pair
 from headedit.data.formats import Format, Message, rename_fields, to_messages
 from headedit.data.sources import SourceRow, read_rows
 from headedit.errors import HeadEditError
+from headedit.io.bars import tqdm
 
 T = TypeVar("T")
 

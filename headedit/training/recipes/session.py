@@ -33,6 +33,9 @@ from headedit.training.recipes.stage import Stage, merge_arguments
 _DEVICES = ("use_cpu", "ddp_backend", "ddp_timeout")
 _SAMPLE = 64
 
+GIVEN = "given as the validation set"
+"""Who held out examples that a session was given; their source is not known here."""
+
 
 def _log_into(trainer: HeadEditTrainer, folder: Path) -> None:
     """Lets tensorboard log into a folder, unless its environment variable names one."""
@@ -132,7 +135,7 @@ class Session:
         edited = self.example_losses().mean().item()
         with self.edits.disable_adapter():
             base = self.example_losses().mean().item()
-        return {"examples": len(self.valid), "by": "validation set", "base": base, "edited": edited}
+        return {"examples": len(self.valid), "by": GIVEN, "base": base, "edited": edited}
 
     def without_prefix_cache(self) -> AbstractContextManager[None]:
         """A context in which every pass runs all layers."""
