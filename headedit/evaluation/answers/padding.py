@@ -2,23 +2,12 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from torch import nn
 
-from headedit.errors import HeadEditError
-from headedit.specs.registry import find_spec
+from headedit.specs.padding import takes_padding as takes_padding
 
 logger = logging.getLogger(__name__)
-
-
-def takes_padding(model: nn.Module, side: Literal["left", "right"]) -> bool:
-    """Whether masked padding on a side changes nothing, as the spec of the model's type says; of unknown types not."""
-    try:
-        found = find_spec(model).padding
-    except HeadEditError:
-        return False
-    return found in ("both", side)
 
 
 def report_equal_lengths(model: nn.Module, side: str, sequences: int, batches: int) -> None:

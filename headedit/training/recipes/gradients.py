@@ -9,9 +9,11 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from headedit.data.equal_lengths import in_equal_lengths
 from headedit.edits import HeadEdits
 from headedit.edits.gate_set import GateIndex, all_gates, freeze_gates
 from headedit.hf.modes import evaluating
+from headedit.training.loop.token_loss import token_loss
 
 
 def activation_rms(edits: HeadEdits, run: Callable[[], object]) -> list[float]:
@@ -50,7 +52,9 @@ def gate_gradients(
     with evaluating(model):
         device = model.get_input_embeddings().weight.device  # type: ignore[operator]
         for share, batch in batches:
-            loss = model(**{k: v.to(device) for k, v in batch.items()}, use_cache=False).loss
+            inputs = {key: value.to(device) for key, value in batch.items()}
+            labels = inputs.pop("labels")
+            loss: Any = token_loss(in_equal_lengths(model, inputs, model)(**inputs, use_cache=False), labels)
             (loss * share).backward()
     found: dict[GateIndex, float] = {}
     for i, edit in enumerate(module):
