@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from datasets import Dataset
+from tokenizers_tiny import byte_level
 from transformers import TrainingArguments
 from zoo import WITH_HEADS, zoo_model
 
@@ -37,18 +39,19 @@ def rows():
     return found
 
 
-def step(model, folder, parts, edits=None):
+def step(model, folder, parts, edits=None, config=TrainingArguments, kind=headedit.HeadEditTrainer, more=None):
     """The loss and the gradients of one step of four examples in a number of parts."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     edits = headedit.attach(model, config=headedit.EditConfig(gates="none")) if edits is None else edits
-    arguments = TrainingArguments(
+    arguments = config(
         output_dir=str(folder), max_steps=1, per_device_train_batch_size=4 // parts, gradient_accumulation_steps=parts,
         report_to=[], use_cpu=True, learning_rate=0.0, disable_tqdm=True, remove_unused_columns=False, logging_steps=1,
-        seed=0, save_strategy="no", max_grad_norm=0.0,
+        seed=0, save_strategy="no", max_grad_norm=0.0, **(more or {}),
     )  # fmt: skip
-    trainer = headedit.HeadEditTrainer(edits, args=arguments, train_dataset=rows(), data_collator=PadRight())
+    own = {"processing_class": byte_level()} if more else {"data_collator": PadRight()}
+    trainer = kind(edits, args=arguments, train_dataset=Dataset.from_list(rows()) if more else rows(), **own)
     seen = []
     trainer.create_optimizer()
     trainer.optimizer.register_step_pre_hook(
@@ -154,3 +157,38 @@ def test_router_losses_are_trained_and_not_in_the_validation_loss(tmp_path):
         assert with_router[0] == pytest.approx(loss, rel=1e-4)
         assert with_router[2] == pytest.approx(validated, rel=1e-6)
         assert 0.3 < with_router[1] - objective < 3
+
+
+@pytest.mark.parametrize("model_type", ["llama", "bart", "xlm", "gemma4", "ctrl"])
+def test_accumulated_parts_give_the_step_of_the_whole_batch_in_trls_trainer_too(model_type, tmp_path):
+    trl = pytest.importorskip("trl")
+
+    class EditSFTTrainer(headedit.HeadEditMixin, trl.SFTTrainer):
+        pass
+
+    options = {"bf16": False, "dataset_kwargs": {"skip_prepare_dataset": True}, "gradient_checkpointing": False}
+    whole, accumulated = (
+        step(zoo_model(model_type), tmp_path / str(parts), parts, None, trl.SFTConfig, EditSFTTrainer, options)
+        for parts in (1, 4)
+    )
+    plain, _ = step(zoo_model(model_type), tmp_path / "plain", 1)
+    assert whole[0] == pytest.approx(plain, rel=1e-4)
+    assert accumulated[0] == pytest.approx(plain, rel=1e-4)
+    largest = max(gradient.abs().max() for gradient in whole[1])
+    for one, other in zip(whole[1], accumulated[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(largest))
+
+
+def test_a_trainer_with_a_loss_of_its_own_refuses_a_batch_whose_padding_the_type_does_not_take(tmp_path):
+    trl = pytest.importorskip("trl")
+
+    class EditSFTTrainer(headedit.HeadEditMixin, trl.SFTTrainer):
+        pass
+
+    options = {"bf16": False, "dataset_kwargs": {"skip_prepare_dataset": True}, "gradient_checkpointing": False}
+    given = (None, trl.SFTConfig, EditSFTTrainer, options)
+    with pytest.raises(headedit.HeadEditError, match="per_device_train_batch_size"):
+        step(zoo_model("cpmant"), tmp_path / "whole", 1, *given)
+    assert step(zoo_model("cpmant"), tmp_path / "parts", 4, *given)[0] == pytest.approx(
+        step(zoo_model("cpmant"), tmp_path / "ours", 1)[0], rel=1e-4
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headedit.specs.padding import takes_padding
+from headedit.specs.padding import Side, takes_padding
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +54,26 @@ def in_equal_lengths(model: nn.Module, inputs: dict[str, Any], call: Callable[..
         inputs: the batch.
         call: the model in its wrappers, which is called.
     """
+    side = wrong_side(model, inputs)
+    if side is None:
+        return call
+    _report(type(model).__name__, side)
+    return InEqualLengths(call)
+
+
+def wrong_side(model: nn.Module, inputs: dict[str, Any]) -> Side | None:
+    """The side on which a batch is padded and the model takes no padding, as the spec of its type says; None for none.
+
+    Args:
+        model: the base model.
+        inputs: the batch; its padding is read off ``attention_mask``.
+    """
     mask = inputs.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask.all()):
-        return call
-    padded = {"left": bool((mask[:, 0] == 0).any()), "right": bool((mask[:, -1] == 0).any())}
-    for side in ("left", "right"):
-        if padded[side] and not takes_padding(model, side, unknown=True):
-            _report(type(model).__name__, side)
-            return InEqualLengths(call)
-    return call
+        return None
+    ends: dict[Side, Tensor] = {"left": mask[:, 0], "right": mask[:, -1]}
+    padded = (side for side, end in ends.items() if not end.all())
+    return next((side for side in padded if not takes_padding(model, side, unknown=True)), None)
 
 
 @functools.cache
