@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -198,6 +199,43 @@ def test_the_test_loss_is_measured_with_and_without_the_edits(file, tmp_path):
         ]
     assert record["test_loss_base"] == pytest.approx(sum(losses) / 6, abs=1e-5)
     assert record["test_loss"] < record["test_loss_base"]
+
+
+@pytest.mark.parametrize(
+    ("valid", "by", "evaluated"),
+    [
+        (["--valid-share", "0.25"], "held out of {data} by --valid-share (data.valid: 0.25)", "{data}"),
+        (["--set", "data.valid=8"], "held out of {data} by data.valid: 8", "{data}"),
+        (["--valid", "{valid}"], "from the file {valid}", "{valid}"),
+    ],
+)
+def test_a_run_ends_with_who_held_out_what_and_the_command_to_go_on_with(
+    valid, by, evaluated, models, tmp_path, capsys
+):
+    (tmp_path / "a folder").mkdir()
+    files = {"data": save_records(tmp_path, "alpaca", 32), "valid": save_records(tmp_path / "a folder", "alpaca", 8)}
+    out = tmp_path / "out"
+    given = [
+        "--model",
+        models["llama"],
+        "--data",
+        files["data"],
+        "--output",
+        out,
+        "--recipe",
+        "jola",
+        "--device",
+        "cpu",
+    ]
+    assert run("train", *given, *[part.format(**files) for part in valid], *changed(epochs=1)) == 0
+    found = Run.read(out).record["held_out"]
+    assert (found["examples"], found["by"]) == (8, by.format(**files))
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("next: headedit eval ")
+    assert ("trained on" in last) == (evaluated == "{data}")
+    words = shlex.split(last.partition("next: headedit ")[2].partition("  (")[0])
+    assert words[1:7] == ["--model", models["llama"], "--edits", str(out), "--data", evaluated.format(**files)]
+    assert run(*words, "--limit", 2, "--max-new-tokens", 2) == 0
 
 
 def test_the_base_models_folder_is_refused_as_output(file, tmp_path, capsys):

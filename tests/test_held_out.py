@@ -6,11 +6,15 @@ import sys
 import pytest
 from tiny import tiny_model
 from transformers import TrainerControl, TrainerState
+from transformers.utils import logging
 
 import headedit
 from headedit import Run
 from headedit.data.batches import PadRight
+from headedit.data.encoding import encode
 from headedit.data.losses import example_losses
+from headedit.evaluation.answers.generation import by_length
+from headedit.io.bars import bars_of_libraries
 from headedit.training.loop.progress import EditProgress
 
 ROWS = [{"input_ids": [3, 4 + i % 5, 5 + i % 7, 9], "labels": [-100, -100, 5 + i % 7, 9]} for i in range(24)]
@@ -28,12 +32,15 @@ def test_a_run_with_a_validation_set_has_the_loss_of_base_and_edited_model_on_it
     options = {**QUICK, **({"search_epochs": 1} if recipe == "localise" else {})}
     run = headedit.fit(edits, ROWS[6:], ROWS[:6], recipe=recipe, output_dir=tmp_path, **options)
     found = run.record["held_out"]
-    assert (found["examples"], found["by"]) == (6, "validation set")
+    assert (found["examples"], found["by"]) == (6, "given as the validation set")
     assert found["base"] == pytest.approx(base)
     assert found["edited"] == pytest.approx(mean_loss(edits, ROWS[:6]))
     assert run.record["best_eval_loss"] is not None
     shown = dict(Run.read(tmp_path).rows())["loss on held-out examples"]
-    assert shown == f"{found['edited']:.4f} nats per token, the base's {base:.4f}, on 6 examples (validation set)"
+    assert (
+        shown
+        == f"{found['edited']:.4f} nats per token, the base's {base:.4f}, on 6 examples, given as the validation set"
+    )
 
 
 def test_localise_says_how_many_examples_it_held_out_itself(tmp_path):
@@ -41,7 +48,7 @@ def test_localise_says_how_many_examples_it_held_out_itself(tmp_path):
     base = mean_loss(edits, ROWS)
     run = headedit.fit(edits, ROWS, output_dir=tmp_path, search_epochs=1, **QUICK)
     found = run.record["held_out"]
-    assert (found["examples"], found["by"]) == (24, "localise, in 4 folds")
+    assert (found["examples"], found["by"]) == (24, "held out in 4 folds by the recipe localise")
     assert found["base"] == pytest.approx(base)
     assert found["edited"] == run.path.level_of(run.path.chosen).loss
 
@@ -63,3 +70,17 @@ def test_bars_show_the_stage_in_a_terminal_and_are_not_in_log_files(terminal, mo
     bar.training_bar.update(1)
     bar.training_bar.close()
     assert ("refit" in stream.getvalue()) == terminal
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_bars_outside_training_are_not_in_log_files_either(terminal, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(by_length([3, 4], 1, True, "scoring")) == [[1], [0]]
+    encode(ROWS, tokenizer=None, name="training", max_length=None, progress=True)
+    monkeypatch.setattr(logging, "_tqdm_active", True)
+    with bars_of_libraries():
+        assert logging.is_progress_bar_enabled() == terminal
+    assert logging.is_progress_bar_enabled()
+    assert [name in stream.getvalue() for name in ("scoring", "tokenising training")] == [terminal, terminal]

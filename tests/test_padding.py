@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from tokenizers_tiny import byte_level
 from zoo import WITH_HEADS, zoo_model
 
+from headedit.data.batches import batches
 from headedit.evaluation.answers.generation import by_length
+from headedit.evaluation.answers.likelihood import option_scores
 from headedit.evaluation.answers.padding import batches_of, takes_padding
+from headedit.specs.tiny import tiny_configs
 
 OTHER_INPUTS = {"blt", "musicgen", "musicgen_melody", "reformer"}
 TYPES = sorted(set(WITH_HEADS) - OTHER_INPUTS)
@@ -66,3 +70,24 @@ def test_a_type_without_a_spec_is_not_trusted_with_padding():
     assert not takes_padding(torch.nn.Linear(2, 2), "left")
     assert [takes_padding(zoo_model("bart"), side) for side in ("left", "right")] == [False, True]
     assert [takes_padding(zoo_model("llama"), side) for side in ("left", "right")] == [True, True]
+
+
+@pytest.mark.parametrize(("model_type", "said"), [("cpmant", True), ("llama", False)])
+def test_scoring_of_options_says_where_equal_lengths_alone_share_a_pass(model_type, said, caplog):
+    asked = [("a b", [" c", " d e f"]), ("a b c d", [" e f", " c d e f g"])]
+    values = tiny_configs()[model_type]
+    model, tokenizer = zoo_model(model_type, {**values, "vocab_size": 420}), byte_level()
+    together = dict(row for batch in option_scores(model, tokenizer, asked, progress=False) for row in batch)
+    for i, question in enumerate(asked):
+        alone = dict(row for batch in option_scores(model, tokenizer, [question], batch_size=1) for row in batch)
+        assert together[i].values == pytest.approx(alone[0].values, abs=1e-4)
+    assert ("only inputs of equal length share a batch" in caplog.text) == said
+
+
+def test_batches_for_evidence_have_equal_lengths_where_padding_changes_answers():
+    rows = [{"input_ids": [3] * n, "labels": [3] * n} for n in (5, 9, 5, 7)]
+    found = {}
+    for model_type in ("cpmant", "llama"):
+        batched = batches(zoo_model(model_type), rows, 4, what="", progress=False)
+        found[model_type] = [chosen.tolist() for chosen, _, _ in batched]
+    assert found == {"cpmant": [[0, 2], [3], [1]], "llama": [[0, 2, 3, 1]]}

@@ -7,10 +7,10 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from headedit.bench.results import Row
 from headedit.errors import HeadEditError
+from headedit.io.bars import tqdm
 
 
 def run_units(

@@ -154,10 +154,9 @@ def _print_certificate(model: str, spec: Path | None, kinds: list[str] | None) -
 
 
 def _check_all() -> None:
-    from tqdm.auto import tqdm
-
     from headedit.checks.certificate import certify
     from headedit.errors import HeadEditError
+    from headedit.io.bars import tqdm
     from headedit.specs.tiny import tiny_configs, tiny_model
 
     groups: dict[str, list[str]] = {}

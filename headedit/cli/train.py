@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from headedit.cli.next_step import eval_command
 from headedit.cli.shared import Device, Dtype, Fields, Limit, Skip, SpecFile, console, named, print_files, print_rows
 from headedit.cli.stopping import stopped_message
 from headedit.errors import HeadEditError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from headedit.data import Data
     from headedit.edits import HeadEdits
     from headedit.runs.run import Run
+    from headedit.training.config import RunConfig
 
 _SHOWN = 5
 
@@ -137,6 +139,7 @@ def train(
         raise KeyboardInterrupt(stopped_message(Path(run.output or ""), str(stop))) from None
     print_rows(f"headedit train ({run.recipe_name})", rows_of(trained))
     print_files([trained.output_dir])
+    print_next(run)
 
 
 def print_data(edits: "HeadEdits", data: "Data") -> None:
@@ -149,6 +152,13 @@ def print_data(edits: "HeadEdits", data: "Data") -> None:
     print_rows("data", data.rows())
     if not console.quiet:
         edits.print_trainable_parameters()
+
+
+def print_next(run: "RunConfig") -> None:
+    """Prints the command that evaluates the edits of a finished run."""
+    command, held_out = eval_command(run)
+    remark = "" if held_out else "  (these examples were trained on; better give others)"
+    console.print(f"next: {escape(command)}{remark}", soft_wrap=True)
 
 
 def rows_of(run: "Run") -> list[tuple[str, str]]:

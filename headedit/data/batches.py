@@ -6,9 +6,10 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from headedit.errors import HeadEditError
+from headedit.io.bars import tqdm
+from headedit.specs.padding import takes_padding
 
 IGNORED = -100
 """The label of a token that carries no loss, as in transformers."""
@@ -88,10 +89,31 @@ def token_embeddings(model: nn.Module) -> Tensor:
     return weight
 
 
+def batches_of(order: Sequence[int], lengths: Sequence[int], size: int, *, equal: bool) -> Iterator[list[int]]:
+    """Yields indices in batches.
+
+    Args:
+        order: the indices, those of equal length next to each other where ``equal`` is set.
+        lengths: length of each sequence, in tokens, by index.
+        size: largest number of sequences per batch.
+        equal: whether the sequences of a batch must have one length.
+    """
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) == size or (equal and lengths[i] != lengths[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
 def batches(
     model: nn.Module, rows: Sequence[Encoded], batch_size: int, *, what: str, progress: bool, passes: int = 1
 ) -> Iterator[tuple[Tensor, dict[str, Any], Tensor]]:
     """Yields padded batches of rows of similar length, on the device of the model's embeddings.
+
+    Of a type that takes no padding on the right, rows of equal length alone share a batch.
 
     Args:
         model: the model that is to read them.
@@ -111,10 +133,10 @@ def batches(
         raise HeadEditError(f"batch_size: found {batch_size}, expected 1 or more.")
     device, collate = token_embeddings(model).device, PadRight()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-    starts = range(0, len(order), batch_size)
-    with tqdm(total=passes * len(starts), desc=what, unit="pass", disable=not progress, leave=False) as bar:
-        for start in starts:
-            chosen = order[start : start + batch_size]
+    equal = not takes_padding(model, "right", unknown=True)
+    parts = list(batches_of(order, [len(row["input_ids"]) for row in rows], batch_size, equal=equal))
+    with tqdm(total=passes * len(parts), desc=what, unit="pass", disable=not progress, leave=False) as bar:
+        for chosen in parts:
             batch = {key: value.to(device) for key, value in collate([rows[i] for i in chosen]).items()}
             labels = batch.pop("labels")
             yield torch.tensor(chosen), {**batch, "use_cache": False}, labels

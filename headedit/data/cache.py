@@ -5,17 +5,16 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from headedit.data.batches import ListedRows, StoredRows
 from headedit.data.clock import moment
 from headedit.data.encoder import Encoder, EncodingResult
 from headedit.data.records import Conversation
 from headedit.errors import HeadEditError
+from headedit.io.bars import bars_of_libraries, tqdm
 from headedit.io.optional import import_optional
 from headedit.version import __version__
 
@@ -53,7 +52,6 @@ def encode_examples(examples: Sequence[Conversation], encoder: Encoder, *, name:
     million characters, slow tokenizers, and machines without ``datasets`` or with its caching disabled, use a list in
     memory.
     """
-    bar = {"desc": f"tokenising {name}", "disable": not progress, "leave": False}
     datasets = None
     if sum(example.length for example in examples) >= _WORTH_STORING and getattr(encoder.tokenizer, "is_fast", False):
         with contextlib.suppress(HeadEditError):
@@ -65,7 +63,9 @@ def encode_examples(examples: Sequence[Conversation], encoder: Encoder, *, name:
             return EncodedSet(_stored(datasets, folder, examples, encoder, name, progress))
         except OSError as error:
             logger.warning("%s: the cache cannot be written (%s); the %s set stays in memory.", folder, error, name)
-    return EncodedSet([encoder(example) for example in tqdm(examples, **bar)])
+    return EncodedSet(
+        [encoder(example) for example in tqdm(examples, desc=f"tokenising {name}", disable=not progress, leave=False)]
+    )
 
 
 def _stored(
@@ -77,7 +77,7 @@ def _stored(
     number, text = datasets.Value("int32"), datasets.Value("string")
     kinds = {int: number, str: text, bool: datasets.Value("bool"), list[int]: datasets.List(number)}
     key = _key(examples, encoder)
-    with _bars(datasets, progress):
+    with bars_of_libraries(progress):
         return datasets.Dataset.from_dict({"index": range(len(examples))}).map(
             encoded,
             input_columns="index",
@@ -122,14 +122,3 @@ def _dates(template: str) -> list[str]:
     told, formats = moment(), _FORMAT.findall(template)
     calls = template.count("strftime_now(")
     return [told.strftime(text) for _, text in formats] + ([told.isoformat()] if calls > len(formats) else [])
-
-
-@contextlib.contextmanager
-def _bars(datasets: Any, wanted: bool) -> Iterator[None]:
-    """A context in which ``datasets`` shows its bars, or not."""
-    before = datasets.are_progress_bars_disabled()
-    (datasets.enable_progress_bars if wanted else datasets.disable_progress_bars)()
-    try:
-        yield
-    finally:
-        (datasets.disable_progress_bars if before else datasets.enable_progress_bars)()

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
-from tqdm.auto import tqdm
 
 from headedit.data.batches import IGNORED, Encoded, StoredRows
 from headedit.data.clock import Clock
@@ -23,6 +22,7 @@ from headedit.data.templates import CHATML_END, Template
 from headedit.data.tokens import Span, TokenisedPrompt, text_ids, without_end
 from headedit.errors import HeadEditError
 from headedit.hf.config import context_length
+from headedit.io.bars import tqdm
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """The plain loss of tokens and examples, with logits for the response tokens alone where logits take much memory."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from headedit.data.batches import IGNORED, Encoded, token_embeddings
+from headedit.data.equal_lengths import in_equal_lengths
 from headedit.hf.modes import evaluating
 from headedit.hf.output_head import Hidden, OutputHead, output_head
 
@@ -97,7 +99,11 @@ class HeadInputs(dict[str, Any]):
 
     def __init__(self, head: OutputHead, hidden: Hidden) -> None:
         super().__init__()
-        self._head, self._hidden = head, hidden
+        self._head, self.hidden = head, hidden
+
+    def with_states(self, states: Tensor) -> "HeadInputs":
+        """The same with other hidden states, [batch, tokens, width]."""
+        return HeadInputs(self._head, replace(self.hidden, states=states))
 
     def loss(self, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The sum of the losses of labelled tokens, divided by their number, in nats per token, a scalar.
@@ -106,7 +112,7 @@ class HeadInputs(dict[str, Any]):
             labels: [batch, tokens], the label of a token at its own place.
             num_items_in_batch: divides the sum in place of their number, where several batches make a step.
         """
-        losses, _ = response_losses(self._head, self._hidden, labels)
+        losses, _ = response_losses(self._head, self.hidden, labels)
         number = len(losses) if num_items_in_batch is None else num_items_in_batch
         return losses.sum() / (number.to(losses.device) if torch.is_tensor(number) else number)
 
@@ -169,11 +175,13 @@ def total_loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]
     inputs = {k: v.to(embeddings.device) for k, v in batch.items()}
     labels = inputs.pop("labels")
     head = output_head(model) if is_large(labels, embeddings.shape[0]) else None
+    called = in_equal_lengths(model, inputs, model if head is None else WithoutLogits(model, head))
+    found = called(**inputs, use_cache=False)
     if head is None:
-        means = mean_losses(model(**inputs, use_cache=False).logits, labels)
+        means = mean_losses(found["logits"], labels)
         total = (means * (labels[:, 1:] != IGNORED).sum(1).to(means.device)).sum()
     else:
-        total = WithoutLogits(model, head)(**inputs, use_cache=False).loss(labels, 1)
+        total = found.loss(labels, 1)
     return total, int((labels[:, 1:] != IGNORED).sum())
 
 
@@ -202,13 +210,13 @@ def example_losses(model: nn.Module, rows: Sequence[Encoded], collate: Collate, 
             if large and head is not None:
                 found.append(_mean_response_losses(model, head, batch, labels).cpu())
             else:
-                found.append(mean_losses(model(**batch, use_cache=False).logits, labels).cpu())
+                called = in_equal_lengths(model, batch, model)
+                found.append(mean_losses(called(**batch, use_cache=False)["logits"], labels).cpu())
     return torch.cat(found)
 
 
 def _mean_response_losses(model: Any, head: OutputHead, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-    with head.captured() as hidden:
-        model(**batch, use_cache=False)
-    losses, example = response_losses(head, hidden, labels)
+    given: HeadInputs = in_equal_lengths(model, batch, WithoutLogits(model, head))(**batch, use_cache=False)
+    losses, example = response_losses(head, given.hidden, labels)
     sums = losses.new_zeros(len(labels)).index_add(0, example.to(losses.device), losses)
     return sums / (labels[:, 1:] != IGNORED).sum(1).clamp(min=1).to(sums.device)

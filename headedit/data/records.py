@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Literal, TypeVar
 
-from tqdm.auto import tqdm
-
 from headedit.data.batches import IGNORED, Encoded
 from headedit.data.conversation import to_pair
 from headedit.data.formats import Format, Message, rename_fields, to_messages
 from headedit.data.rows import is_encoded, read_row
 from headedit.data.sources import SourceRow, read_rows
 from headedit.errors import HeadEditError
+from headedit.io.bars import tqdm
 
 T = TypeVar("T")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headedit.errors import HeadEditError
+from headedit.io.bars import bars_of_libraries
 from headedit.io.json import items_as_text, parse_json
 from headedit.io.optional import import_optional
 
@@ -139,7 +140,8 @@ def _parquet_rows(file: Path) -> Iterator[SourceRow]:
 def _saved_rows(folder: Path, split: str) -> Iterator[SourceRow]:
     datasets = import_optional("datasets", "A folder of a saved dataset")
     try:
-        saved = datasets.load_from_disk(str(folder))
+        with bars_of_libraries():
+            saved = datasets.load_from_disk(str(folder))
     except Exception as error:  # datasets raises its own, and pyarrow's
         raise HeadEditError(f"{folder}: is not a dataset that save_to_disk wrote ({_first_line(error)}).") from None
     if isinstance(saved, datasets.DatasetDict):
@@ -155,7 +157,8 @@ def _saved_rows(folder: Path, split: str) -> Iterator[SourceRow]:
 def _hub_rows(name: str, config: str | None, split: str) -> Iterator[SourceRow]:
     datasets = import_optional("datasets", f"The dataset '{name}'")
     try:
-        loaded = datasets.load_dataset(name, config, split=split)
+        with bars_of_libraries():
+            loaded = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # datasets, the hub client and pyarrow each raise their own
         raise HeadEditError(
             f"{name}: there is no such file, and no dataset of this name could be loaded with the split '{split}' "

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from headedit.data import to_pair
 from headedit.data.batches import IGNORED
 from headedit.demo import tasks
 from headedit.evaluation.exact_match import exact_match
+from headedit.io.bars import tqdm
 
 CUED_SHARE = 0.6
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from headedit.errors import HeadEditError
+from headedit.io.bars import bars_of_libraries
 from headedit.io.describe import describe
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -141,7 +142,8 @@ def _from_pretrained(auto: Any, name: Any, what: str, **options: Any) -> Any:
     if not isinstance(name, str | os.PathLike):
         raise HeadEditError(f"Expected the name or the folder of a {what}, found {describe(name)}.")
     try:
-        return auto.from_pretrained(name, **options)
+        with bars_of_libraries():
+            return auto.from_pretrained(name, **options)
     except Exception as error:  # transformers, the hub client and safetensors each raise their own
         raise HeadEditError(
             f"No {what} could be loaded from '{name}'. Give a folder that save_pretrained wrote, or the id of a "

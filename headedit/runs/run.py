@@ -115,7 +115,7 @@ class Run:
         if found:
             count, by = found["examples"], found["by"]
             losses = f"{found['edited']:.4f} nats per token, the base's {found['base']:.4f}"
-            return f"{losses}, on {count} examples ({by})"
+            return f"{losses}, on {count} examples, {by}"
         if best is not None:
             return f"{best:.4f} nats per token"
         return "none, as no examples were held out; give a validation set"

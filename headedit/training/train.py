@@ -14,6 +14,7 @@ from torch import nn
 
 from headedit.data import Data
 from headedit.data.batches import PadRight
+from headedit.data.config import DataConfig
 from headedit.data.loading import load_data
 from headedit.data.losses import example_losses
 from headedit.data.rows import Vocabulary
@@ -27,6 +28,7 @@ from headedit.runs.run import Run
 from headedit.training.arguments import check_base, check_run
 from headedit.training.config import RunConfig, read_run
 from headedit.training.fit import fit
+from headedit.training.recipes.session import GIVEN
 from headedit.training.recipes.stage import merge_arguments
 
 logger = logging.getLogger(__name__)
@@ -117,6 +119,7 @@ def train(
         progress=progress,
         **chosen.recipe_fields,
     )
+    _name_held_out(run, chosen.data)
     if data.test is not None and "test_loss" not in run.record:
         batch = chosen.training.get("per_device_eval_batch_size", chosen.recipe["batch_size"])
         _add_test_loss(run, edits, data, tokenizer.pad_token_id, batch)
@@ -170,6 +173,29 @@ def _check(config: RunConfig) -> None:
         TrainingArguments(**merge_arguments(own, config.arguments(), validated=True))
     except (ValueError, ImportError, TypeError, KeyError) as error:
         raise HeadEditError(f"training: transformers refuses these arguments: {error}") from None
+
+
+def held_out_by(config: DataConfig) -> str | None:
+    """Who held out the validation set of a run, in words; None where its config has none."""
+    if config.valid is None:
+        return None
+    source = config.train if isinstance(config.train, str) else ", ".join(config.train)
+    if isinstance(config.valid, float) and config.valid < 1:
+        return f"held out of {source} by --valid-share (data.valid: {config.valid})"
+    if isinstance(config.valid, int | float):
+        return f"held out of {source} by data.valid: {int(config.valid)}"
+    names = [config.valid] if isinstance(config.valid, str) else config.valid
+    kind = "file" if all(Path(name).is_file() for name in names) else "source"
+    return f"from the {kind}{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+def _name_held_out(run: Run, config: DataConfig) -> None:
+    """Records who held out the validation set, which ``fit`` was given without its source."""
+    by, found = held_out_by(config), run.record.get("held_out")
+    if found and by is not None and found["by"] == GIVEN:
+        found["by"] = by
+        if PartialState().is_main_process:
+            run.save()
 
 
 def _add_test_loss(run: Run, edits: HeadEdits, data: Data, pad: int | None, batch: int) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
-from tqdm.auto import tqdm
 
 from headedit.bench.cost.memory import memory_kept
+from headedit.io.bars import tqdm
 
 WARM_UP = 3
 """Rounds that are not counted."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 
 from headedit.edits.adapter import Adapter, weighted_sum
@@ -17,6 +16,7 @@ from headedit.edits.adapter_set import AdapterSet
 from headedit.edits.merge.projection import merged_tensors, weight_owners, why_not_mergeable
 from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
+from headedit.io.bars import tqdm
 from headedit.specs import HeadSite
 
 

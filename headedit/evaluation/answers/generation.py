@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from headedit.data import prompt_ids
 from headedit.data.batches import token_embeddings
@@ -18,6 +17,7 @@ from headedit.evaluation.answers.beam_prefill import shared_prefill
 from headedit.evaluation.answers.padding import batches_of, report_equal_lengths, takes_padding
 from headedit.hf.config import context_length
 from headedit.hf.modes import evaluating
+from headedit.io.bars import tqdm
 
 _PLAIN = {
     "do_sample": False,

@@ -18,7 +18,7 @@ from headedit.data.batches import IGNORED, token_embeddings
 from headedit.data.rows import Vocabulary
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.generation import by_length, check_room, padding
-from headedit.evaluation.answers.padding import batches_of, takes_padding
+from headedit.evaluation.answers.padding import batches_of, report_equal_lengths, takes_padding
 from headedit.hf.modes import evaluating
 
 Normalise = Literal["none", "tokens", "bytes"]
@@ -101,17 +101,35 @@ def option_scores(
         planned.append((_passes(head, tails), [len(tail) for tail in tails]))
     lengths = [max(len(row.tokens) for row in rows) for rows, _ in planned]
     pad, equal = padding(tokenizer, model), not takes_padding(model, "right")
+    if equal:
+        _report_passes(model, [rows for rows, _ in planned], lengths, batch_size)
     with evaluating(model):
         for batch in by_length(lengths, batch_size, progress, describe):
             found: dict[tuple[int, int], float] = {}
             rows = [(i, row) for i in batch for row in planned[i][0]]
             widths = [len(row.tokens) for _, row in rows]
-            order = sorted(range(len(rows)), key=lambda k: -widths[k]) if equal else range(len(rows))
-            for chosen in batches_of(order, widths, batch_size, equal=equal):
+            for chosen in _parts(widths, batch_size, equal):
                 part = [rows[k] for k in chosen]
                 for (i, row), values in zip(part, _run_passes(model, [row for _, row in part], pad), strict=True):
                     found |= {(i, option): value for (option, _), value in zip(row.options, values, strict=True)}
             yield [(i, _scores(questions[i][1], planned[i][1], found, i, normalise)) for i in batch]
+
+
+def _parts(widths: Sequence[int], batch_size: int, equal: bool) -> Iterator[list[int]]:
+    """The rows of each pass over some questions, as indices."""
+    order = sorted(range(len(widths)), key=lambda k: -widths[k]) if equal else range(len(widths))
+    return batches_of(order, widths, batch_size, equal=equal)
+
+
+def _report_passes(
+    model: nn.Module, planned: Sequence[Sequence[_Pass]], lengths: Sequence[int], batch_size: int
+) -> None:
+    """Says how many passes it takes that rows of equal length alone share one, where that is more."""
+    batches = list(by_length(lengths, batch_size, False, ""))
+    widths = [[len(row.tokens) for i in batch for row in planned[i]] for batch in batches]
+    passes = [sum(1 for part in widths for _ in _parts(part, batch_size, equal)) for equal in (False, True)]
+    if passes[1] > passes[0]:
+        report_equal_lengths(model, "right", sum(map(len, widths)), passes[1])
 
 
 def _option_ids(tokenizer: Any, prompt: str, option: str, name: str) -> list[int]:

@@ -1,24 +1,13 @@
 """Batches whose padding changes no answer: of similar lengths, or of equal ones where a model cannot take padding."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from torch import nn
 
-from headedit.errors import HeadEditError
-from headedit.specs.registry import find_spec
+from headedit.data.batches import batches_of as batches_of
+from headedit.specs.padding import takes_padding as takes_padding
 
 logger = logging.getLogger(__name__)
-
-
-def takes_padding(model: nn.Module, side: Literal["left", "right"]) -> bool:
-    """Whether masked padding on a side changes nothing, as the spec of the model's type says; of unknown types not."""
-    try:
-        found = find_spec(model).padding
-    except HeadEditError:
-        return False
-    return found in ("both", side)
 
 
 def report_equal_lengths(model: nn.Module, side: str, sequences: int, batches: int) -> None:
@@ -31,22 +20,3 @@ def report_equal_lengths(model: nn.Module, side: str, sequences: int, batches: i
         batches,
         sequences,
     )
-
-
-def batches_of(order: Sequence[int], lengths: Sequence[int], size: int, *, equal: bool) -> Iterator[list[int]]:
-    """Yields indices in batches.
-
-    Args:
-        order: the indices, those of equal length next to each other where ``equal`` is set.
-        lengths: length of each sequence, in tokens, by index.
-        size: largest number of sequences per batch.
-        equal: whether the sequences of a batch must have one length.
-    """
-    batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) == size or (equal and lengths[i] != lengths[batch[0]])):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

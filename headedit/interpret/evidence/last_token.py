@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 
 from headedit.data.batches import token_embeddings
 from headedit.data.encoding import check_lengths
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
+from headedit.io.bars import tqdm
 from headedit.specs import HeadSite
 
 

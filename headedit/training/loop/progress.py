@@ -1,11 +1,11 @@
 """The progress bar of a run: loss, validation loss and open gates next to the steps."""
 
-import sys
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
+
+from headedit.io.bars import tqdm
 
 
 class EditProgress(ProgressCallback):  # type: ignore[misc]
@@ -14,7 +14,7 @@ class EditProgress(ProgressCallback):  # type: ignore[misc]
     It shows in a terminal and in a notebook, not where the output is a file or a pipe.
 
     Args:
-        stage: name of the stage, which the bar begins with; None for none.
+        stage: name of the stage, which the bar begins with; None for "training".
     """
 
     def __init__(self, stage: str | None = None) -> None:
@@ -26,8 +26,7 @@ class EditProgress(ProgressCallback):  # type: ignore[misc]
     ) -> None:
         """Opens the bar."""
         if state.is_world_process_zero:
-            hidden = _hidden()
-            self.training_bar = tqdm(total=state.max_steps, desc=self._stage, dynamic_ncols=True, disable=hidden)
+            self.training_bar = tqdm(total=state.max_steps, desc=self._stage or "training", dynamic_ncols=True)
         self.current_step = 0
 
     def on_log(
@@ -57,11 +56,6 @@ class EditProgress(ProgressCallback):  # type: ignore[misc]
             bar = getattr(self, "prediction_bar", None)
             if bar is None:
                 total = len(eval_dataloader)
-                hidden = _hidden()
-                bar = tqdm(total=total, desc="validating", leave=False, delay=5, dynamic_ncols=True, disable=hidden)
+                bar = tqdm(total=total, desc="validating", leave=False, delay=5, dynamic_ncols=True)
                 self.prediction_bar = bar
             bar.update(1)
-
-
-def _hidden() -> bool:
-    return not sys.stderr.isatty() and "ipykernel" not in sys.modules

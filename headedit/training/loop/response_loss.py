@@ -4,8 +4,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from headedit.data.equal_lengths import in_equal_lengths, wrong_side
 from headedit.data.losses import WithoutLogits, head_of_plain_loss, is_large
 from headedit.edits import HeadEdits
+from headedit.errors import HeadEditError
 from headedit.hf.compiled import is_compiled
 from headedit.hf.config import text_config
 from headedit.hf.output_head import OutputHead
@@ -37,7 +39,10 @@ class ScoresResponses(_TrainerMethods):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The loss as the Trainer computes it, from the logits of response tokens alone where there would be many."""
+        """The loss as the Trainer computes it, from the logits of response tokens alone where there would be many.
+
+        Rows of several lengths take several passes where the type of the model takes no padding.
+        """
         called: Any = model
         if self.compute_loss_func is token_loss:
             inputs = {"use_cache": False, **inputs}  # as models have it that are given labels in training
@@ -45,6 +50,15 @@ class ScoresResponses(_TrainerMethods):  # type: ignore[misc]
             head = self._head_for(inputs.get("labels"))
             if head is not None:
                 called = WithoutLogits(model, head)
+        if self.compute_loss_func is token_loss:
+            called = in_equal_lengths(self.edits.model, inputs, called)
+        elif (side := wrong_side(self.edits.model, inputs)) is not None:
+            raise HeadEditError(
+                f"{type(self.edits.model).__name__} answers otherwise with padding on the {side}, and "
+                f"{type(self).__name__} computes its loss from padded batches. Set per_device_train_batch_size and "
+                "per_device_eval_batch_size to 1 and gradient_accumulation_steps to the size of a batch, or train with "
+                "headedit.HeadEditTrainer or headedit.fit, which run rows of equal length together."
+            )
         return super().compute_loss(
             called, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )

@@ -30,6 +30,38 @@ def computes_no_loss(trainer: Trainer, *ours: type) -> bool:
     return not (own or given or getattr(trainer.args, "use_liger_kernel", False) or trainer.args.n_gpu > 1)
 
 
+def sums_token_losses(trainer: type) -> bool:
+    """Whether a class of Trainers is TRL's ``SFTTrainer`` in a version that divides the losses of tokens itself.
+
+    Whether the model does something with ``num_items_in_batch`` is then of no matter.
+    """
+    kinds = (base for base in trainer.__mro__ if base.__module__.startswith("trl.") and base.__name__ == "SFTTrainer")
+    own: list[Any] = [vars(kind).get("compute_loss") for kind in kinds]
+    return any("log_probs" in function.__code__.co_names for function in own if function is not None)
+
+
+def choose_loss(trainer: Any, *ours: type) -> None:
+    """Gives a Trainer ``token_loss`` where it leaves the loss to the model, and the count of tokens where it needs it.
+
+    Args:
+        trainer: the Trainer.
+        ours: as in ``computes_no_loss``.
+    """
+    if computes_no_loss(trainer, *ours):
+        trainer.compute_loss_func = token_loss
+    if sums_token_losses(type(trainer)):
+        trainer.model_accepts_loss_kwargs = True  # else types that do not take it are trained on a mean of means
+
+
+def is_normalised(trainer: Any, num_items_in_batch: Tensor | int | None) -> bool:
+    """Whether the loss of a part of a batch is a share of the whole batch's, and not a mean that is divided later."""
+    said: bool | None = getattr(trainer, "loss_is_scaled_for_ga", None)
+    if said is not None:
+        return said
+    counted = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
+    return counted or trainer.compute_loss_func is not None
+
+
 def token_loss(outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
     """Mean loss on the labelled tokens in nats per token, a scalar; a ``compute_loss_func`` of transformers' Trainer.
 

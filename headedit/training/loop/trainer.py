@@ -28,7 +28,7 @@ from headedit.training.loop.response_loss import ScoresResponses
 from headedit.training.loop.saving import SavesEdits
 from headedit.training.loop.schedules import WITHOUT_WARMUP, LRSchedule, Moment, WarmUp, lr_factor
 from headedit.training.loop.throughput import Throughput
-from headedit.training.loop.token_loss import computes_no_loss, router_loss, token_loss
+from headedit.training.loop.token_loss import choose_loss, is_normalised, router_loss, token_loss
 from headedit.training.trainable import edits_to_train
 
 
@@ -83,8 +83,7 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
         for parameter in trainable:  # PEFT, which a Trainer's peft_config applies, freezes all but its own
             parameter.requires_grad_(True)
         self.edits = edits
-        if computes_no_loss(self, HeadEditMixin, ScoresResponses):
-            self.compute_loss_func: Any = token_loss
+        choose_loss(self, HeadEditMixin, ScoresResponses)
         self.objective: Penalty = Objective() if objective is None else objective
         self.gate_learning_rate = self.args.learning_rate if gate_learning_rate is None else gate_learning_rate
         self.offset_learning_rates = offset_learning_rates
@@ -169,11 +168,8 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
         loss, *outputs = found if whole else (found,)
         if model.training:
             self._throughput.count(inputs)
-            # transformers divides a mean by the accumulation steps later, but not a loss normalised by the tokens of
-            # all of them: in the first case the recorded loss is divided here, in the second the penalty.
             steps = self.current_gradient_accumulation_steps
-            counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            normalised = counted or self.compute_loss_func is not None
+            normalised = is_normalised(self, num_items_in_batch)  # a mean is divided by the steps later
             plain = loss.detach() if normalised else loss.detach() / steps
             self._guard.observe(plain, self.state.global_step + 1)
             self._plain_loss = plain if self._plain_loss is None else self._plain_loss + plain

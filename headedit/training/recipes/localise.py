@@ -168,8 +168,8 @@ class Localise(Recipe):
         rows = [row for _, valid in parts for row in valid]
         with session.edits.disable_adapter():
             base = session.example_losses(rows).mean().item()
-        by = "localise, from the training set" if len(parts) == 1 else f"localise, in {len(parts)} folds"
-        return {"examples": len(rows), "by": by, "base": base, "edited": edited}
+        where = "of the training set" if len(parts) == 1 else f"in {len(parts)} folds"
+        return {"examples": len(rows), "by": f"held out {where} by the recipe localise", "base": base, "edited": edited}
 
     def refit_stage(self, examples: int) -> Stage:
         """The stage that trains the vectors of the kept gates on a number of examples."""

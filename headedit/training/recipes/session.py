@@ -35,6 +35,9 @@ from headedit.training.validation import eval_batch_size
 _DEVICES = ("use_cpu", "ddp_backend", "ddp_timeout")
 _SAMPLE = 64
 
+GIVEN = "given as the validation set"
+"""Who held out examples that a session was given; their source is not known here."""
+
 
 def _log_into(trainer: HeadEditTrainer, folder: Path) -> None:
     """Lets tensorboard log into a folder, unless its environment variable names one."""
@@ -134,7 +137,7 @@ class Session:
         edited = self.example_losses().mean().item()
         with self.edits.disable_adapter():
             base = self.example_losses().mean().item()
-        return {"examples": len(self.valid), "by": "validation set", "base": base, "edited": edited}
+        return {"examples": len(self.valid), "by": GIVEN, "base": base, "edited": edited}
 
     @property
     def eval_batch_size(self) -> int:

@@ -1,0 +1,51 @@
+"""Progress bars: shown in a terminal and in a notebook, and not written into log files."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from tqdm.auto import tqdm as any_tqdm
+
+
+def is_shown() -> bool:
+    """Whether a bar would be seen: stderr is a terminal, or this is a notebook."""
+    return "ipykernel" in sys.modules or bool(getattr(sys.stderr, "isatty", lambda: False)())
+
+
+def tqdm(*args: Any, disable: bool = False, **kwargs: Any) -> Any:
+    """A bar of tqdm with the same arguments, which is disabled where it would be written into a file or a pipe."""
+    return any_tqdm(*args, disable=disable or not is_shown(), **kwargs)
+
+
+@contextmanager
+def bars_of_libraries(wanted: bool = True) -> Iterator[None]:
+    """A context in which transformers, datasets and the hub client show their bars, if they are wanted and seen.
+
+    Bars that were disabled before stay disabled. Libraries that are not imported are left alone.
+
+    Args:
+        wanted: whether to show bars at all.
+    """
+    with ExitStack() as stack:
+        if not (wanted and is_shown()):
+            for is_on, disable, enable in _switches():
+                if is_on():
+                    disable()
+                    stack.callback(enable)
+        yield
+
+
+def _switches() -> Iterator[tuple[Callable[[], bool], Callable[[], None], Callable[[], None]]]:
+    """For each library that is imported: whether its bars are on, and functions that turn them off and on."""
+    if "transformers" in sys.modules:  # with its bars, those of the hub client
+        from transformers.utils import logging
+
+        yield logging.is_progress_bar_enabled, logging.disable_progress_bar, logging.enable_progress_bar
+    datasets: Any = sys.modules.get("datasets")
+    if datasets is not None:
+        yield (
+            lambda: not datasets.are_progress_bars_disabled(),
+            datasets.disable_progress_bars,
+            datasets.enable_progress_bars,
+        )
