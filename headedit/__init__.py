@@ -16,6 +16,8 @@ from headedit.version import __version__
 
 if TYPE_CHECKING:
     from headedit import demo
+    from headedit.bench.compare.config import CompareConfig
+    from headedit.bench.compare.run import compare
     from headedit.checks.certificate import Certificate, certify
     from headedit.checks.doctor import doctor
     from headedit.data import Data, DataConfig, Records, load_data, read_records
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "Certificate",
+    "CompareConfig",
     "Data",
     "DataConfig",
     "Draft",
@@ -88,6 +91,7 @@ __all__ = [
     "attach",
     "attribute",
     "certify",
+    "compare",
     "demo",
     "doctor",
     "draft_spec",
@@ -177,6 +181,8 @@ _HOMES = {
         "evaluate",
         "exact_match",
     ),
+    "headedit.bench.compare.run": ("compare",),
+    "headedit.bench.compare.config": ("CompareConfig",),
     "headedit.interpret.evidence.agreement": (
         "agreement",
         "separation",

@@ -9,6 +9,7 @@ import typer
 
 from headedit.cli import (
     bench,
+    compare,
     config,
     demo,
     doctor,
@@ -42,7 +43,13 @@ app = typer.Typer(
 _GROUPS: dict[str, dict[str, Any]] = {
     "Start here": {"demo": demo.demo, "doctor": doctor.doctor},
     "Train": {"train": train.train, "config": config.app, "plan": plan.plan, "sweep": sweep.sweep},
-    "Evaluate": {"eval": eval.evaluate, "lm-eval": lm_eval.lm_eval, "export": export.export, "table": table.table},
+    "Evaluate": {
+        "eval": eval.evaluate,
+        "compare": compare.compare,
+        "lm-eval": lm_eval.lm_eval,
+        "export": export.export,
+        "table": table.table,
+    },
     "Look at edits": {"plot": plot.plot, "report": report.report},
     "Convert": {"merge": merge.merge, "import": import_edits.app},
     "Models and methods": {"spec": spec.app, "bench": bench.app},

@@ -25,9 +25,11 @@ def mean_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean loss of each example on its labelled tokens, in nats per token, [batch], float32; 0 without such a token.
 
     Args:
-        logits: [batch, tokens, vocabulary].
+        logits: [batch, tokens, vocabulary]; positions before the tokens, such as those of a prompt that is learned, are
+            left out.
         labels: [batch, tokens], the label of a token at its own place.
     """
+    logits = logits[:, -labels.shape[1] :]
     labels = labels[:, 1:].to(logits.device)
     predicted = rearrange(logits[:, :-1].float(), "batch tokens vocabulary -> batch vocabulary tokens")
     losses = cross_entropy(predicted, labels, ignore_index=IGNORED, reduction="none")
@@ -49,14 +51,14 @@ def response_losses(head: OutputHead, hidden: Hidden, labels: Tensor) -> tuple[T
 
     Args:
         head: makes the logits.
-        hidden: what it was given in a pass, [batch, tokens, width].
+        hidden: what it was given in a pass, [batch, tokens, width]; as in ``mean_losses``.
         labels: [batch, tokens], the label of a token at its own place.
 
     Returns:
         The losses, [labelled tokens], float32; and the example that each is of, [labelled tokens].
     """
     assert hidden.states is not None
-    states = hidden.states[:, :-1]
+    states = hidden.states[:, -labels.shape[1] : -1]
     targets = labels[:, 1:].to(states.device)
     chosen = targets != IGNORED
     with hidden.as_in_the_pass():

@@ -3,19 +3,18 @@
 It is treated generously: three learning rates are tried, and the one with the best score on the test examples counts.
 """
 
-import math
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import set_seed
 
-from headedit.data.batches import Encoded, PadRight
+from headedit.bench.compare.peers.adapters import lora_targets
+from headedit.bench.compare.peers.training import Budget, train_peer
+from headedit.data.batches import Encoded
 from headedit.data.encoding import encode
 from headedit.errors import HeadEditError
 from headedit.io import strict
@@ -132,11 +131,8 @@ def train_lora(
     pad_token_id: int,
 ) -> nn.Module:
     """One run on a fresh model; AdamW, a cosine after the warm-up, no weight decay. Returns it in eval mode."""
+    targets, fused = lora_targets(model_type_of(model))
     peft = import_optional("peft", "LoRA")
-    kind = model_type_of(model)
-    known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    fused = kind == "gpt2"
-    targets = known.get(kind, ["c_attn"] if fused else ["q_proj", "v_proj"])
     set_seed(seed)
     config = peft.LoraConfig(
         r=settings.r,
@@ -150,28 +146,8 @@ def train_lora(
         try:
             adapted: nn.Module = peft.get_peft_model(model, config)
         except ValueError as error:
-            raise HeadEditError(f"peft cannot adapt a model of the type '{kind}': {error}") from None
-    batch = min(settings.batch_size, len(rows))
-    steps_per_epoch = math.ceil(len(rows) / batch)
-    epochs = max(settings.epochs, math.ceil(settings.min_steps / steps_per_epoch))
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=batch,
-            learning_rate=learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=round(settings.warmup * steps_per_epoch * epochs),
-            weight_decay=0.0,
-            save_strategy="no",
-            logging_strategy="no",
-            remove_unused_columns=False,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            report_to=[],
-            seed=seed,
-            disable_tqdm=True,
-        )
-        trainer = Trainer(adapted, arguments, data_collator=PadRight(pad_token_id), train_dataset=rows)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return adapted.eval()
+            raise HeadEditError(f"peft cannot adapt a model of the type '{model_type_of(model)}': {error}") from None
+    budget = Budget(
+        epochs=settings.epochs, min_steps=settings.min_steps, batch_size=settings.batch_size, warmup=settings.warmup
+    )
+    return train_peer(adapted, rows, budget, learning_rate=learning_rate, seed=seed, pad_token_id=pad_token_id)
