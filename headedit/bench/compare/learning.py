@@ -33,6 +33,7 @@ LORA = "lora"
 
 ZERO_SHOT, FEW_SHOT = "zero-shot", "few-shot"
 _RATES, _SHOTS = "rates", 8
+_LENGTHS = ("epochs", "search_epochs")  # of a recipe: passes over the examples in each stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +177,8 @@ def _few_shot(lesson: Lesson, shots: int) -> Learned:
 def _recipe(name: str, lesson: Lesson, settings: Mapping[str, Any]) -> Learned:
     chosen = RECIPES[name]
     edits = attach(lesson.fresh(), config=EditConfig(vectors=chosen.vectors))  # type: ignore[arg-type]
-    size = min(lesson.batch_size, len(lesson.examples))
+    fields = {name: lesson.epochs for name in _LENGTHS if hasattr(make_recipe(chosen.name, {}), name)}
+    fields["batch_size"] = min(lesson.batch_size, len(lesson.examples))
     started = time.perf_counter()
     run = fit(
         edits,
@@ -188,7 +190,7 @@ def _recipe(name: str, lesson: Lesson, settings: Mapping[str, Any]) -> Learned:
         seed=lesson.seed,
         overwrite=True,
         progress=False,
-        **{"epochs": lesson.epochs, "batch_size": size, **settings},
+        **{**fields, **settings},
     )
     seconds = time.perf_counter() - started
     opened = edits.count_open()
