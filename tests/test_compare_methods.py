@@ -186,6 +186,9 @@ def test_a_method_that_the_model_has_no_place_for_is_a_line_of_the_table_and_the
     assert "needs a prompt and the template 'plain'" in result.rows[0]["error"]
     assert result.rows[1]["score"] >= 0
     assert "## Not run" in result.markdown()
+    lines = []
+    headedit.compare(file, {"tasks.words.changes": {"template": "alpaca"}}, say=lines.append)
+    assert [line for line in lines if line.startswith("[")] == ["[1/2] words, 8 examples, seed 0, few-shot"]
 
 
 @pytest.mark.parametrize(
@@ -272,3 +275,12 @@ def test_a_peer_begins_as_the_base_and_trains_its_own_parameters_alone(name):
 
 def test_the_names_of_ablations_are_recipes():
     assert {recipe.name for recipe in RECIPES.values()} == {"localise", "jola", "ungated", "lofit", "ist", "rst"}
+
+
+def test_a_learning_rate_that_destroys_the_model_is_not_chosen(folder, tmp_path):
+    file = comparison(folder, tmp_path / "rates", methods={"bitfit": {"rates": [1e30, 1e-3]}})
+    (row,) = headedit.compare(file, say=quiet).rows
+    assert row["learning_rate"] == 1e-3
+    file = comparison(folder, tmp_path / "none", methods={"bitfit": {"rates": [1e30, 1e31]}})
+    (row,) = headedit.compare(file, say=quiet).rows
+    assert "NaN or infinite at every learning rate" in row["error"]

@@ -75,7 +75,7 @@ class Cell:
         return self.config.settings.get(self.method, {})
 
     def row(self) -> Row | None:
-        """The result, where the cell is finished; None where it is not.
+        """The result, where the cell is finished; None where it is not, or where the method could not be used then.
 
         Raises:
             HeadEditError: the folder holds the result of another comparison.
@@ -90,7 +90,7 @@ class Cell:
                 "output, or remove this folder."
             )
         row: Row = found["row"]
-        return row
+        return None if "error" in row else row
 
 
 def plan_cells(config: CompareConfig, names: Iterable[str]) -> list[Cell]:
@@ -173,7 +173,8 @@ def run_cell(cell: Cell, base: Callable[[], nn.Module], tokenizer: Any, say: Cal
     )
     row: Row = {"task": cell.task, "size": cell.size, "seed": cell.seed, "method": cell.method}
     try:
-        learned, peak = _measured(functools.partial(learn, cell.method, lesson, cell.settings, say))
+        work = functools.partial(learn, cell.method, lesson, cell.settings, say)
+        learned, peak = _measured(work, on_cpu=(config.model.device or "").startswith("cpu"))
         row |= _figures(learned, peak) | _scores(cell, learned, tokenizer)
     except HeadEditError as error:
         row["error"] = str(error)
@@ -182,10 +183,10 @@ def run_cell(cell: Cell, base: Callable[[], nn.Module], tokenizer: Any, say: Cal
     return row
 
 
-def _measured(work: Callable[[], Learned]) -> tuple[Learned, int | None]:
+def _measured(work: Callable[[], Learned], *, on_cpu: bool) -> tuple[Learned, int | None]:
     """What was learned, and the peak of memory: of the GPU where there is one, else of the process."""
     found: list[Learned] = []
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not on_cpu:
         torch.cuda.reset_peak_memory_stats()
         found.append(work())
         return found[0], int(torch.cuda.max_memory_allocated())

@@ -1,5 +1,6 @@
 """Every method of a comparison by name, and what each makes of some examples."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -223,7 +224,12 @@ def _peer(name: str, lesson: Lesson, settings: Mapping[str, Any], say: Callable[
             tried.append({"learning_rate": rate, "validation_loss": loss, "seconds": round(seconds, 2)})
             say(f"learning rate {rate:g}: validation loss {loss:.4f} nats per token, {seconds:.0f} s")
             del model
-        rates = [min(tried, key=lambda row: row["validation_loss"])["learning_rate"]]
+        finite = [row for row in tried if math.isfinite(row["validation_loss"])]
+        if not finite:
+            raise HeadEditError(
+                f"{name}: the loss is NaN or infinite at every learning rate of {rates}; try lower ones."
+            )
+        rates = [min(finite, key=lambda row: row["validation_loss"])["learning_rate"]]
     model, seconds = _trained(name, own, lesson, rows, rates[0])
     learned = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
     lesson.folder.mkdir(parents=True, exist_ok=True)
@@ -247,10 +253,12 @@ def _trained(
     started = time.perf_counter()
     set_seed(lesson.seed)
     adapted = PEERS[name].adapt(model, **own)
-    budget = Budget(epochs=lesson.epochs, batch_size=lesson.batch_size)
-    trained = train_peer(
-        adapted, rows, budget, learning_rate=rate, seed=lesson.seed, pad_token_id=_collate(lesson).pad_token_id
-    )
+    budget, pad = Budget(epochs=lesson.epochs, batch_size=lesson.batch_size), _collate(lesson).pad_token_id
+    try:
+        trained = train_peer(adapted, rows, budget, learning_rate=rate, seed=lesson.seed, pad_token_id=pad)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # of a library that does not fit the model
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise HeadEditError(f"{name}: a {type(model).__name__} cannot be trained with it ({line}).") from error
     return trained, time.perf_counter() - started
 
 

@@ -1,5 +1,6 @@
 """``headedit.compare``: methods against each other on one model and some tasks, resumed where it was stopped."""
 
+import gc
 from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
@@ -58,6 +59,7 @@ def compare(
         say(f"[{i + 1}/{len(cells)}] {cell.name}")
         with bars_of_libraries(False):
             row = rows[i] = run_cell(cell, lambda: _base(config), tokenizer, lambda line: say(f"    {line}"))
+        gc.collect()  # a model and its hooks hold each other
         say(f"    {_told(row)}")
         if on_cell is not None:
             on_cell(result_of(config, names, [found for found in rows if found is not None]))
