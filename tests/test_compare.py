@@ -153,7 +153,7 @@ def test_the_best_of_three_learning_rates_is_reported_for_lora(monkeypatch):
 @pytest.mark.parametrize(("shape", "parameters"), [("llama", 4 * 2 * 8 * 256), ("gpt2", 4 * 8 * (128 + 3 * 128))])
 def test_training_lora_changes_its_adapter_and_nothing_else(shape, parameters, tmp_path, monkeypatch):
     pytest.importorskip("peft")
-    monkeypatch.setattr(training.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     settings = LoraSettings(epochs=2, min_steps=12)
     before = {name: value.clone() for name, value in build(shape, 0).state_dict().items()}
     model = train_lora(build(shape, 0), ROWS, settings, 1e-2, 0, 0)
