@@ -129,16 +129,19 @@ def by_length(
 ) -> Iterator[list[int]]:
     """Yields indices in batches of similar length, the longest first, so that too little memory shows at once.
 
+    Batches of shorter sequences have more of them: as many as have the tokens of ``batch_size`` of the longest.
+
     Args:
         lengths: length of each sequence, in tokens.
-        batch_size: sequences per batch.
+        batch_size: sequences per batch of the longest.
         progress: show a bar that counts sequences.
         describe: what the bar says.
         equal_for: a model that cannot take padding on the left, so that only equal lengths share a batch; this is
             reported.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    found = list(batches_of(order, lengths, batch_size, equal=equal_for is not None))
+    tokens = batch_size * max(lengths)
+    found = list(batches_of(order, lengths, batch_size, equal=equal_for is not None, tokens=tokens))
     if equal_for is not None and len(found) > math.ceil(len(order) / batch_size):
         report_equal_lengths(equal_for, "left", len(order), len(found))
     with tqdm(total=len(order), desc=describe, unit="example", disable=not progress, leave=False) as bar:
