@@ -9,6 +9,7 @@ from headedit.evaluation.answers.rows import RowReader
 from headedit.evaluation.answers.shared_prompts import SharedPrompts, passes
 
 OTHER_INPUTS = {"blt", "musicgen", "musicgen_melody", "reformer"}
+NOT_CAUSAL = {"cpmant", "xlm"}  # the logits of a token depend on those after it
 TYPES = sorted(set(WITH_HEADS) - OTHER_INPUTS)
 SHARING = {"llama", "gpt2", "gemma2", "gemma3_text", "mixtral", "qwen2", "bloom", "mistral", "opt"}
 OPTIONS = [[7], [8, 9], [8, 10, 11, 12], [13, 14, 15], [8], [13, 9]]
@@ -54,6 +55,8 @@ def text(ids):
 @pytest.mark.parametrize("model_type", TYPES)
 @pytest.mark.parametrize("options", [OPTIONS, OPTIONS[:1] * 2 + [[20]]], ids=["several tokens", "one token"])
 def test_options_in_a_batch_have_the_likelihoods_that_they_have_alone(model_type, options):
+    if model_type in NOT_CAUSAL and options is OPTIONS:
+        pytest.skip("an option that begins another has no likelihood of its own")
     model = spread(model_type)
     asked = [(text(head), list(map(text, options))) for head in prompts()]
     found = dict(
