@@ -127,3 +127,32 @@ def test_logits_are_made_for_the_tokens_that_are_read(monkeypatch):
     asked = [(text(ids), [" 7", " 8", " 9"]) for ids in prompts()]
     list(option_scores(model, Numbers(), asked, progress=False))
     assert sizes == [(5, 1)]
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_what_all_prompts_begin_with_changes_no_likelihood(model_type):
+    model = spread(model_type)
+    heads = [prompts((17,))[0] + rest for rest in prompts((3, 7, 1, 4, 7))]
+    asked = [(text(head), [" 7", " 8 9", " 8"]) for head in heads]
+    found = dict(
+        pair for batch in option_scores(model, Numbers(), asked, batch_size=3, progress=False) for pair in batch
+    )
+    for i, head in enumerate(heads):
+        if model_type not in NOT_CAUSAL:
+            expected = [alone(model, head, tail) for tail in ([7], [8, 9], [8])]
+            assert found[i].values == pytest.approx(expected, abs=2e-3, rel=2e-4)
+
+
+def test_what_all_prompts_begin_with_is_run_once(monkeypatch):
+    model = spread("llama")
+    shapes = []
+    run = type(model).forward.__get__(model)
+
+    def forward(input_ids, past_key_values=None, **inputs):
+        shapes.append(tuple(input_ids.shape))
+        return run(input_ids=input_ids, past_key_values=past_key_values, **inputs)
+
+    monkeypatch.setattr(model, "forward", forward)
+    asked = [(text(prompts((17,))[0] + rest), [" 7", " 8"]) for rest in prompts((3, 7, 5, 4, 7))]
+    list(option_scores(model, Numbers(), asked, batch_size=3, progress=False))
+    assert shapes == [(1, 17), (3, 7), (1, 24), (1, 22), (2, 4)]  # two of the first batch are compared

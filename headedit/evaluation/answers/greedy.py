@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from headedit.errors import HeadEditError
-from headedit.evaluation.answers.beam_prefill import PLAIN_LAYERS
+from headedit.evaluation.answers.plain_cache import is_plain
 from headedit.specs.registry import find_spec
 
 _STEP = 4
@@ -118,5 +117,4 @@ def _may_be_parted(model: nn.Module) -> bool:
 
 def _can_be_cut(cache: Any, tokens: int) -> bool:
     """Whether rows of a cache can be chosen, and it holds as many tokens as it should."""
-    plain = type(cache) is DynamicCache and all(type(layer) in PLAIN_LAYERS for layer in cache.layers)
-    return plain and cache.get_seq_length() == tokens
+    return is_plain(cache) and cache.get_seq_length() == tokens

@@ -18,6 +18,7 @@ from headedit.data import prompt_ids, response_ids
 from headedit.data.batches import IGNORED
 from headedit.data.rows import Vocabulary
 from headedit.errors import HeadEditError
+from headedit.evaluation.answers.common_prefix import CommonPrefix
 from headedit.evaluation.answers.generation import by_length, check_room, padding
 from headedit.evaluation.answers.padding import batches_of, takes_padding
 from headedit.evaluation.answers.rows import Row, RowReader
@@ -90,14 +91,14 @@ def option_scores(
         planned.append((head, tails))
     lengths = [len(head) + max(map(len, tails)) - 1 for head, tails in planned]
     reader, tokens = RowReader(model, padding(tokenizer, model)), batch_size * max(lengths)
-    shared = SharedPrompts(reader, batch_size, tokens)
+    shared, prefix = SharedPrompts(reader, batch_size, tokens), CommonPrefix(reader, [head for head, _ in planned])
     with evaluating(model):
         for batch in by_length(lengths, batch_size, progress, describe):
             several = [i for i in batch if len(passes(planned[i][1])) > 1]
             values = shared.scores([planned[i] for i in several]) if several else []
             found = dict(zip(several, values or [], strict=False))
             rest = [i for i in batch if i not in found]
-            found |= zip(rest, _separate(reader, [planned[i] for i in rest], batch_size, tokens), strict=True)
+            found |= zip(rest, _separate(reader, prefix, [planned[i] for i in rest], batch_size, tokens), strict=True)
             yield [(i, _scores(questions[i][1], planned[i][1], found[i], normalise)) for i in batch]
 
 
@@ -109,7 +110,9 @@ def _option_ids(tokenizer: Any, prompt: str, option: str, name: str) -> list[int
     return ids
 
 
-def _separate(reader: RowReader, questions: Sequence[Question], batch_size: int, tokens: int) -> list[list[float]]:
+def _separate(
+    reader: RowReader, prefix: CommonPrefix, questions: Sequence[Question], batch_size: int, tokens: int
+) -> list[list[float]]:
     """The log-likelihood of each option of each question, each input run from the beginning of its prompt."""
     found = [[0.0] * len(tails) for _, tails in questions]
     rows = [
@@ -121,7 +124,7 @@ def _separate(reader: RowReader, questions: Sequence[Question], batch_size: int,
     order = sorted(range(len(rows)), key=lambda k: -widths[k])
     equal = not takes_padding(reader.model, "right")
     for chosen in batches_of(order, widths, batch_size, equal=equal, tokens=tokens):
-        values, _, _ = reader.read([rows[k][1] for k in chosen], use_cache=False)
+        values = prefix.read([rows[k][1] for k in chosen])
         for k, row_values in zip(chosen, values, strict=True):
             n, row = rows[k]
             for (_, _, option), value in zip(row.reads, row_values, strict=True):

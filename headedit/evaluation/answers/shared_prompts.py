@@ -4,26 +4,19 @@ The cache is a plain one of keys and values, which can be repeated for each opti
 first batch is compared with passes of the whole inputs, so that a model that reads its cache otherwise is noticed.
 """
 
-import copy
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache
 
-from headedit.evaluation.answers.beam_prefill import PLAIN_LAYERS
 from headedit.evaluation.answers.padding import batches_of, takes_padding
+from headedit.evaluation.answers.plain_cache import agree, is_plain, selected
 from headedit.evaluation.answers.rows import Row, RowReader
 
 logger = logging.getLogger(__name__)
 
 _COPIES = 8
 """Tokens that copies of a cache may hold at once, in units of the tokens of a batch."""
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-"""Nats that a log-likelihood may differ by for each nat of it, at least one; 0.02 in 16 bits."""
-
 Question = tuple[list[int], list[list[int]]]
 """The token ids of a prompt, and of each option."""
 
@@ -72,13 +65,13 @@ class SharedPrompts:
             prompts = [Row(head, [(len(head) - 1, tail[0], k) for k, tail in enumerate(tails)]) for head, tails in part]
             values, mask, out = self._reader.read(prompts, left=True, use_cache=True)
             cache = getattr(out, "past_key_values", None)
-            if not _plain(cache):
+            if not is_plain(cache):
                 return None
             for i, prompt, prompt_values in zip(chosen, prompts, values, strict=True):
                 _add(found[i], prompt, prompt_values)
             endings = [(n, row) for n, (_, tails) in enumerate(part) for row in _endings(tails)]
             for some in self._chunks(endings, mask.shape[1]):
-                copied = _selected(cache, torch.tensor([n for n, _ in some], device=mask.device))
+                copied = selected(cache, torch.tensor([n for n, _ in some], device=mask.device))
                 past = mask[[n for n, _ in some]]
                 rows = [row for _, row in some]
                 values, _, _ = self._reader.read(rows, past=past, past_key_values=copied, use_cache=True)
@@ -103,8 +96,7 @@ class SharedPrompts:
             row = Row(head + tail[:-1], [(len(head) - 1 + k, token, option) for k, token in enumerate(tail)])
             values, _, out = self._reader.read([row], use_cache=False)
             alone = sum(values[0])
-            limit = _TOLERANCE.get(out.logits.dtype, 0.02) * max(1.0, abs(alone))
-            if not abs(alone - found[i][option]) <= limit:
+            if not agree(found[i][option], alone, out.logits.dtype):
                 logger.warning(
                     "%s gives an option %.4g nats after the cache of its prompt and %.4g without a cache, so each "
                     "option is run with its whole prompt.",
@@ -142,15 +134,3 @@ def _endings(tails: Sequence[list[int]]) -> list[Row]:
 def _add(totals: list[float], row: Row, values: Sequence[float]) -> None:
     for (_, _, option), value in zip(row.reads, values, strict=True):
         totals[option] += value
-
-
-def _plain(cache: Any) -> bool:
-    return type(cache) is DynamicCache and all(type(layer) in PLAIN_LAYERS for layer in cache.layers)
-
-
-def _selected(cache: Any, rows: Tensor) -> Any:
-    """A copy of a cache with chosen rows, which leaves the cache as it is."""
-    copied = copy.copy(cache)
-    copied.layers = [copy.copy(layer) for layer in cache.layers]
-    copied.batch_select_indices(rows)
-    return copied
