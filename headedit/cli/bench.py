@@ -1,4 +1,4 @@
-"""The commands ``headedit bench …``: what edits cost, and whether recipes find planted heads."""
+"""The commands ``headedit bench …``: what edits and evaluation cost, and whether recipes find planted heads."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from headedit.cli.bench_output import print_cost, print_measured, write_measured
-from headedit.cli.shared import Dtype, listed, print_files, whole_numbers, write_bench, write_json
+from headedit.cli.shared import Dtype, Limit, Seed, console, listed, print_files, whole_numbers, write_bench, write_json
 from headedit.errors import HeadEditError, suggest
 
 app = typer.Typer(name="bench", rich_markup_mode="markdown")
@@ -56,7 +56,8 @@ def bench(
     The upper bound is the same model with one trainable vector in its first layer. Runs of all methods alternate in one
     process, and ratios of medians are reported; methods without an allowed ratio run in every fifth round. Counts of
     operators do not depend on other load on the machine. How cost scales is measured by `headedit bench scaling`, a
-    routed batch by `headedit bench route`; whether the recipes find planted heads by `headedit bench localise`.
+    routed batch by `headedit bench route`, evaluation by `headedit bench evaluation`; whether the recipes find planted
+    heads by `headedit bench localise`.
 
     Example: `headedit bench --shape 1B --dtype bfloat16 --device cuda:0 --tokens 512`
     """
@@ -200,4 +201,62 @@ def localise(
         names = list(localisation.NOTHING_RECIPES)
         result = localisation.bench_nothing(named, examples=examples, **common(names))
         files += write_bench(result, folder, "nothing", None)
+    print_files(files)
+
+
+@app.command()
+def evaluation(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a causal LM.")],
+    task: Annotated[str, typer.Argument(help="A task's name or YAML file.")],
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Records.  [default: the task's]")] = None,
+    scoring: Annotated[
+        str | None, typer.Option("--scoring", help="generation or loglikelihood.  [default: the task's]")
+    ] = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples per batch.")] = 32,
+    peer_batch_sizes: Annotated[
+        str, typer.Option("--peer-batch-sizes", help="Requests per batch of the harness; each is measured.")
+    ] = "8,32",
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each.")] = 3,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads.  [default: torch's]")] = None,
+    dtype: Precision = Dtype.auto,
+    device: OnDevice = "cpu",
+    output: Folder = Path("headedit-evaluation"),
+) -> None:
+    """Measure how fast a task is evaluated, next to lm-evaluation-harness, and whether the answers are the same.
+
+    Runs of both alternate in one process. Without lm_eval installed, headedit is measured alone.
+
+    Example: `headedit bench evaluation ./my-model task.yaml --data test.json --scoring loglikelihood --limit 96`
+    """
+    import torch
+
+    from headedit.bench.evaluation import measure_evaluation
+    from headedit.evaluation.tasks.task_files import find_task
+    from headedit.hf.loading import load_model, load_tokenizer
+    from headedit.io.files import check_writable
+
+    folder = check_writable(output)
+    chosen = find_task(task, **({} if scoring is None else {"scoring": scoring}))
+    sizes = whole_numbers(peer_batch_sizes, "--peer-batch-sizes")
+    if min(sizes) < 1:
+        raise HeadEditError(f"--peer-batch-sizes: found '{peer_batch_sizes}', expected numbers of at least 1.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    result = measure_evaluation(
+        load_model(model, dtype=dtype.value, device=device),
+        load_tokenizer(model),
+        chosen,
+        data=data,
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        peer_batch_sizes=sizes,
+        repeats=repeats,
+    )
+    files = write_bench(result, folder, f"evaluation-{chosen.scoring}", None)
+    left_out = str(result.settings["lm_eval"])
+    if left_out.startswith("left out"):
+        console.print(f"lm-evaluation-harness was {left_out}")
     print_files(files)

@@ -89,21 +89,33 @@ def token_embeddings(model: nn.Module) -> Tensor:
     return weight
 
 
-def batches_of(order: Sequence[int], lengths: Sequence[int], size: int, *, equal: bool) -> Iterator[list[int]]:
+LARGER = 4
+"""How many times as many sequences a batch may have where they are short."""
+
+
+def batches_of(
+    order: Sequence[int], lengths: Sequence[int], size: int, *, equal: bool, tokens: int | None = None
+) -> Iterator[list[int]]:
     """Yields indices in batches.
 
     Args:
         order: the indices, those of equal length next to each other where ``equal`` is set.
         lengths: length of each sequence, in tokens, by index.
-        size: largest number of sequences per batch.
+        size: largest number of sequences per batch; of short ones ``LARGER`` times as many where ``tokens`` is given.
         equal: whether the sequences of a batch must have one length.
+        tokens: largest number of tokens per batch, with padding; None for any.
     """
+    most = size if tokens is None else LARGER * size
     batch: list[int] = []
+    width = 0
     for i in order:
-        if batch and (len(batch) == size or (equal and lengths[i] != lengths[batch[0]])):
+        wider = max(width, lengths[i])
+        full = len(batch) == most or (tokens is not None and len(batch) >= size and (len(batch) + 1) * wider > tokens)
+        if batch and (full or (equal and lengths[i] != lengths[batch[0]])):
             yield batch
-            batch = []
+            batch, wider = [], lengths[i]
         batch.append(i)
+        width = wider
     if batch:
         yield batch
 

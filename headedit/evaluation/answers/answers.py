@@ -54,7 +54,13 @@ def answers(
     if task.scoring == "generation":
         prompts = [example.prompt for _, example in examples]
         found = continuations(
-            model, tokenizer, prompts, max_new_tokens=max_new_tokens, num_beams=task.num_beams, **common
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            num_beams=task.num_beams,
+            first_line=True,
+            **common,
         )
     else:
         questions = [(e.prompt, [task.delimiter + label for label in e.labels]) for _, e in examples]

@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-_PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+from headedit.evaluation.answers.plain_cache import is_plain
 
 
 @torch.no_grad()
@@ -32,7 +30,7 @@ def shared_prefill(model: nn.Module, ids: Tensor, mask: Tensor, beams: int) -> d
     given = {"position_ids": positions} if "position_ids" in takes else {}
     out = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True, logits_to_keep=1, **given)
     cache: Any = getattr(out, "past_key_values", None)
-    if type(cache) is not DynamicCache or not all(type(layer) in _PLAIN_LAYERS for layer in cache.layers):
+    if not is_plain(cache):
         return {}
     cache.batch_repeat_interleave(beams)
     return {"past_key_values": cache}

@@ -14,6 +14,7 @@ from headedit.data.rows import Vocabulary
 from headedit.data.tokens import TokenisedPrompt
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.beam_prefill import shared_prefill
+from headedit.evaluation.answers.greedy import GreedyDecoder
 from headedit.evaluation.answers.padding import batches_of, report_equal_lengths, takes_padding
 from headedit.hf.config import context_length
 from headedit.hf.modes import evaluating
@@ -28,7 +29,6 @@ _PLAIN = {
     "no_repeat_ngram_size": 0,
     "num_return_sequences": 1,
     "repetition_penalty": 1.0,
-    "return_dict_in_generate": False,
 }
 """Decoding as published: a model's own settings, such as a penalty that also counts padding, are off."""
 
@@ -64,6 +64,7 @@ def continuations(
     max_new_tokens: int = 16,
     num_beams: int = 1,
     batch_size: int = 32,
+    first_line: bool = False,
     names: Sequence[str] | None = None,
     progress: bool = True,
     describe: str = "generating",
@@ -78,7 +79,8 @@ def continuations(
         prompts: texts to continue; after a ``TokenisedPrompt`` the text ends before the tokens of its ending.
         max_new_tokens: longest continuation, in tokens.
         num_beams: beams of a beam search; 1 for greedy decoding.
-        batch_size: prompts per batch.
+        batch_size: prompts per batch of the longest; shorter ones make larger batches of as many tokens.
+        first_line: the first line alone is needed, so a row of a greedy batch may end after it.
         names: what messages call each prompt; by default its number.
         progress: show a bar.
         describe: what the bar says.
@@ -98,6 +100,8 @@ def continuations(
         check_room(model, row, max_new_tokens, name)
     device = token_embeddings(model).device
     pad, stops = padding(tokenizer, model), _stops(model, tokenizer)
+    settings = {"pad_token_id": pad, "num_beams": num_beams, **_PLAIN}
+    greedy = GreedyDecoder(model, stops, settings)
     with evaluating(model):
         equal = not takes_padding(model, "left")
         for rows in by_length(
@@ -106,17 +110,22 @@ def continuations(
             width = max(len(ids[i]) for i in rows)
             padded = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in rows], device=device)
             mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in rows], device=device)
-            out: Tensor = model.generate(  # type: ignore[operator]
-                input_ids=padded,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                num_beams=num_beams,
-                pad_token_id=pad,
-                eos_token_id=stops or None,
-                **shared_prefill(model, padded, mask, num_beams),
-                **_PLAIN,
-            )
-            new = out[:, width:].tolist()
+            if num_beams == 1:
+
+                def ended(row: int, new: list[int], rows: list[int] = rows) -> bool:
+                    return first_line and _line_is_whole(tokenizer, new, _ending(prompts[rows[row]]))
+
+                new = greedy.decode(padded, mask, max_new_tokens, ended)
+            else:
+                out: Tensor = model.generate(  # type: ignore[operator]
+                    input_ids=padded,
+                    attention_mask=mask,
+                    max_new_tokens=max_new_tokens,
+                    eos_token_id=stops or None,
+                    **shared_prefill(model, padded, mask, num_beams),
+                    **settings,
+                )
+                new = out[:, width:].tolist()
             answers = [_before(_ending(prompts[i]), ids) for i, ids in zip(rows, new, strict=True)]
             texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
             lengths = [_length(row, stops) for row in new]
@@ -129,16 +138,19 @@ def by_length(
 ) -> Iterator[list[int]]:
     """Yields indices in batches of similar length, the longest first, so that too little memory shows at once.
 
+    Batches of shorter sequences have more of them: as many as have the tokens of ``batch_size`` of the longest.
+
     Args:
         lengths: length of each sequence, in tokens.
-        batch_size: sequences per batch.
+        batch_size: sequences per batch of the longest.
         progress: show a bar that counts sequences.
         describe: what the bar says.
         equal_for: a model that cannot take padding on the left, so that only equal lengths share a batch; this is
             reported.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    found = list(batches_of(order, lengths, batch_size, equal=equal_for is not None))
+    tokens = batch_size * max(lengths)
+    found = list(batches_of(order, lengths, batch_size, equal=equal_for is not None, tokens=tokens))
     if equal_for is not None and len(found) > math.ceil(len(order) / batch_size):
         report_equal_lengths(equal_for, "left", len(order), len(found))
     with tqdm(total=len(order), desc=describe, unit="example", disable=not progress, leave=False) as bar:
@@ -184,6 +196,12 @@ def _before(ending: Sequence[int], tokens: list[int]) -> list[int]:
     width = len(ending)
     places = range(len(tokens) - width + 1) if width else ()
     return next((tokens[:i] for i in places if tokens[i : i + width] == ending), tokens)
+
+
+def _line_is_whole(tokenizer: Any, tokens: list[int], ending: Sequence[int]) -> bool:
+    """Whether no more tokens can change the first line of a text, nor where its ending is if that is in the line."""
+    text = tokenizer.decode(tokens[: len(tokens) - len(ending)], skip_special_tokens=True).lstrip()
+    return len(f"{text}.".splitlines()) > 1
 
 
 def _length(tokens: Sequence[int], stops: Sequence[int]) -> int:

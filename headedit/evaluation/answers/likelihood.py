@@ -2,41 +2,30 @@
 
 The log-likelihood of an option of tokens o_1 … o_m needs the model on prompt + o_1 … o_(m-1). Options whose inputs
 are prefixes of each other are read from the same row: letters, or ``answer1`` to ``answer5``, cost one forward pass per
-prompt. Rows are padded on the right, where causal attention never looks, so every architecture sees the same positions.
+prompt. Other options continue the cache of their prompt, which is run once for all of them; where the model's cache
+cannot be shared, each is run with its whole prompt. Rows of whole inputs are padded on the right, where causal
+attention never looks, so every architecture sees the same positions.
 """
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headedit.data import prompt_ids, response_ids
-from headedit.data.batches import IGNORED, token_embeddings
+from headedit.data.batches import IGNORED
 from headedit.data.rows import Vocabulary
 from headedit.errors import HeadEditError
+from headedit.evaluation.answers.common_prefix import CommonPrefix
 from headedit.evaluation.answers.generation import by_length, check_room, padding
 from headedit.evaluation.answers.padding import batches_of, report_equal_lengths, takes_padding
+from headedit.evaluation.answers.rows import Row, RowReader
+from headedit.evaluation.answers.shared_prompts import Question, SharedPrompts, passes
 from headedit.hf.modes import evaluating
 
 Normalise = Literal["none", "tokens", "bytes"]
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """One row of a forward pass: the options of an example that are read from it.
-
-    Fields:
-        tokens: prompt and the beginning of an option.
-        start: where the options begin.
-        options: index and tokens of each option whose input is a prefix of the row.
-    """
-
-    tokens: list[int]
-    start: int
-    options: list[tuple[int, list[int]]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +65,7 @@ def option_scores(
         tokenizer: its tokenizer.
         questions: (prompt, options), the options as they follow the prompt.
         normalise: divide by the option's number of tokens, or of its bytes in UTF-8.
-        batch_size: questions per batch.
+        batch_size: questions per batch of the longest; shorter ones make larger batches of as many tokens.
         names: what messages call each question; by default its number.
         progress: show a bar.
         describe: what the bar says.
@@ -91,45 +80,37 @@ def option_scores(
     if not questions:
         raise HeadEditError("There is nothing to score: the list of questions is empty.")
     names = [f"Question {i + 1}" for i in range(len(questions))] if names is None else names
-    planned, vocabulary = [], Vocabulary.of(model)
+    planned: list[Question] = []
+    vocabulary = Vocabulary.of(model)
     for (prompt, options), name in zip(questions, names, strict=True):
         head = prompt_ids(tokenizer, prompt)
         tails = [_option_ids(tokenizer, prompt, option, name) for option in options]
         check_room(model, head, max(map(len, tails)), name)
         for tail in tails:
             vocabulary.check({"input_ids": head + tail, "labels": [IGNORED] * len(head) + tail}, name)
-        planned.append((_passes(head, tails), [len(tail) for tail in tails]))
-    lengths = [max(len(row.tokens) for row in rows) for rows, _ in planned]
-    pad, equal = padding(tokenizer, model), not takes_padding(model, "right")
-    if equal:
-        _report_passes(model, [rows for rows, _ in planned], lengths, batch_size)
+        planned.append((head, tails))
+    lengths = [len(head) + max(map(len, tails)) - 1 for head, tails in planned]
+    reader, tokens = RowReader(model, padding(tokenizer, model)), batch_size * max(lengths)
+    shared, prefix = SharedPrompts(reader, batch_size, tokens), CommonPrefix(reader, [head for head, _ in planned])
+    if not takes_padding(model, "right"):
+        _report_passes(reader, planned, batch_size)
     with evaluating(model):
         for batch in by_length(lengths, batch_size, progress, describe):
-            found: dict[tuple[int, int], float] = {}
-            rows = [(i, row) for i in batch for row in planned[i][0]]
-            widths = [len(row.tokens) for _, row in rows]
-            for chosen in _parts(widths, batch_size, equal):
-                part = [rows[k] for k in chosen]
-                for (i, row), values in zip(part, _run_passes(model, [row for _, row in part], pad), strict=True):
-                    found |= {(i, option): value for (option, _), value in zip(row.options, values, strict=True)}
-            yield [(i, _scores(questions[i][1], planned[i][1], found, i, normalise)) for i in batch]
+            several = [i for i in batch if len(passes(planned[i][1])) > 1]
+            values = shared.scores([planned[i] for i in several]) if several else []
+            found = dict(zip(several, values or [], strict=False))
+            rest = [i for i in batch if i not in found]
+            found |= zip(rest, _separate(reader, prefix, [planned[i] for i in rest], batch_size, tokens), strict=True)
+            yield [(i, _scores(questions[i][1], planned[i][1], found[i], normalise)) for i in batch]
 
 
-def _parts(widths: Sequence[int], batch_size: int, equal: bool) -> Iterator[list[int]]:
-    """The rows of each pass over some questions, as indices."""
-    order = sorted(range(len(widths)), key=lambda k: -widths[k]) if equal else range(len(widths))
-    return batches_of(order, widths, batch_size, equal=equal)
-
-
-def _report_passes(
-    model: nn.Module, planned: Sequence[Sequence[_Pass]], lengths: Sequence[int], batch_size: int
-) -> None:
-    """Says how many passes it takes that rows of equal length alone share one, where that is more."""
-    batches = list(by_length(lengths, batch_size, False, ""))
-    widths = [[len(row.tokens) for i in batch for row in planned[i]] for batch in batches]
-    passes = [sum(1 for part in widths for _ in _parts(part, batch_size, equal)) for equal in (False, True)]
-    if passes[1] > passes[0]:
-        report_equal_lengths(model, "right", sum(map(len, widths)), passes[1])
+def _report_passes(reader: RowReader, questions: Sequence[Question], batch_size: int) -> None:
+    """Says how many passes it takes that inputs of equal length alone share one, where that is more."""
+    widths = [len(head) + len(inner) for head, tails in questions for inner, _ in passes(tails)]
+    order = sorted(range(len(widths)), key=lambda k: -widths[k])
+    counts = [sum(1 for _ in batches_of(order, widths, batch_size, equal=equal)) for equal in (False, True)]
+    if counts[1] > counts[0]:
+        report_equal_lengths(reader.model, "right", len(widths), counts[1])
 
 
 def _option_ids(tokenizer: Any, prompt: str, option: str, name: str) -> list[int]:
@@ -140,46 +121,35 @@ def _option_ids(tokenizer: Any, prompt: str, option: str, name: str) -> list[int
     return ids
 
 
-def _passes(head: list[int], tails: list[list[int]]) -> list[_Pass]:
-    """The fewest rows such that every option's input is a prefix of one."""
-    rows: list[_Pass] = []
-    for i in sorted(range(len(tails)), key=lambda i: -len(tails[i])):
-        inner = tails[i][:-1]
-        for row in rows:
-            if row.tokens[row.start : row.start + len(inner)] == inner:
-                row.options.append((i, tails[i]))
-                break
-        else:
-            rows.append(_Pass(head + inner, len(head), [(i, tails[i])]))
-    return rows
-
-
-def _run_passes(model: nn.Module, rows: Sequence[_Pass], pad: int) -> list[list[float]]:
-    """Log-likelihood of the options of each row, from one forward pass."""
-    width = max(len(row.tokens) for row in rows)
-    first = min(row.start for row in rows) - 1  # the position that predicts the first token of an option
-    device = token_embeddings(model).device
-    ids = torch.tensor([row.tokens + [pad] * (width - len(row.tokens)) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row.tokens) + [0] * (width - len(row.tokens)) for row in rows], device=device)
-    takes = inspect.signature(model.forward).parameters
-    kept = {"logits_to_keep": width - first} if "logits_to_keep" in takes else {}
-    logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **kept).logits
-    first = width - logits.shape[1]
-    results = []
-    for row, row_logits in zip(rows, logits, strict=True):
-        begin = row.start - 1 - first
-        # [option tokens, vocabulary]; float32 before the sum over the vocabulary
-        predicted = row_logits[begin : begin + max(len(tail) for _, tail in row.options)].float().log_softmax(-1)
-        results.append([sum(predicted[k, token].item() for k, token in enumerate(tail)) for _, tail in row.options])
-    return results
+def _separate(
+    reader: RowReader, prefix: CommonPrefix, questions: Sequence[Question], batch_size: int, tokens: int
+) -> list[list[float]]:
+    """The log-likelihood of each option of each question, each input run from the beginning of its prompt."""
+    found = [[0.0] * len(tails) for _, tails in questions]
+    rows = [
+        (n, Row(head + inner, [(len(head) - 1 + k, token, i) for i in options for k, token in enumerate(tails[i])]))
+        for n, (head, tails) in enumerate(questions)
+        for inner, options in passes(tails)
+    ]
+    widths = [len(row.tokens) for _, row in rows]
+    order = sorted(range(len(rows)), key=lambda k: -widths[k])
+    equal = not takes_padding(reader.model, "right")
+    for chosen in batches_of(order, widths, batch_size, equal=equal, tokens=tokens):
+        values = prefix.read([rows[k][1] for k in chosen])
+        for k, row_values in zip(chosen, values, strict=True):
+            n, row = rows[k]
+            for (_, _, option), value in zip(row.reads, row_values, strict=True):
+                found[n][option] += value
+    return found
 
 
 def _scores(
-    options: Sequence[str], lengths: list[int], found: dict[tuple[int, int], float], i: int, normalise: Normalise
+    options: Sequence[str], tails: Sequence[list[int]], values: Sequence[float], normalise: Normalise
 ) -> Scores:
+    lengths = [len(tail) for tail in tails]
     divisors = {
         "none": [1] * len(options),
         "tokens": lengths,
         "bytes": [len(option.encode()) for option in options],
     }[normalise]
-    return Scores([found[i, k] / divisors[k] for k in range(len(options))], sum(lengths))
+    return Scores([value / divisor for value, divisor in zip(values, divisors, strict=True)], sum(lengths))

@@ -1,0 +1,120 @@
+"""Greedy decoding of a batch that rows leave when they have ended, by the model's own ``generate`` in several calls.
+
+Each call goes on from the cache of the one before, with the rows that are left. A cache that is not a plain one of keys
+and values cannot be cut to some of its rows; the batch is then decoded in one call.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headedit.errors import HeadEditError
+from headedit.evaluation.answers.plain_cache import is_plain
+from headedit.specs.registry import find_spec
+
+_STEP = 4
+"""Tokens per call, for the first ``_STEADY`` tokens; after these each call makes twice as many as the one before."""
+_STEADY = 16
+_OF_ONE_CALL = (
+    "begin_suppress_tokens",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "guidance_scale",
+    "max_time",
+    "min_new_tokens",
+    "prompt_lookup_num_tokens",
+    "token_healing",
+    "watermarking_config",
+)
+"""Settings of a model's generation that act by where a call of ``generate`` begins or ends."""
+
+
+class GreedyDecoder:
+    """Decodes batches of one model.
+
+    Fields:
+        in_parts: whether rows can leave a batch; None before the first batch.
+    """
+
+    def __init__(self, model: nn.Module, stops: list[int], settings: dict[str, Any]) -> None:
+        """Begins.
+
+        Args:
+            model: a causal LM in eval mode.
+            stops: the tokens that end a text.
+            settings: of ``generate``.
+        """
+        self._model, self._stops = model, set(stops)
+        self._settings = {**settings, "eos_token_id": stops or None}
+        self.in_parts: bool | None = None if _may_be_parted(model) else False
+
+    def decode(
+        self, ids: Tensor, mask: Tensor, max_new_tokens: int, ended: Callable[[int, list[int]], bool]
+    ) -> list[list[int]]:
+        """The new tokens of each row, with the one that ended it, if any, and perhaps padding after it.
+
+        Args:
+            ids: prompts, padded on the left, [batch, tokens].
+            mask: 1 for their tokens and 0 for padding, [batch, tokens].
+            max_new_tokens: longest continuation, in tokens.
+            ended: whether a row, by its number, needs no more than these new tokens; asked from time to time.
+        """
+        width = ids.shape[1]
+        found: list[list[int]] = [[] for _ in ids]
+        rows = list(range(len(ids)))
+        given: dict[str, Any] = {}
+        for step in _steps(max_new_tokens) if self.in_parts is not False else [max_new_tokens]:
+            out = self._model.generate(  # type: ignore[operator]
+                input_ids=ids, attention_mask=mask, max_new_tokens=step, return_dict_in_generate=True,
+                **given, **self._settings,
+            )  # fmt: skip
+            new = out.sequences[:, width:].tolist()
+            for row, tokens in zip(rows, new, strict=True):
+                found[row] = tokens
+            left = [k for k, row in enumerate(rows) if not self._stops & set(new[k]) and not ended(row, new[k])]
+            if not left or len(new[0]) >= max_new_tokens:
+                break
+            cache = out.past_key_values
+            if not _can_be_cut(cache, out.sequences.shape[1] - 1):
+                self.in_parts = False
+                more = self.decode(ids[left][:, :width], mask[left][:, :width], max_new_tokens, ended)
+                for k, tokens in zip(left, more, strict=True):
+                    found[rows[k]] = tokens
+                break
+            self.in_parts = True
+            kept = torch.tensor(left, device=ids.device)
+            ids = out.sequences[kept]
+            mask = torch.cat([mask[kept], mask.new_ones(len(left), ids.shape[1] - mask.shape[1])], 1)
+            if len(left) < len(rows):
+                cache.batch_select_indices(kept)
+            given, rows = {"past_key_values": cache}, [rows[k] for k in left]
+        return found
+
+
+def _steps(tokens: int) -> Iterator[int]:
+    made, step = 0, _STEP
+    while made < tokens:
+        yield min(step, tokens - made)
+        made += step
+        step = _STEP if made < _STEADY else 2 * step
+
+
+def _may_be_parted(model: nn.Module) -> bool:
+    """Whether several calls give the tokens of one; of types without a spec it is not known."""
+    config = getattr(model, "generation_config", None)
+    found = {name: getattr(config, name, None) for name in _OF_ONE_CALL}
+    if found.pop("guidance_scale") not in (None, 1) or any(v is not None and v is not False for v in found.values()):
+        return False
+    try:
+        find_spec(model)
+    except HeadEditError:
+        return False
+    return True
+
+
+def _can_be_cut(cache: Any, tokens: int) -> bool:
+    """Whether rows of a cache can be chosen, and it holds as many tokens as it should."""
+    return is_plain(cache) and cache.get_seq_length() == tokens

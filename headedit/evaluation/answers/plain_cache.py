@@ -1,0 +1,31 @@
+"""Caches of keys and values alone, whose rows can be chosen and repeated, and when two ways give the same values."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+_PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+"""Nats that a log-likelihood may differ by for each nat of it, at least one; 0.02 in 16 bits."""
+
+
+def is_plain(cache: Any) -> bool:
+    """Whether a cache holds the keys and values of each token and nothing else."""
+    return type(cache) is DynamicCache and all(type(layer) in _PLAIN_LAYERS for layer in cache.layers)
+
+
+def selected(cache: Any, rows: Tensor) -> Any:
+    """A copy of a plain cache with chosen rows, perhaps repeated, which leaves the cache as it is."""
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    copied.batch_select_indices(rows)
+    return copied
+
+
+def agree(found: float, expected: float, dtype: torch.dtype) -> bool:
+    """Whether two log-likelihoods are the same within the rounding of logits of a dtype; not where one is NaN."""
+    return abs(found - expected) <= _TOLERANCE.get(dtype, 0.02) * max(1.0, abs(expected))
