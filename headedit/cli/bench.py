@@ -218,6 +218,9 @@ def evaluation(
     peer_batch_sizes: Annotated[
         str, typer.Option("--peer-batch-sizes", help="Requests per batch of the harness; each is measured.")
     ] = "8,32",
+    line: Annotated[
+        bool, typer.Option("--line/--no-line", help="The harness, too, stops at the end of a line, an empty one too.")
+    ] = True,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each.")] = 3,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads.  [default: torch's]")] = None,
     dtype: Precision = Dtype.auto,
@@ -253,6 +256,7 @@ def evaluation(
         seed=seed,
         batch_size=batch_size,
         peer_batch_sizes=sizes,
+        stop="\n" if line else "",
         repeats=repeats,
     )
     files = write_bench(result, folder, f"evaluation-{chosen.scoring}", None)

@@ -32,12 +32,14 @@ def measure_evaluation(
     seed: int = 0,
     batch_size: int = 32,
     peer_batch_sizes: Sequence[int] = (8, 32),
+    stop: str = "\n",
     repeats: int = 3,
 ) -> BenchResult:
     """Measures the seconds from prompts to answers, by each system in turn; nothing is loaded meanwhile.
 
-    Both get the same prompts and options as text, so their tokenisation is counted. The harness stops its greedy
-    generation at the end of the line; its batch sizes are measured separately, and the fastest is what counts.
+    Both get the same prompts and options as text, so their tokenisation is counted. The batch sizes of the harness are
+    measured separately, and the fastest is what counts. Ours generates to the end of the first line that has text; the
+    harness stops at ``stop`` wherever it comes, before any text too, and then does less.
 
     Args:
         model: a causal LM, with edits on it or not.
@@ -48,6 +50,7 @@ def measure_evaluation(
         seed: seed of that draw.
         batch_size: of headedit.
         peer_batch_sizes: of the harness; empty to leave it out.
+        stop: text that ends what the harness generates; empty for the end-of-text alone.
         repeats: rounds that are counted, after one that is not.
 
     Returns:
@@ -59,7 +62,7 @@ def measure_evaluation(
     examples, _ = load_examples(task, load_rows(task, data), tokenizer, limit=limit, seed=seed, skip_broken=False)
     new_tokens = task.max_new_tokens or 16
     reason = peer_reason()
-    peers = {} if reason else {size: Peer(model, tokenizer, size) for size in peer_batch_sizes}
+    peers = {} if reason else {size: Peer(model, tokenizer, size, stop) for size in peer_batch_sizes}
 
     def ours() -> list[Prediction]:
         return _ours(model, tokenizer, task, examples, new_tokens, batch_size)
@@ -84,6 +87,7 @@ def measure_evaluation(
             "scoring": task.scoring,
             "examples": len(examples),
             "max_new_tokens": new_tokens,
+            "stop": stop,
             "repeats": repeats,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,

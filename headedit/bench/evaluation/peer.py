@@ -29,11 +29,12 @@ class Peer:
 
     NAME: ClassVar[str] = "lm-evaluation-harness"
 
-    def __init__(self, model: nn.Module, tokenizer: Any, batch_size: int) -> None:
-        """Wraps a model, which stays as it is."""
+    def __init__(self, model: nn.Module, tokenizer: Any, batch_size: int, stop: str = "\n") -> None:
+        """Wraps a model, which stays as it is; ``stop`` ends what it generates, empty for the end-of-text alone."""
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         huggingface = import_optional("lm_eval.models.huggingface", "The comparison")
         self._lm = huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        self._until = [stop] if stop else []
 
     @staticmethod
     def version() -> str:
@@ -44,7 +45,7 @@ class Peer:
         """What it answers to the examples: the likeliest option, or the first line of what it generates greedily."""
         if task.scoring == "loglikelihood":
             return self._choices(task, examples)
-        settings = {"until": ["\n"], "max_gen_toks": new_tokens, "do_sample": False}
+        settings = {"until": list(self._until), "max_gen_toks": new_tokens, "do_sample": False}
         asked = [_instance("generate_until", (str(example.prompt), dict(settings))) for example in examples]
         texts = self._lm.generate_until(asked, disable_tqdm=True)
         return [
