@@ -191,6 +191,15 @@ def test_gradients_flow_through_blocks_for_inputs_of_any_length(kernel, lfm2_fil
     assert all("forward" not in vars(module) for module in model.modules())
 
 
+def test_experts_in_blocks_are_refused_before_training(llama, tmp_path):
+    experts = pytest.importorskip("transformers.integrations.gguf.utils").GgufExperts
+    llama.model.layers[1].mlp.experts = experts(2, 32, 32, int(EXACT[0]), int(EXACT[0]), nn.SiLU())
+    with pytest.raises(
+        HeadEditError, match=r"No gradient flows through .*mlp\.experts.* GGUF blocks.*dequantize=True"
+    ):
+        headedit.fit(headedit.attach(llama), ROWS, ROWS, output_dir=tmp_path, **SHORT)
+
+
 def test_a_quantization_that_a_file_cannot_have_is_refused_by_name(lfm2_file, tmp_path):
     for name, quantization, message in (
         (lfm2_file, "int8", r"found 'int8' for the GGUF file .* expected gguf"),
@@ -200,6 +209,20 @@ def test_a_quantization_that_a_file_cannot_have_is_refused_by_name(lfm2_file, tm
     ):
         with pytest.raises(HeadEditError, match=message):
             headedit.load_model(name, quantization=quantization)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"name": "m", "quantization": "int9"}, r"model: quantization: found 'int9' .* Did you mean 'int8'"),
+        ({"name": "m", "quantization": "ggml"}, r"model: quantization: .* expected one of 4bit, .* gguf"),
+        ({"name": "m", "gguf_file": "model.bin"}, r"gguf_file: found 'model\.bin' in 'm', expected"),
+        ({"name": "m/a.gguf", "gguf_file": "b.gguf"}, r"gguf_file: found 'b\.gguf' in 'm/a\.gguf', expected"),
+    ],
+)
+def test_a_run_that_names_no_such_quantization_or_file_says_so(section, message, tmp_path):
+    with pytest.raises(HeadEditError, match=message):
+        headedit.train({"model": section, "data": {"train": "d.json"}}, output=str(tmp_path / "out"))
 
 
 @pytest.fixture

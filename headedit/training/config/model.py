@@ -1,7 +1,7 @@
 """``ModelConfig``: the section ``model`` of a run, which base model is loaded and how."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -39,13 +39,15 @@ class ModelConfig:
     dtype: Dtype = "auto"
     device: str | None = None
     device_map: str | dict[str, int | str] | None = None
-    quantization: Quantization | None = None
+    quantization: Quantization | str | None = None
     attn_implementation: str | None = None
 
     def __post_init__(self) -> None:
         strict.check(self)
         if not self.name:
             raise HeadEditError("name: found an empty string, expected a folder or the id of a model.")
+        if self.quantization is not None:
+            strict.convert(Quantization, self.quantization, "quantization")  # names the nearest
         if self.gguf_file is not None and (self.name.endswith(".gguf") or not self.gguf_file.endswith(".gguf")):
             raise HeadEditError(
                 f"gguf_file: found '{self.gguf_file}' in '{self.name}', expected the name of a .gguf file in a folder."
@@ -68,7 +70,7 @@ class ModelConfig:
             dtype=self.dtype,
             device=self.device,
             device_map=self.device_map,
-            quantization=self.quantization,
+            quantization=cast("Quantization | None", self.quantization),
             attn_implementation=self.attn_implementation,
         )
 
