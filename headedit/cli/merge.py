@@ -121,9 +121,12 @@ def _processor(model: str) -> Any | None:
     """The processor of a multimodal model, otherwise the tokenizer; None if there is neither."""
     from transformers import AutoProcessor, AutoTokenizer
 
+    from headedit.hf.loading import split_gguf
+
+    folder, file = split_gguf(model)
     for auto in (AutoProcessor, AutoTokenizer):
         try:
-            return auto.from_pretrained(model)
+            return auto.from_pretrained(folder, **file)
         except Exception:  # whatever transformers raises where there is none, or a package for images is missing
             continue
     return None

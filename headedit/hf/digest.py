@@ -83,6 +83,9 @@ def tensor_bytes(tensor: Tensor) -> Iterator[bytes]:
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The parameters and saved buffers of a module itself, and what a quantized weight keeps next to its own bits."""
     saved = {name: b for name, b in module._buffers.items() if name not in module._non_persistent_buffers_set}
+    meta: Any = getattr(module, "meta", None) if "W_q" in module._parameters else None
+    if isinstance(meta, dict):  # HQQ's scales and zeros
+        saved |= {f"meta.{key}": value for key, value in sorted(meta.items()) if isinstance(value, Tensor)}
     for name, tensor in {**module._parameters, **saved}.items():
         if tensor is None:
             continue

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from headedit.errors import HeadEditError
+from headedit.io import strict
 from headedit.io.bars import bars_of_libraries
 from headedit.io.describe import describe
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Quantization = Literal["4bit", "8bit"]
+Quantization = Literal["4bit", "8bit", "int8", "int4", "gguf"]
 BEST = "best"
 
 
@@ -28,31 +29,42 @@ def load_model(
     """Loads a causal LM, in eval mode.
 
     Args:
-        name: a folder that ``save_pretrained`` wrote, or the id of a model on the hub.
+        name: a folder that ``save_pretrained`` wrote, the id of a model on the hub, or a GGUF file in either, such as
+            ``folder/model.gguf`` or ``owner/name/model.gguf``.
         revision: branch, tag or commit on the hub.
         dtype: ``auto`` for the dtype that the weights were saved in.
         device: such as ``cpu`` or ``cuda:0``; by default the GPU of this process, or the CPU where there is none.
         device_map: spreads the model over devices, as accelerate does; in place of ``device``.
-        quantization: ``4bit`` (NF4, computed in ``dtype``, or bfloat16 for ``auto``) or ``8bit``, by bitsandbytes.
+        quantization: ``4bit`` (NF4, computed in ``dtype``, or bfloat16 for ``auto``) or ``8bit``, by bitsandbytes;
+            ``int8`` (a scale per row) or ``int4`` (32 values share a scale; a byte each in memory) of the weights
+            alone, by torchao; ``gguf`` to leave the weights of a GGUF file in their blocks where transformers can,
+            which needs a kernel for the device. A GGUF file is unpacked by default.
         attn_implementation: a name that transformers knows; ``best`` for FlashAttention where it is installed and
             works on this model, and otherwise the default of transformers.
 
     Raises:
-        HeadEditError: there is no such model, it is not a causal LM, the device does not exist, or bitsandbytes is
-            not installed.
+        HeadEditError: there is no such model, it is not a causal LM, the device does not exist, there is no such
+            quantization, or the package that does it is not installed.
     """
     from transformers import AutoModelForCausalLM
 
-    chosen = device or _usual_device()
-    options: dict[str, Any] = {"dtype": dtype, "revision": revision}
     if quantization is not None:
+        strict.convert(Quantization, quantization, "quantization")
+    chosen = device or _usual_device()
+    folder, gguf = split_gguf(name)
+    options: dict[str, Any] = {"dtype": dtype, "revision": revision, **gguf}
+    if gguf or quantization == "gguf":
+        options |= _blocks(name, gguf, quantization)
+    elif quantization is not None:
         options["quantization_config"] = _quantized(quantization, dtype)
         device_map = {"": chosen} if device_map is None else device_map
     if device_map is not None:
         options["device_map"] = device_map
     if attn_implementation not in (None, BEST):
         options["attn_implementation"] = attn_implementation
-    model = _from_pretrained(AutoModelForCausalLM, name, "model", **options)
+    model = _from_pretrained(AutoModelForCausalLM, folder, "model", shown=name, **options)
+    if gguf and os.path.isdir(folder):
+        model.config._name_or_path = str(name)  # from which the tokenizer and the config are found again
     if device_map is None:
         try:
             model.to(chosen)
@@ -73,7 +85,8 @@ def load_config(name: str, *, revision: str | None = None) -> Any:
     """
     from transformers import AutoConfig
 
-    return _from_pretrained(AutoConfig, name, "model", revision=revision)
+    folder, gguf = split_gguf(name)
+    return _from_pretrained(AutoConfig, folder, "model", shown=name, revision=revision, **gguf)
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> Any:
@@ -84,7 +97,16 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> Any:
     """
     from transformers import AutoTokenizer
 
-    return _from_pretrained(AutoTokenizer, name, "tokenizer", revision=revision)
+    folder, gguf = split_gguf(name)
+    return _from_pretrained(AutoTokenizer, folder, "tokenizer", shown=name, revision=revision, **gguf)
+
+
+def split_gguf(name: Any) -> tuple[Any, dict[str, str]]:
+    """The folder or hub id of a GGUF file, and its name as transformers takes it; of any other name, itself and {}."""
+    if not isinstance(name, str | os.PathLike) or not str(name).endswith(".gguf") or os.path.isdir(name):
+        return name, {}
+    folder, file = os.path.split(str(name))
+    return folder or ".", {"gguf_file": file}
 
 
 def _usual_device() -> str:
@@ -94,14 +116,54 @@ def _usual_device() -> str:
     return "cuda" if rank is None else f"cuda:{rank}"
 
 
+def _blocks(name: Any, gguf: dict[str, str], quantization: Quantization | None) -> dict[str, Any]:
+    """The options for a GGUF file, unpacked, or in its blocks for the quantization ``gguf``."""
+    if not gguf:
+        raise HeadEditError(
+            f"quantization: gguf is for a GGUF file, and '{name}' is none; give the file, as in folder/model.gguf."
+        )
+    if quantization not in (None, "gguf"):
+        raise HeadEditError(
+            f"quantization: found '{quantization}' for the GGUF file '{name}', expected gguf, to leave its weights in "
+            "their blocks, or none, to unpack them."
+        )
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        if quantization is None:
+            return {}  # older versions of transformers always unpack
+        raise HeadEditError(
+            "quantization: gguf needs transformers 5.23 or newer: pip install -U transformers. Without quantization, "
+            "the file is unpacked."
+        ) from None
+    return {"quantization_config": GgufConfig(dequantize=quantization is None)}
+
+
+def _torchao(quantization: Quantization) -> Any:
+    try:
+        from torchao import quantization as torchao
+        from torchao.quantization.granularity import PerGroup
+    except ImportError as error:
+        raise HeadEditError(
+            f"An {quantization} model needs the package torchao: pip install 'headedit[quantized]'. "
+            f"Importing it said: {_first_line(error)}"
+        ) from None
+    from transformers import TorchAoConfig
+
+    if quantization == "int8":
+        return TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    int4: Any = getattr(torch, "int4")  # noqa: B009, the stubs of torch lack it
+    return TorchAoConfig(torchao.IntxWeightOnlyConfig(weight_dtype=int4, granularity=PerGroup(32)))
+
+
 def _quantized(quantization: Quantization, dtype: Dtype) -> Any:
+    if quantization in ("int8", "int4"):
+        return _torchao(quantization)
     from transformers import BitsAndBytesConfig
     from transformers.utils import is_bitsandbytes_available
 
     if not is_bitsandbytes_available():
-        raise HeadEditError(
-            f"A {quantization} model needs the package bitsandbytes: pip install 'headedit[quantized]'."
-        )
+        raise HeadEditError(f"A {quantization} model needs the package bitsandbytes: pip install bitsandbytes.")
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -138,7 +200,7 @@ def take_attention(model: Any, implementation: str) -> bool:
     return True
 
 
-def _from_pretrained(auto: Any, name: Any, what: str, **options: Any) -> Any:
+def _from_pretrained(auto: Any, name: Any, what: str, *, shown: Any, **options: Any) -> Any:
     if not isinstance(name, str | os.PathLike):
         raise HeadEditError(f"Expected the name or the folder of a {what}, found {describe(name)}.")
     try:
@@ -146,7 +208,7 @@ def _from_pretrained(auto: Any, name: Any, what: str, **options: Any) -> Any:
             return auto.from_pretrained(name, **options)
     except Exception as error:  # transformers, the hub client and safetensors each raise their own
         raise HeadEditError(
-            f"No {what} could be loaded from '{name}'. Give a folder that save_pretrained wrote, or the id of a "
+            f"No {what} could be loaded from '{shown}'. Give a folder that save_pretrained wrote, or the id of a "
             f"causal LM on the Hugging Face hub. The loader said: {type(error).__name__}: {_first_line(error)}"
         ) from None
 

@@ -8,15 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from headedit.hf.quantized import full_precision, quantization_of
 from headedit.hf.sharding import is_sharded
 from headedit.specs import HeadSite
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _KEEP = "Keep the edits next to the model: save_pretrained, and headedit.load on the base model."
-_QUANTIZED = (
-    "its weight is quantized ({}). Load the base model in full precision, load the edits on it and merge there, "
-    "then quantize the result."
-)
+_QUANTIZED = "its weight is quantized ({}). {}, load the edits on it and merge there, then quantize the result."
 
 
 def weight_owners(model: nn.Module) -> dict[int, list[str]]:
@@ -45,12 +43,16 @@ def why_not_mergeable(model: nn.Module, site: HeadSite, owners: dict[int, list[s
             "its weight is sharded over processes. Save the edits with save_pretrained, load base model and edits in "
             "one process, and merge there."
         )
+    how = quantization_of(module)
+    if how is not None:
+        return _QUANTIZED.format(f"{type(module).__name__}, {how}", full_precision(module))
     if getattr(model, "is_quantized", False) and (weight is None or weight.dtype not in _DTYPES):
-        return _QUANTIZED.format(type(module).__name__)
+        return _QUANTIZED.format(type(module).__name__, full_precision(module))
     if weight is None or weight.dim() not in (1, 2, 3):
         return f"its class {type(module).__name__} has no plain weight. {_KEEP}"
     if type(weight) is not nn.Parameter or type(weight.data) is not Tensor or weight.dtype not in _DTYPES:
-        return _QUANTIZED.format(f"{type(module).__name__}, {type(weight).__name__} of {weight.dtype}")
+        kind = f"{type(module).__name__}, {type(weight).__name__} of {weight.dtype}"
+        return _QUANTIZED.format(kind, full_precision(module))
     if weight.is_meta:
         return (
             "its weight is offloaded or on the meta device. Load the model without offloading, on the CPU if need be."

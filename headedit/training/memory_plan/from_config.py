@@ -10,6 +10,7 @@ from headedit.training.config import RunConfig
 from headedit.training.memory_plan.setup import DTYPES, Setup
 
 _FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+_BYTE_EACH = {"int8": "8bit", "int4": "8bit"}
 
 
 def setup_of(run: RunConfig, config: Any, *, for_gpu: bool = False, **changes: Any) -> Setup:
@@ -35,7 +36,7 @@ def setup_of(run: RunConfig, config: Any, *, for_gpu: bool = False, **changes: A
         "eval_batch_size": training.get("per_device_eval_batch_size"),
         "tokens": length,
         "dtype": dtype if dtype in DTYPES else "float32",
-        "quantization": run.model.quantization,
+        "quantization": _BYTE_EACH.get(run.model.quantization or "", run.model.quantization),
         "checkpointing": bool(training.get("gradient_checkpointing")),
         "attention": _attention(run.model.attn_implementation, device),
         "device": device,

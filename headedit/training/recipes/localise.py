@@ -180,8 +180,6 @@ class Localise(Recipe):
     def find(self, session: Session, most: int) -> PruningPath:
         """Searches, and chooses at most ``most`` gates; returns the pruning path."""
         parts = self._parts(session)
-        with session.edits.disable_adapter():
-            base = session.example_losses(parts[0][1]).mean().item()
         if len(parts) > 1:
             searches = [
                 self._search(session, train, valid, f"search {i} of {len(parts)}")
@@ -189,9 +187,11 @@ class Localise(Recipe):
             ]
             found = self._search(session, session.train, None, "search with all")
             found = replace(found, losses=concatenate([search.losses for search in searches]))
+            base = self._base_loss(session, parts[0][1])
         else:
             train, valid = parts[0]
             found = self._search(session, train, valid, "search 1")
+            base = self._base_loss(session, valid)
             for number in range(2, self.searches + 1):
                 gates = choose(found.losses, most, base, self.standard_errors, self.tolerance)
                 candidates = self._candidates(session, found, gates, train)
@@ -206,6 +206,11 @@ class Localise(Recipe):
             return replace(path, chosen=len(path.first(heads=self.heads)))
         path = replace(path, chosen=choose(found.losses, most, base, self.standard_errors, self.tolerance))
         return path if len(parts) > 1 else self._checked_choice(session, path, most, base, *parts[0])
+
+    @staticmethod
+    def _base_loss(session: Session, valid: Sequence[Encoded]) -> float:
+        with session.edits.disable_adapter():
+            return session.example_losses(valid).mean().item()
 
     def _checked_choice(
         self,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from headedit.training.validation import eval_batch_size
 
 _DEVICES = ("use_cpu", "ddp_backend", "ddp_timeout")
 _SAMPLE = 64
+_SAMPLE_TOKENS = 512
 
 GIVEN = "given as the validation set"
 """Who held out examples that a session was given; their source is not known here."""
@@ -268,5 +270,8 @@ class Session:
         return [stage.offset_lr * rms for rms in self._activation_rms(rows)]
 
     def _activation_rms(self, rows: Sequence[Encoded]) -> list[float]:
+        """Of the first examples, as many as have 512 tokens, and at most 64: each has a value per token and width."""
+        tokens = accumulate(len(row["input_ids"]) for row in rows[:_SAMPLE])
+        examples = 1 + sum(found < _SAMPLE_TOKENS for found in tokens)
         with self.without_prefix_cache():  # padding counts here, and the cache replaces what is at padding
-            return activation_rms(self.edits, lambda: self.example_losses(rows[:_SAMPLE]))
+            return activation_rms(self.edits, lambda: self.example_losses(rows[: min(examples, _SAMPLE)]))
