@@ -19,7 +19,6 @@ from headedit.training.memory_plan import Planner, Setup, estimate
 SETUP = Setup(batch_size=1, tokens=8, dtype="float32", device="cpu")
 
 UNTRAINABLE = {
-    "git": "its loss over text alone raises, for it expects an image before the text",
     "reformer": "its reversible layers pass no gradient on where the embeddings are frozen",
 }
 """Types of which transformers 5.23 itself cannot run a training step with a frozen base."""

@@ -15,6 +15,7 @@ from headedit.bench.recovery import localisation
 from headedit.bench.recovery.planted import f1, plant, token_accuracy, write
 from headedit.cli import bench
 from headedit.edits.gate_set import GateIndex
+from headedit.io import bars
 
 SHAPES = ("llama", "qwen3", "gpt2")
 QUICK = {"epochs": 1, "min_steps": 1}
@@ -296,7 +297,8 @@ def test_the_picture_of_the_curve_has_a_line_per_recipe():
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("training examples", "token accuracy on unseen examples")
 
 
-def test_the_localise_command_writes_json_markdown_and_a_picture(tmp_path):
+def test_the_localise_command_writes_json_markdown_and_a_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(bars, "is_shown", lambda: True)
     arguments = ["localise", "--shapes", "llama", "--seeds", "1", "--first-seed", "4", "--recipes", "localise"]
     arguments += ["--examples", "8", "--set", "epochs=1", "--set", "min_steps=1", "--output", str(tmp_path / "out")]
     done = CliRunner().invoke(bench.app, arguments, catch_exceptions=False)

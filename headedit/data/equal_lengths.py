@@ -69,7 +69,10 @@ def wrong_side(model: nn.Module, inputs: dict[str, Any]) -> Side | None:
         inputs: the batch; its padding is read off ``attention_mask``.
     """
     mask = inputs.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask.all()):
+    sides: tuple[Side, ...] = ("left", "right")
+    if not isinstance(mask, Tensor) or all(takes_padding(model, side, unknown=True) for side in sides):
+        return None  # before a value of the mask is read, for which the host would wait
+    if mask.dim() != 2 or bool(mask.all()):
         return None
     ends: dict[Side, Tensor] = {"left": mask[:, 0], "right": mask[:, -1]}
     padded = (side for side, end in ends.items() if not end.all())

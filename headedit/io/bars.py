@@ -43,7 +43,7 @@ def _switches() -> Iterator[tuple[Callable[[], bool], Callable[[], None], Callab
 
         yield logging.is_progress_bar_enabled, logging.disable_progress_bar, logging.enable_progress_bar
     datasets: Any = sys.modules.get("datasets")
-    if datasets is not None:
+    if hasattr(datasets, "are_progress_bars_disabled"):
         yield (
             lambda: not datasets.are_progress_bars_disabled(),
             datasets.disable_progress_bars,

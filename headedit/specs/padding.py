@@ -1,6 +1,7 @@
 """On which sides a model can be padded, as the spec of its type says."""
 
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -18,8 +19,13 @@ def takes_padding(model: nn.Module, side: Side, *, unknown: bool = False) -> boo
         side: where a batch is padded.
         unknown: the answer for a type without a spec.
     """
-    try:
-        found = find_spec(model).padding
-    except HeadEditError:
-        return unknown
-    return found in ("both", side)
+    if model not in _known:  # asked in every step, and finding a spec takes milliseconds
+        try:
+            _known[model] = find_spec(model).padding
+        except HeadEditError:
+            _known[model] = None
+    found = _known[model]
+    return unknown if found is None else found in ("both", side)
+
+
+_known: "WeakKeyDictionary[nn.Module, str | None]" = WeakKeyDictionary()

@@ -71,14 +71,15 @@ class GreedyDecoder:
                 input_ids=ids, attention_mask=mask, max_new_tokens=step, return_dict_in_generate=True,
                 **given, **self._settings,
             )  # fmt: skip
-            new = out.sequences[:, width:].tolist()
+            sequences = getattr(out, "sequences", out)  # a model with a generate of its own may give these alone
+            new = sequences[:, width:].tolist()
             for row, tokens in zip(rows, new, strict=True):
                 found[row] = tokens
             left = [k for k, row in enumerate(rows) if not self._stops & set(new[k]) and not ended(row, new[k])]
             if not left or len(new[0]) >= max_new_tokens:
                 break
-            cache = out.past_key_values
-            if not _can_be_cut(cache, out.sequences.shape[1] - 1):
+            cache: Any = getattr(out, "past_key_values", None)
+            if not _can_be_cut(cache, sequences.shape[1] - 1):
                 self.in_parts = False
                 more = self.decode(ids[left][:, :width], mask[left][:, :width], max_new_tokens, ended)
                 for k, tokens in zip(left, more, strict=True):
@@ -86,7 +87,7 @@ class GreedyDecoder:
                 break
             self.in_parts = True
             kept = torch.tensor(left, device=ids.device)
-            ids = out.sequences[kept]
+            ids = sequences[kept]
             mask = torch.cat([mask[kept], mask.new_ones(len(left), ids.shape[1] - mask.shape[1])], 1)
             if len(left) < len(rows):
                 cache.batch_select_indices(kept)

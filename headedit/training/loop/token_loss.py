@@ -78,7 +78,7 @@ def token_loss(outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor |
     if isinstance(outputs, HeadInputs):
         return outputs.loss(labels, num_items_in_batch)
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-    logits = logits[:, -labels.shape[1] :]
+    logits = logits[:, -labels.shape[1] :].contiguous()  # ProphetNet's are not, and the loss views them
     loss: Tensor = ForCausalLMLoss(
         logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch, ignore_index=IGNORED
     )
