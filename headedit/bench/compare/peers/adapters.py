@@ -67,8 +67,8 @@ def _by_peft(model: nn.Module, config: str, **options: Any) -> nn.Module:
 
 
 PEERS: dict[str, Peer] = {
-    "lora": Peer("LoRA r 8", _lora, (3e-4, 1e-3, 3e-3), {"r": 8, "lora_alpha": 16}),
-    "dora": Peer("DoRA r 8", _dora, (3e-4, 1e-3, 3e-3), {"r": 8, "lora_alpha": 16}),
+    "lora": Peer("LoRA r 8", _lora, (1e-3, 3e-3, 1e-2), {"r": 8, "lora_alpha": 16}),
+    "dora": Peer("DoRA r 8", _dora, (1e-3, 3e-3, 1e-2), {"r": 8, "lora_alpha": 16}),
     "ia3": Peer("(IA)³", lambda model: _by_peft(model, "IA3Config"), (3e-3, 1e-2, 3e-2), {}),
     "ln": Peer("LN tuning", lambda model: _by_peft(model, "LNTuningConfig"), (1e-3, 3e-3, 1e-2), {}),
     "bitfit": Peer("BitFit", add_biases, (1e-3, 3e-3, 1e-2), {}),
