@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import datetime
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from headedit.errors import HeadEditError, suggest
@@ -85,6 +85,16 @@ def convert(hint: Any, value: object, where: str) -> Any:
     if _is_a(hint, value):
         return float(value) if hint is float else value  # type: ignore[arg-type]
     raise HeadEditError(f"{where}: found {_show(value)}, expected {_describe(hint)}.")
+
+
+def put(data: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Puts a value under a path of keys, through sections that are copied, or made where there are none."""
+    *sections, last = path
+    for name in sections:
+        inner = data.get(name)
+        data[name] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+        data = inner
+    data[last] = value
 
 
 def read_assignments(settings: Iterable[str]) -> dict[str, Any]:

@@ -112,13 +112,7 @@ def _merged(content: object, changes: Mapping[str, Any]) -> object:
         return content
     merged = copy.deepcopy(dict(content))
     for key, value in changes.items():
-        *sections, last = key.split(".")
-        place = merged
-        for name in sections:
-            inner = place.get(name)
-            place[name] = dict(inner) if isinstance(inner, Mapping) else {}
-            place = place[name]
-        place[last] = value
+        strict.put(merged, key.split("."), value)
     return merged
 
 

@@ -4,7 +4,6 @@ It is treated generously: three learning rates are tried, and the one with the b
 """
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,14 +11,12 @@ from typing import Any
 from torch import nn
 from transformers import set_seed
 
-from headedit.bench.compare.peers.adapters import lora_targets
+from headedit.bench.compare.peers.adapters import add_lora
 from headedit.bench.compare.peers.training import Budget, train_peer
 from headedit.data.batches import Encoded
 from headedit.data.encoding import encode
 from headedit.errors import HeadEditError
 from headedit.io import strict
-from headedit.io.optional import import_optional
-from headedit.specs.registry import model_type_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,22 +128,8 @@ def train_lora(
     pad_token_id: int,
 ) -> nn.Module:
     """One run on a fresh model; AdamW, a cosine after the warm-up, no weight decay. Returns it in eval mode."""
-    targets, fused = lora_targets(model_type_of(model))
-    peft = import_optional("peft", "LoRA")
     set_seed(seed)
-    config = peft.LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.lora_alpha,
-        target_modules=targets,
-        fan_in_fan_out=fused,
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft and transformers about each other
-        try:
-            adapted: nn.Module = peft.get_peft_model(model, config)
-        except ValueError as error:
-            raise HeadEditError(f"peft cannot adapt a model of the type '{model_type_of(model)}': {error}") from None
+    adapted = add_lora(model, r=settings.r, lora_alpha=settings.lora_alpha)
     budget = Budget(
         epochs=settings.epochs, min_steps=settings.min_steps, batch_size=settings.batch_size, warmup=settings.warmup
     )

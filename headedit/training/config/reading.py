@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headedit.errors import HeadEditError, suggest
+from headedit.io import strict
 from headedit.io.yaml import read_yaml
 from headedit.runs.files import RUN_YAML
 from headedit.training.config.names import recipe_fields_of, route_keys
@@ -101,7 +102,7 @@ def merge_overrides(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
                 fields.pop(name, None)
         result |= {"recipe": fields, "training": rest}
     for path, value in paths:
-        _put(result, path, value)
+        strict.put(result, path, value)
     return result
 
 
@@ -113,12 +114,3 @@ def _paths(key: str, value: Any) -> list[tuple[tuple[str, ...], Any]]:
     if key not in fields:
         return [(("recipe", key), value)]
     return [((key, name), item) for name, item in value.items()] if isinstance(value, Mapping) else [((key,), value)]
-
-
-def _put(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    *sections, last = path
-    for name in sections:
-        inner = data.get(name)
-        data[name] = inner = dict(inner) if isinstance(inner, Mapping) else {}
-        data = inner
-    data[last] = value
