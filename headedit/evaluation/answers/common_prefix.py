@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from headedit.data.batches import token_embeddings
-from headedit.evaluation.answers.plain_cache import agree, is_plain, selected
+from headedit.evaluation.answers.plain_cache import Checked, agree, is_plain, selected
 from headedit.evaluation.answers.rows import Row, RowReader
 
 logger = logging.getLogger(__name__)
@@ -20,12 +20,11 @@ _FEWEST_TOKENS = 16
 _FEWEST_PROMPTS = 4
 
 
-class CommonPrefix:
+class CommonPrefix(Checked):
     """Reads rows that all begin with the same tokens.
 
     Fields:
         tokens: how many tokens are run once; 0 where that would save little.
-        works: whether the model can go on from their cache; None before the first batch.
     """
 
     def __init__(self, reader: RowReader, prompts: Sequence[list[int]]) -> None:
@@ -40,7 +39,7 @@ class CommonPrefix:
         enough = len(prompts) >= _FEWEST_PROMPTS and len(shared) >= _FEWEST_TOKENS
         self._prefix = shared if enough and "past_key_values" in reader.takes else []
         self._cache: Any = None
-        self.works: bool | None = None if self._prefix else False
+        super().__init__(bool(self._prefix))
 
     @property
     def tokens(self) -> int:
@@ -49,20 +48,8 @@ class CommonPrefix:
 
     def read(self, rows: Sequence[Row]) -> list[list[float]]:
         """The log-probability of each read of each row."""
-        if self.works is not False:
-            try:
-                found = self._continued(rows)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:  # whatever a model raises for a cache that it cannot go on from
-                if self.works:
-                    raise
-                found = None
-            if self.works is None:
-                self.works = found is not None and self._right(rows, found)
-            if self.works and found is not None:
-                return found
-        return self._reader.read(rows, use_cache=False)[0]
+        found = self.tried(lambda: self._continued(rows), lambda found: self._right(rows, found))
+        return self._reader.read(rows, use_cache=False)[0] if found is None else found
 
     def _continued(self, rows: Sequence[Row]) -> list[list[float]] | None:
         width = len(self._prefix)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from headedit.evaluation.answers.padding import batches_of, takes_padding
-from headedit.evaluation.answers.plain_cache import agree, is_plain, selected
+from headedit.evaluation.answers.plain_cache import Checked, agree, is_plain, selected
 from headedit.evaluation.answers.rows import Row, RowReader
 
 logger = logging.getLogger(__name__)
@@ -21,12 +21,8 @@ Question = tuple[list[int], list[list[int]]]
 """The token ids of a prompt, and of each option."""
 
 
-class SharedPrompts:
-    """Scores options with one pass over each prompt, for as long as the model is seen to allow it.
-
-    Fields:
-        works: whether the model can share its prompts; None before the first batch.
-    """
+class SharedPrompts(Checked):
+    """Scores options with one pass over each prompt, for as long as the model is seen to allow it."""
 
     def __init__(self, reader: RowReader, batch_size: int, tokens: int) -> None:
         """Begins.
@@ -38,23 +34,11 @@ class SharedPrompts:
         """
         self._reader, self._batch_size, self._tokens = reader, batch_size, tokens
         self._left = takes_padding(reader.model, "left")
-        self.works: bool | None = None if "past_key_values" in reader.takes else False
+        super().__init__("past_key_values" in reader.takes)
 
     def scores(self, questions: Sequence[Question]) -> list[list[float]] | None:
         """The log-likelihood of each option of each question; None where prompts cannot be shared."""
-        if self.works is False:
-            return None
-        try:
-            found = self._scores(questions)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # whatever a model raises for a cache that it cannot go on from
-            if self.works:
-                raise
-            found = None
-        if self.works is None:
-            self.works = found is not None and self._right(questions, found)
-        return found if self.works else None
+        return self.tried(lambda: self._scores(questions), lambda found: self._right(questions, found))
 
     def _scores(self, questions: Sequence[Question]) -> list[list[float]] | None:
         found = [[0.0] * len(tails) for _, tails in questions]
