@@ -46,7 +46,7 @@ def test_a_run_with_a_validation_set_has_the_loss_of_base_and_edited_model_on_it
 def test_localise_says_how_many_examples_it_held_out_itself(tmp_path):
     edits = headedit.attach(tiny_model("llama"))
     base = mean_loss(edits, ROWS)
-    run = headedit.fit(edits, ROWS, output_dir=tmp_path, search_epochs=1, **QUICK)
+    run = headedit.fit(edits, ROWS, output_dir=tmp_path, search_epochs=1, folds=4, **QUICK)
     found = run.record["held_out"]
     assert (found["examples"], found["by"]) == (24, "held out in 4 folds by the recipe localise")
     assert found["base"] == pytest.approx(base)

@@ -109,7 +109,14 @@ def test_run_at_refuses_what_is_impossible_and_says_why(localised, tmp_path, lla
 def test_the_refit_uses_what_was_held_out_for_the_search(tmp_path):
     model, rows = problem(16)
     run = headedit.fit(
-        headedit.attach(model), rows, output_dir=tmp_path, epochs=1, search_epochs=1, min_steps=1, progress=False
+        headedit.attach(model),
+        rows,
+        output_dir=tmp_path,
+        epochs=1,
+        search_epochs=1,
+        min_steps=1,
+        progress=False,
+        effort="thorough",
     )
     by_stage: dict[str, int] = {}
     for row in run.history.rows:

@@ -86,6 +86,8 @@ def test_learning_rate_sets_all_learning_rates_of_vectors_in_their_default_ratio
     assert rates
     config = run_of(recipe={"name": name}, training={"learning_rate": 0.25})
     assert config.recipe[rates[0]] == 0.25
+    follow = {"scale_lr": 1.0, "offset_lr": 2.0}  # of which the default is half for scales
+    usual |= {key: follow[key] for key in rates if usual[key] is None}
     for key in rates:
         assert config.recipe[key] / 0.25 == pytest.approx(usual[key] / usual[rates[0]])
     assert config.recipe.get("gate_lr") == usual.get("gate_lr")

@@ -1,6 +1,7 @@
 """The command ``headedit train``: a run from a file, from a name, or from options alone."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from headedit.training.config import RunConfig
 
 _SHOWN = 5
+
+NOTHING_LEARNT = 3
+"""Exit code of a run after which the unedited model is the better one."""
 
 
 def train(
@@ -134,12 +138,28 @@ def train(
     if int(os.environ.get("RANK", "0")) != 0:
         console.quiet = True  # of several processes only the first one prints
     try:
-        trained = train_run(run, resume=resume, overwrite=overwrite, ready=print_data)
+        trained = train_run(run, resume=resume, overwrite=overwrite, ready=partial(print_start, run))
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(stopped_message(Path(run.output or ""), str(stop))) from None
+    worse = trained.worse_than_base
+    if worse is not None:
+        console.print(f"[bold red]nothing learnt:[/] {escape(worse)}")
     print_rows(f"headedit train ({run.recipe_name})", rows_of(trained))
     print_files([trained.output_dir])
+    if worse is not None:
+        raise typer.Exit(NOTHING_LEARNT)
     print_next(run)
+
+
+def print_start(run: "RunConfig", edits: "HeadEdits", data: "Data") -> None:
+    """Prints how the data was read, how many parameters will be trained, and how long that is."""
+    from headedit.training.recipes import make_recipe
+    from headedit.training.recipes.effort import planned_text
+
+    print_data(edits, data)
+    stages = make_recipe(run.recipe_name, run.recipe_fields).plan(len(data.train), validated=data.valid is not None)
+    if stages:
+        console.print(f"{run.recipe_name}: {planned_text(stages)}")
 
 
 def print_data(edits: "HeadEdits", data: "Data") -> None:

@@ -37,6 +37,17 @@ def open_gates(adapter: Adapter) -> list[GateIndex]:
     return [gate for gate in all_gates(adapter) if opened[gate.site, gate.vector][gate.head]]
 
 
+def not_closed(adapter: Adapter) -> list[GateIndex]:
+    """The gates that are not closed for good: those that are open, and those that may still open."""
+    values = {
+        (i, owner): gate.tolist()
+        for i, edit in enumerate(adapter)
+        for owner in edit.gated_vectors()
+        if (gate := edit.gate(owner)) is not None
+    }
+    return [gate for gate in all_gates(adapter) if values[gate.site, gate.vector][gate.head] > -SATURATED / 2]
+
+
 def heads_of(gates: Iterable[GateIndex]) -> set[tuple[int, int]]:
     """The heads, as (site, head), that some gates belong to."""
     return {(gate.site, gate.head) for gate in gates}
@@ -58,6 +69,15 @@ def freeze_gates(adapter: Adapter, opened: Collection[GateIndex]) -> None:
     close(adapter, [gate for gate in all_gates(adapter) if gate not in chosen])
     for edit, owner, heads in _by_owner(adapter, chosen):
         _set(edit, owner, heads, SATURATED)
+
+
+@torch.no_grad()
+def take_out(adapter: Adapter) -> None:
+    """Closes every gate for good and sets every vector to zero, so that the model is the unedited one bit for bit."""
+    freeze_gates(adapter, [])
+    for edit in adapter:
+        for vector in edit.vectors.values():
+            vector.zero_()
 
 
 @torch.no_grad()

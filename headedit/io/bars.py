@@ -18,6 +18,12 @@ def tqdm(*args: Any, disable: bool = False, **kwargs: Any) -> Any:
     return any_tqdm(*args, disable=disable or not is_shown(), **kwargs)
 
 
+def write_above_bars(text: str) -> None:
+    """Writes a line to stderr, above any bar, where bars are shown."""
+    if is_shown():
+        any_tqdm.write(text, file=sys.stderr)
+
+
 @contextmanager
 def bars_of_libraries(wanted: bool = True) -> Iterator[None]:
     """A context in which transformers, datasets and the hub client show their bars, if they are wanted and seen.

@@ -1,5 +1,6 @@
 """Reads ``run.json`` and checks the types of what it says, so that whatever shows it can rely on them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,18 @@ _KINDS: dict[str, Any] = {
     "controls": dict[str, dict[str, _NUMBER]] | None,
     "stability": Stability | None,
 }
+
+
+def worse_than_base(held_out: Mapping[str, Any]) -> str | None:
+    """Says that the edits were worse than the unedited model on held-out examples; None if they were not."""
+    edited, base = held_out["edited"], held_out["base"]
+    if edited <= base:
+        return None
+    return (
+        f"The edits were worse than the unedited model on {held_out['examples']} held-out examples, {edited:.4f} "
+        f"against {base:.4f} nats per token, so they were taken out: the model is the unedited one. Lower the learning "
+        "rates, or give more examples."
+    )
 
 
 def read_record(folder: Path) -> dict[str, Any]:

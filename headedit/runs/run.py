@@ -12,7 +12,7 @@ from headedit.io.files import write_atomically
 from headedit.runs.files import RUN_FILE
 from headedit.runs.history import History
 from headedit.runs.pruning_path import Level, PruningPath
-from headedit.runs.record import read_record
+from headedit.runs.record import read_record, worse_than_base
 from headedit.runs.stability import Stability
 
 
@@ -81,6 +81,12 @@ class Run:
         path.open_gates(handle, chosen)
         return path.level_of(len(chosen))
 
+    @property
+    def worse_than_base(self) -> str | None:
+        """Says that the edits were worse than the unedited model, which was kept; None if they were not."""
+        found = self.record.get("held_out")
+        return None if found is None else worse_than_base(found)
+
     def open_rows(self) -> list[tuple[str, str]]:
         """How many heads and gates are open, of how many, as (what, value) for a table."""
         labels = {"any": "edited heads", "offset": "open offset gates", "scale": "open scale gates"}
@@ -91,6 +97,7 @@ class Run:
         """The run in short, as (what, value) for a table."""
         record = self.record
         rows = [
+            *([("nothing learnt", worse)] if (worse := self.worse_than_base) else []),
             ("examples", f"{record['train_examples']} to train on, {record['valid_examples']} to validate on"),
             ("steps", str(record["steps"])),
             ("loss on held-out examples", self._held_out_text()),

@@ -25,6 +25,7 @@ from headedit.hf.loading import load_tokenizer
 from headedit.hf.models import check_causal_lm
 from headedit.hf.names import portable_name
 from headedit.hf.quantized import differentiable
+from headedit.io.bars import write_above_bars
 from headedit.io.files import check_writable
 from headedit.runs.files import PATH_FILE, PATH_TENSOR_FILE
 from headedit.runs.folder import DATE, check_output, folder_state, run_date
@@ -42,6 +43,7 @@ from headedit.training.finished import finished_run
 from headedit.training.loop.other_weights import refuse_other_weights
 from headedit.training.prefix_cache import FrozenPrefix
 from headedit.training.recipes import DEFAULT, Recipe, make_recipe
+from headedit.training.recipes.effort import planned_text
 from headedit.training.recipes.journal import digest, digest_rows
 from headedit.training.recipes.session import Session, own_identity
 from headedit.training.trainable import edits_to_train
@@ -225,10 +227,15 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
             (folder / stale).unlink(missing_ok=True)
     was_training = edits.model.training
     started = time.perf_counter()
+    stages = recipe.plan(len(session.train), validated=session.valid is not None, batches_per_step=session.batches)
+    if stages:
+        session.planned = sum(stage.steps for stage in stages)
+        if session.progress and session.main:
+            write_above_bars(f"{name}: {planned_text(stages)}")
     try:
         with differentiable(edits.model), session.prefix or nullcontext():
             recipe.run(session)
-            held_out = session.held_out_figures()
+            held_out = session.keep_better()
             seconds = time.perf_counter() - started
             control_figures = None if controls is None else controls(session, recipe)
     finally:

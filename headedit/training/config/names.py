@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 from headedit.errors import HeadEditError, suggest
 from headedit.io import strict
 from headedit.training.recipes import DEFAULT, Recipe, make_recipe
+from headedit.training.recipes.rates import SHARE_OF_SCALES
 
 RENAMED = {
     "num_train_epochs": "epochs",
@@ -133,6 +134,8 @@ def _name(recipe: Mapping[str, Any]) -> str:
 
 def _rates(recipe: Recipe, value: float) -> dict[str, float]:
     defaults = {name: getattr(recipe, name) for name in VECTOR_RATES if hasattr(recipe, name)}
+    if None in defaults.values():  # rates that follow the number of values, of which those of scales are a share
+        defaults = {"scale_lr": SHARE_OF_SCALES, "offset_lr": 1.0}
     first = next(iter(defaults.values()))
     return {name: value * (rate / first) for name, rate in defaults.items()}
 

@@ -15,18 +15,25 @@ class EditProgress(ProgressCallback):  # type: ignore[misc]
 
     Args:
         stage: name of the stage, which the bar begins with; None for "training".
+        total: optimiser steps of the whole run, which the bar then shows, with the time that is left; None for those of
+            the stage.
+        done: steps of the run that were taken before the stage.
     """
 
-    def __init__(self, stage: str | None = None) -> None:
+    def __init__(self, stage: str | None = None, *, total: int | None = None, done: int = 0) -> None:
         super().__init__()
-        self._stage = stage
+        self._stage, self._total, self._done = stage, total, done
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Opens the bar."""
         if state.is_world_process_zero:
-            self.training_bar = tqdm(total=state.max_steps, desc=self._stage or "training", dynamic_ncols=True)
+            end = self._done + state.max_steps
+            total = max(end, self._total or 0)  # there can be more stages than were planned
+            self.training_bar = tqdm(
+                total=total, initial=self._done, desc=self._stage or "training", leave=end == total, dynamic_ncols=True
+            )
         self.current_step = 0
 
     def on_log(

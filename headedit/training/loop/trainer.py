@@ -117,7 +117,7 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
             others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in ours]
             decay = self.args.weight_decay
             groups = [
-                *({"params": ps, "weight_decay": decay, "lr": lr} for lr, ps in self._vectors_by_rate().items()),
+                *({"params": ps, "weight_decay": decay, "lr": lr} for (_, lr), ps in self._vectors_by_rate().items()),
                 {"params": gates, "weight_decay": 0.0, "lr": self.gate_learning_rate},
                 {"params": others, "weight_decay": decay},
             ]
@@ -126,13 +126,14 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
         assert made is not None
         return made
 
-    def _vectors_by_rate(self) -> dict[float, list[nn.Parameter]]:
+    def _vectors_by_rate(self) -> dict[tuple[str, float], list[nn.Parameter]]:
         usual = self.args.learning_rate
         rates = [usual] * len(self.edits.sites) if self.offset_learning_rates is None else self.offset_learning_rates
-        grouped: dict[float, list[nn.Parameter]] = {}
+        grouped: dict[tuple[str, float], list[nn.Parameter]] = {}
         for edit, offset_rate in zip(self.edits.module, rates, strict=True):
             for vector in edit.vectors:
-                grouped.setdefault(offset_rate if vector == "offset" else usual, []).append(edit.vectors[vector])
+                rate = offset_rate if vector == "offset" else usual
+                grouped.setdefault((vector, rate), []).append(edit.vectors[vector])
         return grouped
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:

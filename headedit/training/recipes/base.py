@@ -6,6 +6,7 @@ from typing import ClassVar
 from headedit.errors import HeadEditError
 from headedit.io import strict
 from headedit.training.loop.schedules import LRSchedule
+from headedit.training.recipes.effort import PlannedStage
 from headedit.training.recipes.session import Session
 from headedit.training.recipes.stage import Stage, length
 
@@ -41,12 +42,12 @@ class Recipe:
         strict.check(self)
         if self.epochs is None and not hasattr(self, "min_steps"):
             raise HeadEditError("epochs: found None, expected a number above 0.")
-        self.check_above_zero("batch_size", "max_grad_norm", *([] if self.epochs is None else ["epochs"]))
+        self.check_above_zero("batch_size", "max_grad_norm", "epochs")
 
     def check_above_zero(self, *names: str) -> None:
-        """Raises a HeadEditError if one of these fields is not above 0."""
+        """Raises a HeadEditError if one of these fields is not above 0, or None."""
         for name in names:
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise HeadEditError(f"{name}: found {getattr(self, name)}, expected a number above 0.")
 
     def check_share(self, *names: str) -> None:
@@ -55,8 +56,8 @@ class Recipe:
             if not 0 < getattr(self, name) < 1:
                 raise HeadEditError(f"{name}: found {getattr(self, name)}, expected a share above 0 and below 1.")
 
-    def stage(self, *, scale_lr: float, offset_lr: float, gate_lr: float = 0.0) -> Stage:
-        """A stage with the fields of this recipe and these peak learning rates."""
+    def stage(self, *, scale_lr: float | None, offset_lr: float | None, gate_lr: float = 0.0) -> Stage:
+        """A stage with the fields of this recipe and these peak learning rates; None for their defaults."""
         return Stage(
             **length(self.epochs, getattr(self, "min_steps", 0)),
             batch_size=self.batch_size,
@@ -68,6 +69,16 @@ class Recipe:
             weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,
         )
+
+    def plan(self, examples: int, *, validated: bool, batches_per_step: int = 1) -> list[PlannedStage]:
+        """The stages of a run where there are several; empty where there is one.
+
+        Args:
+            examples: number of training examples.
+            validated: whether there is a validation set.
+            batches_per_step: processes × ``gradient_accumulation_steps``.
+        """
+        return []
 
     def run(self, session: Session) -> None:
         """Trains the session's edits."""

@@ -1,18 +1,23 @@
 """The size of each site's input, and the gradient of the loss along each gate's vectors, before any head is chosen."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from typing import Any
 
 import torch
 from einops import reduce
 from torch import Tensor
 
+from headedit.data.batches import Encoded
 from headedit.data.losses import total_loss
 from headedit.edits import HeadEdits
 from headedit.edits.gate_set import GateIndex, all_gates, freeze_gates
 from headedit.hf.checkpointing import evaluating_with_gradients
+
+_SAMPLE = 64
+_SAMPLE_TOKENS = 512
 
 
 def activation_rms(edits: HeadEdits, run: Callable[[], object]) -> list[float]:
@@ -30,6 +35,12 @@ def activation_rms(edits: HeadEdits, run: Callable[[], object]) -> list[float]:
         run()
     rms = [torch.stack(means).mean().sqrt().item() if means else 1.0 for means in squares]
     return [2.0 ** round(math.log2(value)) if value > 0 else 1.0 for value in rms]
+
+
+def few_tokens(rows: Sequence[Encoded]) -> Sequence[Encoded]:
+    """The first examples, as many as have 512 tokens, and at most 64: each has a value per token and width."""
+    tokens = accumulate(len(row["input_ids"]) for row in rows[:_SAMPLE])
+    return rows[: min(_SAMPLE, 1 + sum(found < _SAMPLE_TOKENS for found in tokens))]
 
 
 def gate_gradients(edits: HeadEdits, batches: Iterable[dict[str, Tensor]], rms: list[float]) -> dict[GateIndex, float]:

@@ -15,16 +15,17 @@ class Refit(Recipe):
     Fields:
         min_steps: least number of optimiser steps; there are more epochs if these give fewer. None for 300, or for none
             where ``epochs`` is given.
-        scale_lr: peak learning rate of the scales.
-        offset_lr: peak learning rate of the offsets, in units of the root mean square of their site's input.
+        scale_lr: peak learning rate of the scales; None for half of that of the offsets.
+        offset_lr: peak learning rate of the offsets, in units of the root mean square of their site's input; None for
+            5/√n, at most 0.5, with n the number of trained values.
         patience: epochs without a better validation loss after which the run stops and the best edits are kept; None
             to run to the end and keep the last edits.
     """
 
     epochs: int | None = None
     min_steps: int | None = None
-    scale_lr: float = 0.1
-    offset_lr: float = 0.2
+    scale_lr: float | None = None
+    offset_lr: float | None = None
     max_grad_norm: float = 0.3
     patience: int | None = None
 

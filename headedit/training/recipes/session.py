@@ -1,9 +1,9 @@
 """``Session``: one run of a recipe, with its edits, encoded examples and folder, and the method that trains a stage."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,29 @@ from transformers.integrations import TensorBoardCallback
 from headedit.data.batches import Encoded, PadRight
 from headedit.data.losses import example_losses
 from headedit.edits import HeadEdits
-from headedit.edits.gate_set import GateIndex
+from headedit.edits.gate_set import GateIndex, take_out
 from headedit.errors import HeadEditError
 from headedit.hf.checkpointing import enable_checkpointing, is_checkpointing
 from headedit.runs.files import HISTORY_FILE
 from headedit.runs.folder import CHECKPOINTS, remove_run
 from headedit.runs.history import History
 from headedit.runs.pruning_path import PruningPath
+from headedit.runs.record import worse_than_base
 from headedit.training.loop.checkpoints import last_complete, resumable
 from headedit.training.loop.interrupts import StopOnSignal
 from headedit.training.loop.objective import Penalty
+from headedit.training.loop.progress import EditProgress
 from headedit.training.loop.trainer import HeadEditTrainer
 from headedit.training.prefix_cache import FrozenPrefix
-from headedit.training.recipes.gradients import activation_rms, gate_gradients
+from headedit.training.recipes.gradients import activation_rms, few_tokens, gate_gradients
 from headedit.training.recipes.journal import Journal, digest_tensors, restore_stage, snapshot_stage
+from headedit.training.recipes.rates import with_rates
 from headedit.training.recipes.stage import Stage, merge_arguments
 from headedit.training.validation import eval_batch_size
 
+logger = logging.getLogger(__name__)
+
 _DEVICES = ("use_cpu", "ddp_backend", "ddp_timeout")
-_SAMPLE = 64
-_SAMPLE_TOKENS = 512
 
 GIVEN = "given as the validation set"
 """Who held out examples that a session was given; their source is not known here."""
@@ -70,6 +73,7 @@ class Session:
         resume: resume the run that was stopped in the folder, if there is one.
         overwrite: remove what headedit wrote into the folder first.
         batch_size: examples per training step.
+        planned: optimiser steps of the whole run, for its bar; None where that of each stage shows its own.
         prefix: the cache of the layers below the edited ones; None to run all layers in every pass.
         history: rows of all stages.
         steps: optimiser steps taken so far.
@@ -92,6 +96,7 @@ class Session:
     resume: bool = False
     overwrite: bool = False
     batch_size: int = 8
+    planned: int | None = None
     prefix: FrozenPrefix | None = None
     history: History = field(init=False)
     key: dict[str, str] = field(init=False)
@@ -141,11 +146,26 @@ class Session:
             base = self.example_losses().mean().item()
         return {"examples": len(self.valid), "by": GIVEN, "base": base, "edited": edited}
 
+    def keep_better(self) -> dict[str, Any] | None:
+        """The figures of ``held_out_figures``; where the edits are worse than the base model, they are taken out."""
+        found = self.held_out_figures()
+        worse = None if found is None else worse_than_base(found)
+        if found is not None and worse is not None:
+            take_out(self.edits.module)
+            self.kept_step, self.best_eval_loss = 0, found["base"]
+            logger.warning(worse)
+        return found
+
     @property
     def eval_batch_size(self) -> int:
         """Examples per batch without gradients, also of the Trainer's validation."""
         given = self.arguments.get("per_device_eval_batch_size")
         return int(given) if given else eval_batch_size(self.batch_size, checkpointing=self.checkpointing)
+
+    @property
+    def batches(self) -> int:
+        """Batches per optimiser step: of all processes, and of gradient accumulation."""
+        return self.processes * int(self.arguments.get("gradient_accumulation_steps", 1))
 
     @property
     def checkpointing(self) -> bool:
@@ -198,14 +218,14 @@ class Session:
         if finished is not None:
             self._set_figures(restore_stage(finished, self.edits.module, callbacks))
             return
+        stage = with_rates(stage, self.edits)
         if stage.lr_schedule in ("adaptive", "greedy") and valid is None:
             raise HeadEditError(
                 f"lr_schedule '{stage.lr_schedule}' follows the validation loss; give a validation set."
             )
         set_seed(self.seed)
         rows = self.train if train is None else train
-        accumulated = int(self.arguments.get("gradient_accumulation_steps", 1))
-        settings = stage.arguments(len(rows), self.processes * accumulated, validated=valid is not None)
+        settings = stage.arguments(len(rows), self.batches, validated=valid is not None)
         stops_early = settings["load_best_model_at_end"]
         folder = self.journal.folder / self.journal.key(name)
         stop = StopOnSignal()
@@ -226,6 +246,9 @@ class Session:
         )
         if not self.progress:
             trainer.remove_callback(PrinterCallback)  # which prints every log if there is no progress bar
+        elif self.planned is not None:
+            trainer.pop_callback(EditProgress)
+            trainer.add_callback(EditProgress(name, total=self.planned, done=self.steps))
         _log_into(trainer, self.journal.logs(name))
         last = last_complete(folder) if resumable(callbacks) else None
         with stop.handling_signals():
@@ -265,13 +288,12 @@ class Session:
         self.best_eval_loss = figures["best_eval_loss"]
 
     def _offset_rates(self, stage: Stage, rows: Sequence[Encoded]) -> list[float]:
+        rate = stage.offset_lr
+        assert rate is not None
         if not stage.relative:
-            return [stage.offset_lr] * len(self.edits.sites)
-        return [stage.offset_lr * rms for rms in self._activation_rms(rows)]
+            return [rate] * len(self.edits.sites)
+        return [rate * rms for rms in self._activation_rms(rows)]
 
     def _activation_rms(self, rows: Sequence[Encoded]) -> list[float]:
-        """Of the first examples, as many as have 512 tokens, and at most 64: each has a value per token and width."""
-        tokens = accumulate(len(row["input_ids"]) for row in rows[:_SAMPLE])
-        examples = 1 + sum(found < _SAMPLE_TOKENS for found in tokens)
         with self.without_prefix_cache():  # padding counts here, and the cache replaces what is at padding
-            return activation_rms(self.edits, lambda: self.example_losses(rows[: min(examples, _SAMPLE)]))
+            return activation_rms(self.edits, lambda: self.example_losses(few_tokens(rows)))

@@ -1,6 +1,6 @@
 """``ist`` and ``rst`` (Yao et al., Findings of EMNLP 2024, arXiv 2410.11772): each step trains a few layers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from headedit.edits.gate_set import all_gates, freeze_gates
@@ -34,7 +34,12 @@ class Ist(Refit):
         freeze_gates(session.edits.module, all_gates(session.edits.module))
         sparse = SparseTuning(session.edits, importance=self.importance, share=self.layer_share)
         try:
-            session.train_stage(self.vector_stage(), name="sparse", callbacks=[sparse], valid=session.valid)
+            session.train_stage(
+                replace(self.vector_stage(), moved=self.layer_share),
+                name="sparse",
+                callbacks=[sparse],
+                valid=session.valid,
+            )
         finally:
             sparse.release()
 

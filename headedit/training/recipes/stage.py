@@ -30,10 +30,13 @@ class Stage:
         given: whether the user gave the number of epochs, so that more of them are reported.
         batch_size: examples per step of one process; all examples if there are fewer. Several processes, and
             ``gradient_accumulation_steps``, multiply it.
-        scale_lr: peak learning rate of the scales.
-        offset_lr: peak learning rate of the offsets; in units of the site's activations if ``relative``.
+        scale_lr: peak learning rate of the scales; None for the default, which follows the number of trained values.
+        offset_lr: peak learning rate of the offsets, in units of the site's activations if ``relative``; None for the
+            default, which follows the number of trained values.
+        rate_factor: factor on the rates that are None.
         gate_lr: peak learning rate of the gate logits.
         relative: whether ``offset_lr`` is multiplied by the root mean square of the site's input.
+        moved: share of the trained values that each step moves, for the default rates.
         lr_schedule: schedule of all learning rates after the warm-up.
         warmup_epochs: epochs of linear warm-up; None for a twentieth of the steps.
         adam_epsilon: ε of AdamW.
@@ -47,8 +50,10 @@ class Stage:
     min_steps: int = 0
     given: bool = False
     batch_size: int
-    scale_lr: float
-    offset_lr: float
+    scale_lr: float | None
+    offset_lr: float | None
+    rate_factor: float = 1.0
+    moved: float = 1.0
     gate_lr: float = 0.0
     relative: bool = False
     lr_schedule: LRSchedule = "cosine"
@@ -57,6 +62,11 @@ class Stage:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     patience: int | None = None
+
+    def size(self, examples: int, batches_per_step: int = 1) -> tuple[int, int]:
+        """The number of epochs, and of optimiser steps per epoch, for a number of examples."""
+        steps_per_epoch = math.ceil(examples / (min(self.batch_size, examples) * batches_per_step))
+        return max(self.epochs, math.ceil(self.min_steps / steps_per_epoch)), steps_per_epoch
 
     def arguments(self, examples: int, batches_per_step: int, *, validated: bool) -> dict[str, Any]:
         """The fields of ``TrainingArguments`` that the stage sets.
@@ -67,8 +77,7 @@ class Stage:
             validated: whether there is a validation after every epoch.
         """
         batch = min(self.batch_size, examples)
-        steps_per_epoch = math.ceil(examples / (batch * batches_per_step))
-        epochs = max(self.epochs, math.ceil(self.min_steps / steps_per_epoch))
+        epochs, steps_per_epoch = self.size(examples, batches_per_step)
         if self.given and epochs > self.epochs:
             logger.warning(
                 "min_steps=%d makes %d epochs of the %d that were asked for, as an epoch has %d steps; min_steps=0 "
@@ -98,16 +107,17 @@ class Stage:
         }
 
 
-def length(epochs: int | None, min_steps: int | None) -> dict[str, Any]:
+def length(given: int | None, min_steps: int | None, *, epochs: int = EPOCHS, steps: int = MIN_STEPS) -> dict[str, Any]:
     """The fields of a stage that say how long it is: a number of epochs that is given is exact by default.
 
     Args:
-        epochs: passes over the examples; None for 20.
-        min_steps: least number of optimiser steps; None for 300, or for none where ``epochs`` is given.
+        given: passes over the examples; None for ``epochs``.
+        min_steps: least number of optimiser steps; None for ``steps``, or for none where the passes are given.
+        epochs: passes over the examples where none are given.
+        steps: least number of optimiser steps where neither is given.
     """
-    given = epochs is not None
-    least = (0 if given else MIN_STEPS) if min_steps is None else min_steps
-    return {"epochs": epochs if given else EPOCHS, "min_steps": least, "given": given}
+    least = (steps if given is None else 0) if min_steps is None else min_steps
+    return {"epochs": epochs if given is None else given, "min_steps": least, "given": given is not None}
 
 
 def merge_arguments(own: Mapping[str, Any], given: Mapping[str, Any], *, validated: bool) -> dict[str, Any]:
@@ -162,5 +172,9 @@ _OF_VALIDATION = (
 def scale_rates(stage: Stage, factor: float) -> Stage:
     """A stage with all learning rates multiplied by a factor."""
     return replace(
-        stage, scale_lr=factor * stage.scale_lr, offset_lr=factor * stage.offset_lr, gate_lr=factor * stage.gate_lr
+        stage,
+        scale_lr=None if stage.scale_lr is None else factor * stage.scale_lr,
+        offset_lr=None if stage.offset_lr is None else factor * stage.offset_lr,
+        rate_factor=factor * stage.rate_factor,
+        gate_lr=factor * stage.gate_lr,
     )
