@@ -15,10 +15,10 @@ from headedit.data import prompt_ids
 from headedit.data.encoding import ids_to_last_token
 from headedit.demo import MODEL_FOLDER
 from headedit.hf.loading import load_tokenizer
-from headedit.interpret.evidence import probes
 from headedit.interpret.evidence.iti import HeadProbes, _split, iti
-from headedit.interpret.evidence.last_token import last_outputs
-from headedit.interpret.evidence.probes import fit_probes, held_out_accuracy
+from headedit.training.steering import probes
+from headedit.training.steering.head_outputs import last_outputs
+from headedit.training.steering.probes import fit_probes, held_out_accuracy
 
 LAYER, HEAD = 1, 2
 
