@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headedit.data.batches import Encoded
-from headedit.edits.gate_set import GateIndex, all_gates, close, freeze_gates, heads_of
+from headedit.edits.gate_set import GateIndex, all_gates, close, freeze_gates, heads_of, release_gates
 from headedit.errors import HeadEditError
 from headedit.runs.pruning_path import Level, PruningPath, put_level
 from headedit.training.loop.objective import Objective
@@ -66,7 +66,8 @@ class Localise(Recipe):
     With fewer than 100 examples, 4-fold cross-validation replaces it: there is one search per fold and one with all
     examples, whose levels are judged by the losses of the folds together; there are no further searches and no refits
     that check the choice. Learning rates of offsets are in units of the root mean square of their site's input, so that
-    they suit any model.
+    they suit any model. Searches and refits start from the vectors that the edits have, such as those of
+    ``headedit.steer``; gates that are open or closed for good, and not hardened, are searched as all others are.
 
     Fields:
         epochs: passes over the training set in the refit; None for 20, or as many as ``min_steps`` needs.
@@ -251,6 +252,7 @@ class Localise(Recipe):
     ) -> Search:
         session.restore_start()
         module = session.edits.module
+        release_gates(module)
         if candidates is not None:
             chosen = set(candidates)
             close(module, [gate for gate in all_gates(module) if gate not in chosen])
