@@ -163,6 +163,16 @@ def test_probes_that_are_fitted_together_reach_each_its_own_minimum(l2):
         assert torch.allclose(fit_probes(x, labels, l2), by_hand, atol=1e-5)
 
 
+@pytest.mark.parametrize("l2", [0.01, 1.0])
+def test_probes_of_heads_wider_than_there_are_examples_reach_the_minimum_over_all_widths(l2):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 10, 25, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 1] * 5)
+    x[1] = 0
+    assert fit_probes(x, labels, l2).shape == (3, 26)
+    assert slopes(x, labels, l2).max() < 1e-6
+
+
 @pytest.mark.parametrize("l2", [1e-6, 1.0])
 def test_probes_converge_on_outliers_on_which_whole_newton_steps_do_not(l2, monkeypatch):
     generator = torch.Generator().manual_seed(5)

@@ -220,6 +220,8 @@ def test_sets_of_unequal_size_and_two_examples_each_are_enough_without_probes(pl
     assert found.accuracy.isnan().all()
     assert found.chosen == [(LAYER, HEAD)]
     assert "nan" in repr(found)
+    with pytest.raises(HeadEditError, match="no accuracy to draw: a set had fewer than 4 examples"):
+        headedit.plot.probes(found)
 
 
 def test_the_result_shows_itself(planted):
