@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from headedit.training.loop.objective import Objective
     from headedit.training.loop.trainer import HeadEditMixin, HeadEditTrainer
     from headedit.training.sparse.sparse_tuning import SparseTuning
+    from headedit.training.steering.steer import steer
+    from headedit.training.steering.steering import Steering
     from headedit.training.train import train
 
 __all__ = [
@@ -84,6 +86,7 @@ __all__ = [
     "Spec",
     "Spread",
     "Stability",
+    "Steering",
     "Task",
     "TokenChanges",
     "__version__",
@@ -114,6 +117,7 @@ __all__ = [
     "read_lofit",
     "read_records",
     "separation",
+    "steer",
     "tokens",
     "train",
 ]
@@ -173,6 +177,8 @@ _HOMES = {
         "HeadEditTrainer",
     ),
     "headedit.training.sparse.sparse_tuning": ("SparseTuning",),
+    "headedit.training.steering.steer": ("steer",),
+    "headedit.training.steering.steering": ("Steering",),
     "headedit.training.train": ("train",),
     "headedit.evaluation": (
         "Report",

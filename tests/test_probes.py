@@ -15,10 +15,10 @@ from headedit.data import prompt_ids
 from headedit.data.encoding import ids_to_last_token
 from headedit.demo import MODEL_FOLDER
 from headedit.hf.loading import load_tokenizer
-from headedit.interpret.evidence import probes
 from headedit.interpret.evidence.iti import HeadProbes, _split, iti
-from headedit.interpret.evidence.last_token import last_outputs
-from headedit.interpret.evidence.probes import fit_probes, held_out_accuracy
+from headedit.training.steering import probes
+from headedit.training.steering.head_outputs import last_outputs
+from headedit.training.steering.probes import fit_probes, held_out_accuracy
 
 LAYER, HEAD = 1, 2
 
@@ -161,6 +161,16 @@ def test_probes_that_are_fitted_together_reach_each_its_own_minimum(l2):
     if l2 == 1.0:
         by_hand = torch.stack([fit_by_hand(features, labels, l2) for features in x])
         assert torch.allclose(fit_probes(x, labels, l2), by_hand, atol=1e-5)
+
+
+@pytest.mark.parametrize("l2", [0.01, 1.0])
+def test_probes_of_heads_wider_than_there_are_examples_reach_the_minimum_over_all_widths(l2):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 10, 25, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 1] * 5)
+    x[1] = 0
+    assert fit_probes(x, labels, l2).shape == (3, 26)
+    assert slopes(x, labels, l2).max() < 1e-6
 
 
 @pytest.mark.parametrize("l2", [1e-6, 1.0])

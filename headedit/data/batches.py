@@ -89,6 +89,15 @@ def token_embeddings(model: nn.Module) -> Tensor:
     return weight
 
 
+def input_device(model: nn.Module) -> torch.device:
+    """The device that a model takes token ids on: of its embeddings, or where accelerate runs offloaded ones."""
+    weight = token_embeddings(model)
+    if not weight.is_meta:
+        return weight.device
+    hook = getattr(model.get_input_embeddings(), "_hf_hook", None)  # type: ignore[operator]
+    return torch.device(getattr(hook, "execution_device", None) or "cpu")
+
+
 LARGER = 4
 """How many times as many sequences a batch may have where they are short."""
 
@@ -143,7 +152,7 @@ def batches(
     """
     if batch_size < 1:
         raise HeadEditError(f"batch_size: found {batch_size}, expected 1 or more.")
-    device, collate = token_embeddings(model).device, PadRight()
+    device, collate = input_device(model), PadRight()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     equal = not takes_padding(model, "right", unknown=True)
     parts = list(batches_of(order, [len(row["input_ids"]) for row in rows], batch_size, equal=equal))

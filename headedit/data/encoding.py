@@ -142,13 +142,19 @@ def check_iterable(examples: Any, what: str) -> None:
         raise HeadEditError(f"{what} is {type(examples).__name__}, expected a list of examples or a datasets.Dataset.")
 
 
-def check_lengths(rows: Sequence[Sequence[int]], model: nn.Module) -> None:
-    """Raises a ``HeadEditError`` that names the first of the rows of token ids that is longer than the context."""
+def check_lengths(rows: Sequence[Sequence[int]], model: nn.Module, name: str = "Example") -> None:
+    """Raises a ``HeadEditError`` for the first of the rows of token ids that is longer than the context.
+
+    Args:
+        rows: the rows.
+        model: the model.
+        name: what to call a row in the message, before its number.
+    """
     longest = context_length(model)
     for i, ids in enumerate(rows):
         if longest is not None and len(ids) > longest:
             raise HeadEditError(
-                f"Example {i + 1} has {len(ids)} tokens, more than the model's context of {longest}. "
+                f"{name} {i + 1} has {len(ids)} tokens, more than the model's context of {longest}. "
                 "Shorten it or leave it out."
             )
 
@@ -167,7 +173,7 @@ def encode_example(example: Any, encoder: Encoder, where: str, seen: Counter[str
     """
     if is_encoded(example):
         return read_row(example, where)
-    result = encoder(_conversation(example, encoder, where))
+    result = encoder(conversation_of(example, encoder, where))
     if seen is not None:
         seen.update(unrendered=result["unrendered"], headless=result["headless"], endless=int(result["endless"]))
     return {"input_ids": result["input_ids"], "labels": result["labels"]}
@@ -197,7 +203,7 @@ def encode_for_generation(
     ending = response[len(body) : len(body) + 1]
     if is_encoded(example):
         return TokenisedPrompt(tokenizer.decode(ids), ids, ending), tokenizer.decode(body, skip_special_tokens=True)
-    conversation = _conversation(example, encoder, where)
+    conversation = conversation_of(example, encoder, where)
     chosen = encoder.template_of(conversation.format)
     prompt, text = last_exchange(conversation.messages, chosen, tokenizer, where)
     return TokenisedPrompt(prompt, ids, text_ids(tokenizer, CHATML_END) if chosen == "chatml" else ending), text
@@ -215,11 +221,8 @@ def ids_to_last_token(example: Any, tokenizer: Any, where: str) -> list[int]:
         ids = read_row(example, where, labelled=False)["input_ids"]
     else:
         encoder = Encoder(tokenizer)
-        conversation = _conversation(example, encoder, where)
-        ids = without_end(encoder(conversation)["input_ids"], tokenizer)
-        closing = text_ids(tokenizer, CHATML_END)
-        if encoder.template_of(conversation.format) == "chatml" and ids[-len(closing) :] == closing:
-            ids = ids[: -len(closing)]
+        conversation = conversation_of(example, encoder, where)
+        ids = without_closing(encoder(conversation)["input_ids"], encoder, conversation.format)
     if not ids:
         raise HeadEditError(f"{where}: is empty; there is no token to read the heads at.")
     return ids
@@ -238,7 +241,21 @@ def last_response(row: Encoded, where: str) -> Span:
     return next((i + 1 for i in reversed(range(end)) if labels[i] == IGNORED), 0), end
 
 
-def _conversation(example: Any, encoder: Encoder, where: str) -> Conversation:
+def without_closing(ids: Sequence[int], encoder: Encoder, format: str) -> list[int]:
+    """Token ids that end with a response, without what ends it, as the template of a format closes responses."""
+    ids = without_end(ids, encoder.tokenizer)
+    closing = text_ids(encoder.tokenizer, CHATML_END)
+    if encoder.template_of(format) == "chatml" and ids[-len(closing) :] == closing:
+        ids = ids[: -len(closing)]
+    return ids
+
+
+def conversation_of(example: Any, encoder: Encoder, where: str) -> Conversation:
+    """The conversation in an example that is text.
+
+    Raises:
+        HeadEditError: the example is of another form, or there is no tokenizer; ``where`` names it.
+    """
     if encoder.tokenizer is None:
         raise HeadEditError(f"{where}: is text, and there is no tokenizer; give tokenizer=...")
     if isinstance(example, tuple | list) and [type(part) for part in example] == [str, str]:

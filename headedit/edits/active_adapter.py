@@ -149,15 +149,28 @@ class ActiveAdapter(AdapterSet):
         with self.writing("they cannot be hardened"):
             harden(self.module)
 
+    def check_acting(self, done: str, gained: str) -> None:
+        """Raises a HeadEditError, with the way out, where what is written into the edits would not act.
+
+        Args:
+            done: what is to be done with the edits, for the message, such as "trained".
+            gained: what would be in vain, such as "learnt".
+        """
+        if not self.attached:
+            raise HeadEditError(
+                f"These edits are detached from their model; attach or load them again before they are {done}."
+            )
+        self._refuse_merged(f"they cannot be {done}")
+        if self.in_context():
+            self.refuse_contexts(f"nothing can be {done}")
+        if self.disabled:
+            raise HeadEditError(
+                f"These edits are disabled, so nothing would be {gained}: call enable_adapter_layers()."
+            )
+
     def check_trainable(self) -> None:
         """Raises a HeadEditError, with the way out, where training would change nothing that acts."""
-        if not self.attached:
-            raise HeadEditError("These edits are detached from their model; attach or load them again to train.")
-        self._refuse_merged("they cannot be trained")
-        if self.in_context():
-            self.refuse_contexts("nothing can be trained")
-        if self.disabled:
-            raise HeadEditError("These edits are disabled, so nothing would be learnt: call enable_adapter_layers().")
+        self.check_acting("trained", "learnt")
         if not any(p.requires_grad for p in self.vector_parameters()):
             raise HeadEditError(
                 "These edits are frozen, so nothing would be trained; PEFT's get_peft_model freezes all other "

@@ -1,5 +1,6 @@
 """Sets of gates: gates named one by one, opened or closed for good, and hardened edits."""
 
+import math
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
@@ -8,6 +9,12 @@ import torch
 from headedit.edits.adapter import Adapter
 from headedit.edits.gates import SATURATED
 from headedit.edits.site_edit import SiteEdit
+
+_FIXED = SATURATED / 10
+"""Gates whose logit is this far from 0 have no gradient; no training leads there."""
+
+_MARGIN = 0.1
+"""On a logit, so that a gate stays 1 where its dtype rounds."""
 
 
 class GateIndex(NamedTuple):
@@ -78,6 +85,29 @@ def take_out(adapter: Adapter) -> None:
     for edit in adapter:
         for vector in edit.vectors.values():
             vector.zero_()
+
+
+@torch.no_grad()
+def release_gates(adapter: Adapter) -> None:
+    """Lets gates that are open or closed for good be learned again, unless hardening froze them.
+
+    With ``eval_gate="clip"`` the edits act as before in eval mode: a gate that was open gets the lowest logit at which
+    it is still 1, and what a closed one held back is set to zero; its logit is ``gate_init``.
+    """
+    config = adapter.config
+    low, high = config.stretch
+    at_one = max(config.gate_init, math.log((1 - low) / (high - 1)) + _MARGIN)
+    for edit in adapter:
+        for owner in edit.gated_vectors():
+            gate = edit.gate(owner)
+            assert gate is not None
+            if not gate.requires_grad:
+                continue
+            opened, closed = gate >= _FIXED, gate <= -_FIXED
+            for vector in edit.vectors_of(owner):
+                edit.vectors[vector][closed] = 0.0
+            gate[opened], gate[closed] = at_one, config.gate_init
+            edit.idle = False
 
 
 @torch.no_grad()

@@ -35,8 +35,14 @@ _OTHER_WORDS = {
 }
 
 
-def check_examples(given: Any, name: str) -> None:
-    """Raises a HeadEditError where a set of examples is something else, such as the path of a file."""
+def check_examples(given: Any, name: str, *, texts: bool = False) -> None:
+    """Raises a HeadEditError where a set of examples is something else, such as the path of a file.
+
+    Args:
+        given: what was given.
+        name: of the argument.
+        texts: whether an example may be a text alone.
+    """
     hint = "Give a list of (prompt, response) pairs or of records, or a datasets.Dataset."
     if isinstance(given, str | PathLike):
         hint = f"Read it first: headedit.read_records({str(given)!r}).pairs, or headedit.load_data for conversations."
@@ -59,7 +65,7 @@ def check_examples(given: Any, name: str) -> None:
         hint = "Give its rows: frame.to_dict('records')."
     elif isinstance(given, HeadEdits | nn.Module):
         hint = "The edits come first: headedit.fit(edits, train, valid, output_dir=...)."
-    elif isinstance(given, Sequence) and len(given) and isinstance(given[0], str):
+    elif not texts and isinstance(given, Sequence) and len(given) and isinstance(given[0], str):
         hint = "Give pairs of a prompt and its response: [('2 + 2 =', ' 4')]."
     elif _is_set(given):
         return

@@ -1,4 +1,4 @@
-"""The handle of edits that are to be trained, on a model that has logits to train them by."""
+"""The handle of edits that are to be trained or written, from what a user gives for it."""
 
 from typing import Any
 
@@ -10,6 +10,8 @@ from headedit.errors import HeadEditError
 from headedit.hf.models import check_has_head
 from headedit.io.describe import describe
 
+_FIT = "headedit.fit(edits, train, output_dir=...)"
+
 
 def edits_to_train(given: Any) -> HeadEdits:
     """The handle of the edits to train; of a model that carries edits, their handle.
@@ -17,25 +19,37 @@ def edits_to_train(given: Any) -> HeadEdits:
     Raises:
         HeadEditError: there are no edits, or their model has no language model's head.
     """
+    edits = edits_of(given, _FIT)
+    check_has_head(edits.model, "Training")
+    return edits
+
+
+def edits_of(given: Any, call: str) -> HeadEdits:
+    """The handle that is given; of a model that carries edits, their handle.
+
+    Args:
+        given: what the user gave.
+        call: the call that needs it, for messages.
+
+    Raises:
+        HeadEditError: there are no edits.
+    """
     if isinstance(given, Adapter):
         raise HeadEditError(
             "edits: found the edits of one name, expected the handle, which has the model: "
-            "edits.set_adapter(name), then headedit.fit(edits, train, ...)."
+            f"edits.set_adapter(name), then {call}."
         )
     if isinstance(given, HeadEdits):
-        edits = given
-    elif isinstance(given, nn.Module):
+        return given
+    if isinstance(given, nn.Module):
         try:
-            edits = handle(given)
+            return handle(given)
         except HeadEditError:
             raise HeadEditError(
-                f"edits: found {describe(given)}, a model without edits. Attach them first, and train their handle: "
-                "edits = headedit.attach(model), then headedit.fit(edits, train, ...)."
+                f"edits: found {describe(given)}, a model without edits. Attach them first, and give their handle: "
+                f"edits = headedit.attach(model), then {call}."
             ) from None
-    else:
-        raise HeadEditError(
-            f"edits: found {describe(given)}, expected the handle that headedit.attach(model) or headedit.load(model, "
-            "path) returns: headedit.fit(edits, train, output_dir=...)."
-        )
-    check_has_head(edits.model, "Training")
-    return edits
+    raise HeadEditError(
+        f"edits: found {describe(given)}, expected the handle that headedit.attach(model) or headedit.load(model, "
+        f"path) returns: {call}."
+    )

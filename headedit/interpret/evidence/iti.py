@@ -12,15 +12,15 @@ from math import nan
 from typing import Any
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from headedit.data.encoding import ids_to_last_token
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
-from headedit.interpret.evidence.last_token import last_outputs
-from headedit.interpret.evidence.probes import held_out_accuracy
+from headedit.training.steering.directions import mass_mean_shift
+from headedit.training.steering.head_outputs import last_outputs
+from headedit.training.steering.probes import held_out_accuracy
 
 _FEWEST = 4  # of a class: some to fit on and some to measure on
 
@@ -135,7 +135,7 @@ def iti(
     for (site, first), output in zip(places, outputs, strict=True):
         z = rearrange(output.double(), "examples heads width -> heads examples width")
         columns = slice(first, first + site.heads)
-        unit, spread = _mass_mean_shift(z[:, train], truth[train])
+        unit, spread = mass_mean_shift(z[:, train], truth[train])
         accuracy[site.layer, columns] = held_out_accuracy(z, truth, train, valid, l2).float()
         direction[site.layer, columns, : site.head_dim] = unit.float()
         sigma[site.layer, columns] = spread.float()
@@ -181,10 +181,3 @@ def _split(truth: Tensor, valid_share: float, seed: int) -> tuple[Tensor, Tensor
         count = min(max(1, round(valid_share * len(members))), len(members) - 2)
         held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return (~held).nonzero().flatten(), held.nonzero().flatten()
-
-
-def _mass_mean_shift(z: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """θ, [heads, width], and σ, [heads], of outputs [heads, examples, width]."""
-    shift = z[:, truth == 1].mean(1) - z[:, truth == 0].mean(1)
-    unit = normalize(shift, dim=-1, eps=torch.finfo(shift.dtype).tiny)  # 0 stays 0
-    return unit, einsum(z, unit, "heads examples width, heads width -> heads examples").std(1, correction=0)

@@ -14,9 +14,9 @@ from headedit.data.encoding import ids_to_last_token
 from headedit.edits import HeadEdits
 from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
-from headedit.interpret.evidence.last_token import last_outputs
 from headedit.interpret.head_map import Edits, HeadMap
 from headedit.interpret.plots.heatmap import Grid, add_bar, draw, finish, frame, mark_groups, mark_layers, mark_missing
+from headedit.training.steering.head_outputs import last_outputs
 
 
 def effects(edits: Edits, *, norms: Tensor | None = None, kind: str | None = None, title: str | None = None) -> Figure:

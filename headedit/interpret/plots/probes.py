@@ -13,15 +13,16 @@ from headedit.interpret.evidence.iti import HeadProbes
 from headedit.interpret.head_map import Edits, HeadMap
 from headedit.interpret.labels import axis_label
 from headedit.interpret.plots.heatmap import add_bar, draw, finish, frame, mark_layers, mark_missing
+from headedit.training.steering.steering import Steering
 
 _POINTS = 72  # per inch
 
 
-def probes(found: HeadProbes, edits: Edits | None = None, title: str | None = None) -> Figure:
+def probes(found: HeadProbes | Steering, edits: Edits | None = None, title: str | None = None) -> Figure:
     """Draws a heatmap of the accuracy of each head's probe on the held-out examples.
 
     Args:
-        found: what ``headedit.iti`` returned.
+        found: what ``headedit.iti`` or ``headedit.steer`` returned.
         edits: outlines the heads that are open in these edits: an offset or a scale with an open gate.
         title: by default the best accuracy, and that of always naming the more frequent class.
 
@@ -30,9 +31,11 @@ def probes(found: HeadProbes, edits: Edits | None = None, title: str | None = No
         to 1. Grey hatched cells: no such head, or a layer without edited heads.
 
     Raises:
-        HeadEditError: ``edits`` does not have the heads that were probed.
+        HeadEditError: ``edits`` does not have the heads that were probed, or the examples were too few for probes.
     """
     grid = numpy.asarray(found.accuracy)
+    if numpy.isnan(grid).all():
+        raise HeadEditError("There is no accuracy to draw: a set had fewer than 4 examples, too few for probes.")
     source = None if edits is None else HeadMap.of(edits)
     opened = None if source is None else _open_heads(source, found)
     layers, heads = grid.shape
@@ -57,7 +60,7 @@ def probes(found: HeadProbes, edits: Edits | None = None, title: str | None = No
     return figure
 
 
-def _open_heads(source: HeadMap, found: HeadProbes) -> NDArray[numpy.bool_]:
+def _open_heads(source: HeadMap, found: HeadProbes | Steering) -> NDArray[numpy.bool_]:
     opened, expected = source.open_heads(source.shown_kinds(found.kind)[0]).numpy(), found.accuracy.shape
     if opened.shape != expected:
         raise HeadEditError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from headedit.edits import HeadEdits
+from headedit.edits.gate_set import release_gates
 from headedit.training.loop.objective import Objective, ReleasedObjective
 from headedit.training.loop.schedules import LambdaSchedule
 from headedit.training.recipes.base import Recipe
@@ -23,6 +24,9 @@ class Jola(Recipe):
     With these rates a gate's logit moves by at most 1.3, so gates stay open; ``gate_lr=5e-2, vector_lr=2e-2`` lets
     gates close, and so does ``budget``. ``lr_schedule="exponential"`` with ``vector_lr=5e-4`` is the schedule that
     the paper prints.
+
+    Training starts from the edits as they are: gates that are open or closed for good, as after ``headedit.steer``, are
+    learned again, unless they are hardened.
 
     Fields:
         vector_lr: peak learning rate of offsets and scales.
@@ -64,6 +68,7 @@ class Jola(Recipe):
 
     def run(self, session: Session) -> None:
         """Runs one stage, with early stopping if there is no budget."""
+        release_gates(session.edits.module)
         add_noise(session.edits, self.init_std, session.seed)
         pruning = []
         if self.budget is not None:

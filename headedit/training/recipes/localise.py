@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from headedit.data.batches import Encoded
-from headedit.edits.gate_set import GateIndex, all_gates, close, freeze_gates, heads_of
+from headedit.edits.gate_set import GateIndex, all_gates, close, freeze_gates, heads_of, release_gates
 from headedit.edits.site_edit import VECTORS
 from headedit.errors import HeadEditError
 from headedit.runs.pruning_path import Level, PruningPath, put_level
@@ -55,6 +55,9 @@ class Localise(LocaliseSettings):
     With fewer than 100 examples and no validation set, it validates in 4 folds: there is one search per fold and one
     with all examples, whose levels are judged by the losses of the folds together; there are no further searches and no
     refits that check the choice.
+
+    Searches and refits start from the vectors that the edits have, such as those of ``headedit.steer``; gates that are
+    open or closed for good, and not hardened, are searched as all others are.
     """
 
     def run(self, session: Session) -> None:
@@ -163,6 +166,7 @@ class Localise(LocaliseSettings):
     ) -> Search:
         session.restore_start()
         module = session.edits.module
+        release_gates(module)
         if candidates is not None:
             chosen = set(candidates)
             close(module, [gate for gate in all_gates(module) if gate not in chosen])

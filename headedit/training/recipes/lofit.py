@@ -13,6 +13,9 @@ from headedit.training.recipes.base import Recipe
 from headedit.training.recipes.jola import add_noise
 from headedit.training.recipes.session import Session
 
+_BEYOND_NOISE = 10
+"""So many standard deviations are beyond what fresh vectors are drawn from."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lofit(Recipe):
@@ -57,6 +60,7 @@ class Lofit(Recipe):
             raise HeadEditError(
                 "The recipe 'lofit' needs both vectors with a gate each: EditConfig(vectors='both', gates='separate')."
             )
+        _refuse_start(edits)
         gates = all_gates(edits.module)
         scales = [gate for gate in gates if gate.vector == "scale"]
         wanted = max(1, round(self.share * len(scales))) if self.heads is None else self.heads
@@ -73,6 +77,21 @@ class Lofit(Recipe):
         freeze_gates(edits.module, [GateIndex(gate.site, "offset", gate.head) for gate in ranked])
         stage = self.stage(scale_lr=self.edit_lr, offset_lr=self.edit_lr)
         session.train_stage(replace(stage, warmup_epochs=0.0), name="edit", valid=session.valid)
+
+
+def _refuse_start(edits: HeadEdits) -> None:
+    """Raises a HeadEditError for vectors that are no fresh ones, as this recipe drops what it does not train itself."""
+    largest = _BEYOND_NOISE * edits.config.init_std
+    for site, edit in edits.module.pairs():
+        for name, vector in edit.vectors.items():
+            heads = (vector.abs() > largest).any(-1).nonzero().flatten().tolist()
+            if heads:
+                raise HeadEditError(
+                    "The recipe 'lofit' trains vectors from nothing, and would throw away those that these edits "
+                    f"have, such as the {name} of head {heads[0]} in layer {site.layer}. Give fresh edits: "
+                    "edits.add_adapter('lofit') and edits.set_adapter('lofit'); or take a recipe that starts from "
+                    "them: localise, jola, refit or ungated."
+                )
 
 
 @dataclass(frozen=True)

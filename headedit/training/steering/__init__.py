@@ -1,0 +1,1 @@
+"""Starting values without training: directions between two sets of examples, written into edits."""
