@@ -96,7 +96,7 @@ def option_scores(
     lengths = [len(head) + max(map(len, tails)) - 1 for head, tails in planned]
     reader, tokens = RowReader(model, padding(tokenizer, model)), batch_size * max(lengths)
     prefix = CommonPrefix(reader, [head for head, _ in planned])
-    ways = [
+    ways: list[OptionTrees | SharedPrompts] = [
         *([OptionTrees(reader, prefix.continued, tokens)] if prefix.tokens else []),
         OptionTrees(reader, lambda rows: reader.read(rows, use_cache=False)[0], tokens),
         SharedPrompts(reader, batch_size, tokens),
