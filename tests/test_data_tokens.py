@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from headedit import HeadEditError
 from headedit.data import prompt_ids, response_ids, to_pair
 from headedit.data.encoding import encode
-from headedit.data.tokens import exchange_tokens
+from headedit.data.tokens import Rendered, TokenisedPrompt, continuation_ids, exchange_tokens
 
 WORDS = ["<pad>", "<s>", "</s>", "a", "b", "c", "ab", "x", "▁"]
 
@@ -116,3 +116,27 @@ def test_a_record_of_every_form_becomes_a_pair(record, pair):
 def test_a_record_that_cannot_be_used_is_refused_by_its_field(record, message):
     with pytest.raises(HeadEditError, match=message):
         to_pair(record, "here")
+
+
+@pytest.mark.parametrize("model", [word_level, merging])
+@pytest.mark.parametrize("template", ["<s> $A", "<s> $A </s>", "$A"])
+def test_responses_tokenised_together_are_those_tokenised_alone(model, template):
+    made = tokenizer(model, template=template)
+    prompts = ["a b", Rendered("<s> a"), TokenisedPrompt("a", [3, 7]), "ca", "<s> b", "a </s>"]
+    responses = [" c", "b", "b </s>", "</s>"]
+    expected = [(prompt_ids(made, p), [response_ids(made, p, r)[:-1] for r in responses]) for p in prompts]
+    assert continuation_ids(made, [(p, responses) for p in prompts]) == expected
+    assert continuation_ids(made, [(p, []) for p in prompts]) == [(head, []) for head, _ in expected]
+
+
+def test_the_texts_of_all_questions_are_tokenised_in_two_calls():
+    made = tokenizer(word_level)
+    calls = []
+
+    def counted(texts, **options):
+        calls.append(len(texts))
+        return made(texts, **options)
+
+    counted.eos_token_id, counted.bos_token_id = 2, 1
+    continuation_ids(counted, [("a", [" b", " c"])] * 5)
+    assert calls == [15, 15]

@@ -89,8 +89,8 @@ def test_a_model_that_misreads_its_cache_is_noticed(caplog, monkeypatch):
     model = spread("llama")
     run = type(model).forward.__get__(model)
 
-    def forward(past_key_values=None, **inputs):
-        out = run(past_key_values=past_key_values, **inputs)
+    def forward(attention_mask=None, past_key_values=None, **inputs):
+        out = run(attention_mask=attention_mask, past_key_values=past_key_values, **inputs)
         if past_key_values is not None:
             out.logits = out.logits.flip(-1)
         return out
@@ -103,14 +103,14 @@ def test_a_model_that_misreads_its_cache_is_noticed(caplog, monkeypatch):
         assert found[i].values == pytest.approx([alone(model, head, tail) for tail in OPTIONS], abs=2e-3)
 
 
-def test_a_prompt_is_run_once_for_all_its_options(monkeypatch):
+def test_without_trees_a_prompt_is_run_once_for_all_its_options(monkeypatch):
     model = spread("llama")
     shapes = []
     run = type(model).forward.__get__(model)
 
-    def forward(input_ids, past_key_values=None, **inputs):
+    def forward(input_ids, attention_mask=None, past_key_values=None, **inputs):  # takes no position ids
         shapes.append(tuple(input_ids.shape))
-        return run(input_ids=input_ids, past_key_values=past_key_values, **inputs)
+        return run(input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **inputs)
 
     monkeypatch.setattr(model, "forward", forward)
     asked = [(text(head), list(map(text, OPTIONS))) for head in prompts((9, 9, 9))]

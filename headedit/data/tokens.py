@@ -7,6 +7,8 @@ from headedit.data.templates import Exchange
 
 Span = tuple[int, int]
 """Tokens from the first to before the second."""
+_AT_ONCE = 256
+"""Questions whose texts are tokenised in one call."""
 
 
 class Rendered(str):
@@ -56,6 +58,19 @@ def response_ids(tokenizer: Any, prompt: str, response: str) -> list[int]:
     return _exchange_ids(tokenizer, prompt, response, opening=opening)[1] + end_ids(tokenizer)
 
 
+def continuation_ids(
+    tokenizer: Any, questions: Sequence[tuple[str, Sequence[str]]]
+) -> list[tuple[list[int], list[list[int]]]]:
+    """Token ids of prompts and of the responses to each, as ``prompt_ids`` and ``response_ids`` give them.
+
+    The responses are not closed. All texts are tokenised in a few calls.
+    """
+    found: list[tuple[list[int], list[list[int]]]] = []
+    for start in range(0, len(questions), _AT_ONCE):
+        found += _continuations(tokenizer, questions[start : start + _AT_ONCE])
+    return found
+
+
 def end_ids(tokenizer: Any) -> list[int]:
     """The end-of-text token, if the tokenizer has one."""
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -100,12 +115,39 @@ def exchange_tokens(tokenizer: Any, exchanges: Sequence[Exchange], closing: list
     return ids, spans
 
 
+def _continuations(
+    tokenizer: Any, questions: Sequence[tuple[str, Sequence[str]]]
+) -> list[tuple[list[int], list[list[int]]]]:
+    texts: dict[bool, list[str]] = {True: [], False: []}
+    for prompt, responses in questions:
+        if isinstance(prompt, TokenisedPrompt):
+            texts[False] += responses
+        else:
+            texts[not isinstance(prompt, Rendered)] += [prompt, *(prompt + response for response in responses)]
+    coming = {opening: iter(_ids(tokenizer, some, opening=opening)) for opening, some in texts.items() if some}
+    found: list[tuple[list[int], list[list[int]]]] = []
+    for prompt, responses in questions:
+        if isinstance(prompt, TokenisedPrompt):
+            found.append((list(prompt.ids), [_unended(tokenizer, next(coming[False])) for _ in responses]))
+            continue
+        rows = coming[not isinstance(prompt, Rendered)]
+        head = next(rows)
+        tails = [_after(tokenizer, head, next(rows), response) for response in responses]
+        found.append((head, tails))
+    return found
+
+
 def _exchange_ids(tokenizer: Any, prompt: str, response: str, *, opening: bool) -> tuple[list[int], list[int]]:
     """Token ids of a prompt, and of the response after it without the end-of-text that it may end with."""
     head, both = _ids(tokenizer, [prompt, prompt + response], opening=opening)
+    return head, _after(tokenizer, head, both, response)
+
+
+def _after(tokenizer: Any, head: list[int], both: list[int], response: str) -> list[int]:
+    """Token ids of a response: those of ``both`` after the prompt's, or its own where the prompt's do not begin it."""
     if both[: len(head)] == head and len(both) > len(head):
-        return head, _unended(tokenizer, both[len(head) :])
-    return head, _unended(tokenizer, _ids(tokenizer, [response], opening=False)[0])
+        return _unended(tokenizer, both[len(head) :])
+    return _unended(tokenizer, _ids(tokenizer, [response], opening=False)[0])
 
 
 def _unended(tokenizer: Any, ids: list[int]) -> list[int]:

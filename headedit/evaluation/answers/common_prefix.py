@@ -35,7 +35,7 @@ class CommonPrefix(Checked):
             prompts: token ids of the prompts, one or more; a row is one of them with the beginning of an option.
         """
         self._reader = reader
-        shared = _beginning(min(prompts), max(prompts))[: min(map(len, prompts)) - 1]
+        shared = beginning(prompts)
         enough = len(prompts) >= _FEWEST_PROMPTS and len(shared) >= _FEWEST_TOKENS
         self._prefix = shared if enough and "past_key_values" in reader.takes else []
         self._cache: Any = None
@@ -48,10 +48,11 @@ class CommonPrefix(Checked):
 
     def read(self, rows: Sequence[Row]) -> list[list[float]]:
         """The log-probability of each read of each row."""
-        found = self.tried(lambda: self._continued(rows), lambda found: self._right(rows, found))
+        found = self.tried(lambda: self.continued(rows), lambda found: self._right(rows, found))
         return self._reader.read(rows, use_cache=False)[0] if found is None else found
 
-    def _continued(self, rows: Sequence[Row]) -> list[list[float]] | None:
+    def continued(self, rows: Sequence[Row]) -> list[list[float]] | None:
+        """What ``read`` gives, unchecked; None where the cache cannot be copied."""
         width = len(self._prefix)
         if self._cache is None:
             last = Row(self._prefix, [(width - 1, self._prefix[0], 0)])
@@ -61,7 +62,14 @@ class CommonPrefix(Checked):
         device = token_embeddings(self._reader.model).device
         copied = selected(self._cache, torch.zeros(len(rows), dtype=torch.long, device=device))
         past = torch.ones(len(rows), width, dtype=torch.long, device=device)
-        rest = [Row(row.tokens[width:], [(at - width, token, k) for at, token, k in row.reads]) for row in rows]
+        rest = [
+            Row(
+                row.tokens[width:],
+                [(at - width, token, k) for at, token, k in row.reads],
+                [at - width for at in row.follows],
+            )
+            for row in rows
+        ]
         return self._reader.read(rest, past=past, past_key_values=copied, use_cache=True)[0]
 
     def _right(self, rows: Sequence[Row], found: list[list[float]]) -> bool:
@@ -77,7 +85,8 @@ class CommonPrefix(Checked):
         return True
 
 
-def _beginning(first: list[int], last: list[int]) -> list[int]:
-    """The tokens that both begin with."""
+def beginning(prompts: Sequence[list[int]]) -> list[int]:
+    """The tokens that all prompts begin with, but for the last of the shortest."""
+    first, last = min(prompts), max(prompts)
     differing = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-    return first[: next(differing, len(first))]
+    return first[: next(differing, len(first))][: min(map(len, prompts)) - 1]

@@ -16,6 +16,7 @@ from headedit.errors import HeadEditError
 from headedit.evaluation.answers.beam_prefill import shared_prefill
 from headedit.evaluation.answers.greedy import GreedyDecoder
 from headedit.evaluation.answers.padding import batches_of, report_equal_lengths, takes_padding
+from headedit.evaluation.answers.prompt_start import PromptStart
 from headedit.hf.config import context_length
 from headedit.hf.modes import evaluating
 from headedit.io.bars import tqdm
@@ -104,18 +105,22 @@ def continuations(
     greedy = GreedyDecoder(model, stops, settings)
     with evaluating(model):
         equal = not takes_padding(model, "left")
+        parted = num_beams == 1 and greedy.in_parts is not False
+        start = PromptStart(model, ids, possible=parted and not equal)
         for rows in by_length(
             [len(row) for row in ids], batch_size, progress, describe, equal_for=model if equal else None
         ):
             width = max(len(ids[i]) for i in rows)
-            padded = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in rows], device=device)
-            mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in rows], device=device)
+            cache = start.cache([ids[i] for i in rows])
+            before = 0 if cache is None else start.tokens
+            padded = torch.tensor([_filled(ids[i], pad, width, before) for i in rows], device=device)
+            mask = torch.tensor([_filled([1] * len(ids[i]), 0, width, before) for i in rows], device=device)
             if num_beams == 1:
 
                 def ended(row: int, new: list[int], rows: list[int] = rows) -> bool:
                     return first_line and _line_is_whole(tokenizer, new, _ending(prompts[rows[row]]))
 
-                new = greedy.decode(padded, mask, max_new_tokens, ended)
+                new = greedy.decode(padded, mask, max_new_tokens, ended, cache)
             else:
                 out: Tensor = model.generate(  # type: ignore[operator]
                     input_ids=padded,
@@ -131,6 +136,11 @@ def continuations(
             lengths = [_length(row, stops) for row in new]
             found = zip(rows, map(Continuation, texts, lengths), strict=True)
             yield list(found)
+
+
+def _filled(values: list[int], filler: int, width: int, before: int) -> list[int]:
+    """Values filled up to a width, after the first ``before`` of them."""
+    return values[:before] + [filler] * (width - len(values)) + values[before:]
 
 
 def by_length(

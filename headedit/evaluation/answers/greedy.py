@@ -1,22 +1,28 @@
 """Greedy decoding of a batch that rows leave when they have ended, by the model's own ``generate`` in several calls.
 
-Each call goes on from the cache of the one before, with the rows that are left. A cache that is not a plain one of keys
+A call ends once the rows that have ended in it cost more than another call, which goes on from its cache with the rows
+that are left. A cache that is not a plain one of keys
 and values cannot be cut to some of its rows; the batch is then decoded in one call.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.plain_cache import is_plain
 from headedit.specs.registry import find_spec
 
-_STEP = 4
-"""Tokens per call, for the first ``_STEADY`` tokens; after these each call makes twice as many as the one before."""
-_STEADY = 16
+_FIRST = 4
+"""Tokens of the first call, after which it is known whether rows can leave."""
+_WASTE = 0.125
+"""Passes of the whole batch that may be spent on rows that have ended, before the others go on without them."""
+_CLOSE, _SELDOM = 32, 4
+"""Rows are asked whether they have ended after each of the first so many tokens, then after each few tokens."""
 _OF_ONE_CALL = (
     "begin_suppress_tokens",
     "exponential_decay_length_penalty",
@@ -52,7 +58,12 @@ class GreedyDecoder:
         self.in_parts: bool | None = None if _may_be_parted(model) else False
 
     def decode(
-        self, ids: Tensor, mask: Tensor, max_new_tokens: int, ended: Callable[[int, list[int]], bool]
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        max_new_tokens: int,
+        ended: Callable[[int, list[int]], bool],
+        cache: Any = None,
     ) -> list[list[int]]:
         """The new tokens of each row, with the one that ended it, if any, and perhaps padding after it.
 
@@ -61,24 +72,34 @@ class GreedyDecoder:
             mask: 1 for their tokens and 0 for padding, [batch, tokens].
             max_new_tokens: longest continuation, in tokens.
             ended: whether a row, by its number, needs no more than these new tokens; asked from time to time.
+            cache: of the first tokens of all rows, before any padding; None to run them.
         """
         width = ids.shape[1]
         found: list[list[int]] = [[] for _ in ids]
         rows = list(range(len(ids)))
-        given: dict[str, Any] = {}
-        for step in _steps(max_new_tokens) if self.in_parts is not False else [max_new_tokens]:
+        given: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+        made = 0
+        while made < max_new_tokens:
+            if self.in_parts is not False:
+                has_ended = partial(self._has_ended, ended, rows)
+                given["stopping_criteria"] = StoppingCriteriaList([_EndOfPart(width, has_ended)])
             out = self._model.generate(  # type: ignore[operator]
-                input_ids=ids, attention_mask=mask, max_new_tokens=step, return_dict_in_generate=True,
-                **given, **self._settings,
-            )  # fmt: skip
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=min(_FIRST, max_new_tokens) if self.in_parts is None else max_new_tokens - made,
+                return_dict_in_generate=True,
+                **given,
+                **self._settings,
+            )
             sequences = getattr(out, "sequences", out)  # a model with a generate of its own may give these alone
             new = sequences[:, width:].tolist()
+            made = len(new[0])
             for row, tokens in zip(rows, new, strict=True):
                 found[row] = tokens
-            left = [k for k, row in enumerate(rows) if not self._stops & set(new[k]) and not ended(row, new[k])]
-            if not left or len(new[0]) >= max_new_tokens:
+            left = [k for k, tokens in enumerate(new) if not self._has_ended(ended, rows, k, tokens)]
+            if not left or made >= max_new_tokens:
                 break
-            cache: Any = getattr(out, "past_key_values", None)
+            cache = getattr(out, "past_key_values", None)
             if not _can_be_cut(cache, sequences.shape[1] - 1):
                 self.in_parts = False
                 more = self.decode(ids[left][:, :width], mask[left][:, :width], max_new_tokens, ended)
@@ -94,13 +115,36 @@ class GreedyDecoder:
             given, rows = {"past_key_values": cache}, [rows[k] for k in left]
         return found
 
+    def _has_ended(
+        self, ended: Callable[[int, list[int]], bool], rows: Sequence[int], place: int, tokens: list[int]
+    ) -> bool:
+        """Whether the row at a place of the batch has ended with these new tokens."""
+        return bool(self._stops & set(tokens)) or ended(rows[place], tokens)
 
-def _steps(tokens: int) -> Iterator[int]:
-    made, step = 0, _STEP
-    while made < tokens:
-        yield min(step, tokens - made)
-        made += step
-        step = _STEP if made < _STEADY else 2 * step
+
+class _EndOfPart(StoppingCriteria):  # type: ignore[misc]
+    """Ends a call of ``generate`` once rows that have ended have cost as much as another call."""
+
+    def __init__(self, width: int, has_ended: Callable[[int, list[int]], bool]) -> None:
+        """Begins.
+
+        Args:
+            width: tokens of the prompts.
+            has_ended: whether a row of the batch has ended with these new tokens.
+        """
+        self._width, self._has_ended = width, has_ended
+        self._ended: set[int] = set()
+        self._wasted = 0.0
+
+    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
+        """Whether each row is to stop, [rows]: all of them or none."""
+        made = input_ids.shape[1] - self._width
+        if made <= _CLOSE or made % _SELDOM == 0:
+            new = input_ids[:, self._width :].tolist()
+            self._ended |= {k for k, row in enumerate(new) if k not in self._ended and self._has_ended(k, row)}
+        self._wasted += len(self._ended) / len(input_ids)
+        stop = len(self._ended) == len(input_ids) or self._wasted > _WASTE
+        return torch.full((len(input_ids),), stop, dtype=torch.bool, device=input_ids.device)
 
 
 def _may_be_parted(model: nn.Module) -> bool:

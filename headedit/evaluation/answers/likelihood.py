@@ -2,9 +2,10 @@
 
 The log-likelihood of an option of tokens o_1 … o_m needs the model on prompt + o_1 … o_(m-1). Options whose inputs
 are prefixes of each other are read from the same row: letters, or ``answer1`` to ``answer5``, cost one forward pass per
-prompt. Other options continue the cache of their prompt, which is run once for all of them; where the model's cache
-cannot be shared, each is run with its whole prompt. Rows of whole inputs are padded on the right, where causal
-attention never looks, so every architecture sees the same positions.
+prompt. Other options follow their prompt in one row, as a tree of tokens; where the model does not read such a row
+rightly, they continue the cache of their prompt, and where that cannot be shared, each is run with its whole prompt.
+Rows of whole inputs are padded on the right, where causal attention never looks, so every architecture sees the same
+positions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from headedit.data import prompt_ids, response_ids
 from headedit.data.batches import IGNORED
 from headedit.data.rows import Vocabulary
+from headedit.data.tokens import continuation_ids
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.common_prefix import CommonPrefix
 from headedit.evaluation.answers.generation import by_length, check_room, padding
+from headedit.evaluation.answers.option_trees import OptionTrees
 from headedit.evaluation.answers.padding import batches_of, report_equal_lengths, takes_padding
 from headedit.evaluation.answers.rows import Row, RowReader
 from headedit.evaluation.answers.shared_prompts import Question, SharedPrompts, passes
@@ -82,23 +84,32 @@ def option_scores(
     names = [f"Question {i + 1}" for i in range(len(questions))] if names is None else names
     planned: list[Question] = []
     vocabulary = Vocabulary.of(model)
-    for (prompt, options), name in zip(questions, names, strict=True):
-        head = prompt_ids(tokenizer, prompt)
-        tails = [_option_ids(tokenizer, prompt, option, name) for option in options]
+    encoded = continuation_ids(tokenizer, questions)
+    for (head, tails), (_, options), name in zip(encoded, questions, names, strict=True):
+        for tail, option in zip(tails, options, strict=True):
+            if not tail:
+                raise HeadEditError(f"{name}: the option {option!r} has no tokens, so it has no likelihood.")
         check_room(model, head, max(map(len, tails)), name)
         for tail in tails:
             vocabulary.check({"input_ids": head + tail, "labels": [IGNORED] * len(head) + tail}, name)
         planned.append((head, tails))
     lengths = [len(head) + max(map(len, tails)) - 1 for head, tails in planned]
     reader, tokens = RowReader(model, padding(tokenizer, model)), batch_size * max(lengths)
-    shared, prefix = SharedPrompts(reader, batch_size, tokens), CommonPrefix(reader, [head for head, _ in planned])
+    prefix = CommonPrefix(reader, [head for head, _ in planned])
+    ways: list[OptionTrees | SharedPrompts] = [
+        *([OptionTrees(reader, prefix.continued, tokens)] if prefix.tokens else []),
+        OptionTrees(reader, lambda rows: reader.read(rows, use_cache=False)[0], tokens),
+        SharedPrompts(reader, batch_size, tokens),
+    ]
     if not takes_padding(model, "right"):
         _report_passes(reader, planned, batch_size)
     with evaluating(model):
         for batch in by_length(lengths, batch_size, progress, describe):
             several = [i for i in batch if len(passes(planned[i][1])) > 1]
-            values = shared.scores([planned[i] for i in several]) if several else []
-            found = dict(zip(several, values or [], strict=False))
+            asked = [planned[i] for i in several]
+            tried = (way.scores(asked) for way in ways) if several else iter(())
+            values = next((values for values in tried if values is not None), [])
+            found = dict(zip(several, values, strict=False))
             rest = [i for i in batch if i not in found]
             found |= zip(rest, _separate(reader, prefix, [planned[i] for i in rest], batch_size, tokens), strict=True)
             yield [(i, _scores(questions[i][1], planned[i][1], found[i], normalise)) for i in batch]
@@ -111,14 +122,6 @@ def _report_passes(reader: RowReader, questions: Sequence[Question], batch_size:
     counts = [sum(1 for _ in batches_of(order, widths, batch_size, equal=equal)) for equal in (False, True)]
     if counts[1] > counts[0]:
         report_equal_lengths(reader.model, "right", len(widths), counts[1])
-
-
-def _option_ids(tokenizer: Any, prompt: str, option: str, name: str) -> list[int]:
-    ids = response_ids(tokenizer, prompt, option)
-    ids = ids[:-1] if tokenizer.eos_token_id is not None else ids
-    if not ids:
-        raise HeadEditError(f"{name}: the option {option!r} has no tokens, so it has no likelihood.")
-    return ids
 
 
 def _separate(

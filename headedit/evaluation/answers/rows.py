@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from headedit.data.batches import token_embeddings
 from headedit.errors import HeadEditError
+from headedit.evaluation.answers.tree_masks import tree_inputs
 from headedit.specs.registry import find_spec
 
 
@@ -26,10 +27,13 @@ class Row:
         tokens: its token ids.
         reads: (position, token, option) of each log-probability that is read: of ``token`` after the one at
             ``position``, for an option.
+        follows: the index of the token that each of the last tokens follows, where several continue one; a token before
+            these follows the one before it.
     """
 
     tokens: list[int]
     reads: list[tuple[int, int, int]]
+    follows: Sequence[int] = ()
 
 
 class RowReader:
@@ -52,7 +56,7 @@ class RowReader:
         """Runs rows once.
 
         Args:
-            rows: the rows.
+            rows: the rows; those of which several tokens follow one need a model that takes a mask of four dimensions.
             left: pad them on the left instead of on the right.
             past: the mask of tokens that a cache in ``inputs`` holds, [rows, tokens].
             inputs: more for the model.
@@ -61,7 +65,8 @@ class RowReader:
             The log-probability of each read of each row; the attention mask, [rows, past and present tokens]; and what
             the model gave.
         """
-        device = token_embeddings(self.model).device
+        table = token_embeddings(self.model)
+        device = table.device
         width = max(len(row.tokens) for row in rows)
         gaps = [width - len(row.tokens) for row in rows]
         shifts = gaps if left else [0] * len(rows)
@@ -72,10 +77,14 @@ class RowReader:
         mask = mask if past is None else torch.cat([past, mask], 1)
         if "position_ids" in self.takes and not bool(mask[:, 0].all()):
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
+        attention = mask
+        if any(row.follows for row in rows):
+            shapes = [(len(row.tokens), row.follows) for row in rows]
+            attention, inputs["position_ids"] = tree_inputs(shapes, mask.shape[1] - width, table.dtype, device)
         wanted = [sorted({at + shift for at, _, _ in row.reads}) for row, shift in zip(rows, shifts, strict=True)]
         most = max(map(len, wanted))
         positions = torch.tensor([at + [at[-1]] * (most - len(at)) for at in wanted], device=device)
-        logits, out = self._logits_at(positions, input_ids=ids, attention_mask=mask, **inputs)
+        logits, out = self._logits_at(positions, input_ids=ids, attention_mask=attention, **inputs)
         found = [
             (i, wanted[i].index(at + shifts[i]), token) for i, row in enumerate(rows) for at, token, _ in row.reads
         ]

@@ -6,6 +6,7 @@ first batch is compared with passes of the whole inputs, so that a model that re
 
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -74,12 +75,7 @@ class SharedPrompts(Checked):
         """Whether the longest option of the longest and of the shortest question has the value that it has alone."""
         order = sorted(range(len(questions)), key=lambda i: len(questions[i][0]))
         for i in {order[0], order[-1]}:
-            head, tails = questions[i]
-            option = max(range(len(tails)), key=lambda k: len(tails[k]))
-            tail = tails[option]
-            row = Row(head + tail[:-1], [(len(head) - 1 + k, token, option) for k, token in enumerate(tail)])
-            values, _, out = self._reader.read([row], use_cache=False)
-            alone = sum(values[0])
+            option, alone, out = longest_alone(self._reader, questions[i])
             if not agree(found[i][option], alone, out.logits.dtype):
                 logger.warning(
                     "%s gives an option %.4g nats after the cache of its prompt and %.4g without a cache, so each "
@@ -90,6 +86,16 @@ class SharedPrompts(Checked):
                 )
                 return False
         return True
+
+
+def longest_alone(reader: RowReader, question: Question, *, use_cache: bool = False) -> tuple[int, float, Any]:
+    """The longest option of a question, its log-likelihood by a pass of its own, and what the model gave."""
+    head, tails = question
+    option = max(range(len(tails)), key=lambda k: len(tails[k]))
+    tail = tails[option]
+    row = Row(head + tail[:-1], [(len(head) - 1 + k, token, option) for k, token in enumerate(tail)])
+    values, _, out = reader.read([row], use_cache=use_cache)
+    return option, sum(values[0]), out
 
 
 def passes(tails: Sequence[list[int]]) -> list[tuple[list[int], list[int]]]:
