@@ -54,14 +54,16 @@ class CommonPrefix(Checked):
     def _continued(self, rows: Sequence[Row]) -> list[list[float]] | None:
         width = len(self._prefix)
         if self._cache is None:
-            last = Row(self._prefix, [(width - 1, self._prefix[0], 0)])
+            last = Row(self._prefix, [(width - 1, self._prefix[0], 0)], width + 1)  # every prompt goes on
             self._cache = getattr(self._reader.read([last], use_cache=True)[2], "past_key_values", None)
             if not is_plain(self._cache):
                 return None
         device = token_embeddings(self._reader.model).device
         copied = selected(self._cache, torch.zeros(len(rows), dtype=torch.long, device=device))
         past = torch.ones(len(rows), width, dtype=torch.long, device=device)
-        rest = [Row(row.tokens[width:], [(at - width, token, k) for at, token, k in row.reads]) for row in rows]
+        rest = [
+            Row(row.tokens[width:], [(at - width, token, k) for at, token, k in row.reads], row.prompt) for row in rows
+        ]
         return self._reader.read(rest, past=past, past_key_values=copied, use_cache=True)[0]
 
     def _right(self, rows: Sequence[Row], found: list[list[float]]) -> bool:

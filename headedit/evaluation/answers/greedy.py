@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headedit.data.prompts import prompts_of
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.plain_cache import is_plain
 from headedit.specs.registry import find_spec
@@ -64,13 +65,14 @@ class GreedyDecoder:
         """
         width = ids.shape[1]
         found: list[list[int]] = [[] for _ in ids]
-        rows = list(range(len(ids)))
+        rows, prompts = list(range(len(ids))), mask.sum(1).tolist()
         given: dict[str, Any] = {}
         for step in _steps(max_new_tokens) if self.in_parts is not False else [max_new_tokens]:
-            out = self._model.generate(  # type: ignore[operator]
-                input_ids=ids, attention_mask=mask, max_new_tokens=step, return_dict_in_generate=True,
-                **given, **self._settings,
-            )  # fmt: skip
+            with prompts_of([prompts[row] for row in rows]):  # later calls are given new tokens too
+                out = self._model.generate(  # type: ignore[operator]
+                    input_ids=ids, attention_mask=mask, max_new_tokens=step, return_dict_in_generate=True,
+                    **given, **self._settings,
+                )  # fmt: skip
             sequences = getattr(out, "sequences", out)  # a model with a generate of its own may give these alone
             new = sequences[:, width:].tolist()
             for row, tokens in zip(rows, new, strict=True):
