@@ -72,17 +72,22 @@ class SiteHook:
                 affine = effective.affine(strength)
         z: Tensor = args[0]
         if getattr(effective, "positions", "all") != "all":
-            return self._edit_some(effective, z, affine, args)
+            return self._edit_some(module, effective, affine, args)
         return (effective(z) if affine is None else effective(z, affine), *args[1:])  # type: ignore[misc]
 
-    def _edit_some(self, effective: Any, z: Tensor, affine: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _edit_some(
+        self, module: nn.Module, effective: Any, affine: Any, args: tuple[Any, ...]
+    ) -> tuple[Any, ...] | None:
         """The edit where it acts on some tokens alone; the others stay as they are, bit for bit."""
+        z: Tensor = args[0]
         if torch.compiler.is_compiling():
             refuse_compiled(effective.path)
         tokens = self._tokens.current()
         found = tokens.acting(effective.positions, z.device)
         if found is False:
             return None
+        if module.training and torch.is_grad_enabled():
+            self._tokens.check_learns(found, effective.positions)
         width = len(heads_shape(z, effective.heads, effective.head_dim, effective.path))
         mask = acts_on(found, z, tokens, width, effective.path)
         edited = effective(z) if affine is None else effective(z, affine)

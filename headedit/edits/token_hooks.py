@@ -11,10 +11,10 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from headedit.edits.positions import PassTokens
+from headedit.edits.positions import IN_WORDS, PassTokens
 from headedit.edits.prompt_boundary import tokens_of
 from headedit.errors import HeadEditError
 
@@ -37,6 +37,7 @@ class TokenHooks:
         self._threads = threading.local()
         self._recorded: list[tuple[int, int, PassTokens]] = []
         self._lock = threading.Lock()
+        self._learnt: set[object] = set()
         self._hooks: list[RemovableHandle] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -86,6 +87,23 @@ class TokenHooks:
                 "Run each pass and its backward pass in one thread, one after the other."
             )
         return latest.popitem()[1][1]
+
+    def check_learns(self, found: bool | Tensor, positions: object) -> None:
+        """Raises a HeadEditError where edits act on no token of the first batch that they are trained on.
+
+        Args:
+            found: the tokens that they act on, as ``PassTokens.acting`` gives them.
+            positions: those of the edits.
+        """
+        if positions in self._learnt:
+            return
+        if isinstance(found, Tensor) and not found.is_meta and not bool(found.any()):
+            raise HeadEditError(
+                f"These edits act on {IN_WORDS[str(positions)]} alone, and the first batch to train on has no such "
+                "token, so nothing would be learnt. Give labels of -100 to the tokens of prompts, and others to those "
+                "of responses; or choose other positions."
+            )
+        self._learnt.add(positions)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if torch.compiler.is_compiling():
@@ -151,5 +169,5 @@ def _stack(frame: FrameType | None) -> Iterator[FrameType]:
 
 def _in_no_pass() -> TokenHooks:
     made = TokenHooks.__new__(TokenHooks)
-    made._threads, made._recorded, made._lock = threading.local(), [], threading.Lock()
+    made._threads, made._recorded, made._lock, made._learnt = threading.local(), [], threading.Lock(), set()
     return made
