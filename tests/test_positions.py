@@ -9,7 +9,7 @@ import torch
 from test_adapters import with_adapters
 from tiny import logits, randomise, tiny_model
 from torch.nn.functional import pad
-from zoo import zoo_model
+from zoo import zoo_ids, zoo_model
 
 import headedit
 from headedit import EditConfig, HeadEditError
@@ -54,7 +54,7 @@ def by_hand(edits, mask):
 
     def hook(edit):
         scale, offset = edit.scale_and_offset()
-        return lambda module, args: (torch.where(mask[..., None], args[0] * scale + offset, args[0]),)
+        return lambda module, args: (torch.where(mask[..., None], args[0] * scale + offset, args[0]), *args[1:])
 
     hooks = [site.module.register_forward_pre_hook(hook(edit)) for site, edit in edits.module.pairs()]
     try:
@@ -260,6 +260,47 @@ def test_a_site_that_is_given_other_tokens_than_the_pass_is_refused(llama, ids):
     labels[:, :2] = -100
     with pytest.raises(HeadEditError, match=r"o_proj was given \(14, 64\).*positions='all'"):
         llama(input_ids=ids, labels=labels)
+
+
+@pytest.mark.parametrize("model_type", ["mamba2", "bloom", "falcon_h1", "deepseek_v2", "gpt_bigcode", "zamba2"])
+def test_types_of_other_shapes_edit_the_same_tokens_with_their_caches(model_type):
+    model = zoo_model(model_type)
+    edits = headedit.attach(model, config=EditConfig(positions="prompt"))
+    randomise(edits)
+    ids = zoo_ids(model)
+    with edits.prompt_lengths([4]):
+        found = run(model, input_ids=ids, use_cache=False)
+    with by_hand(edits, acting("prompt", ids.shape[1], 4).expand(len(ids), -1)):
+        assert torch.allclose(found, run(model, input_ids=ids, use_cache=False), atol=1e-5)
+    given = {"input_ids": ids[:, :4], "attention_mask": torch.ones_like(ids[:, :4]), **OPTIONS}
+    for beams in (1, 2):
+        cached = model.generate(**given, num_beams=beams)
+        assert torch.equal(cached, model.generate(**given, num_beams=beams, use_cache=False))
+
+
+@pytest.mark.parametrize("model_type", ["cpmant", "prophetnet", "reformer"])
+def test_types_whose_sites_have_tokens_of_their_own_are_refused(model_type):
+    model = zoo_model(model_type)
+    edits = headedit.attach(model, config=EditConfig(positions="prompt"))
+    randomise(edits)
+    ids = zoo_ids(model)
+    with pytest.raises(HeadEditError, match="its edit can act on all tokens only"), edits.prompt_lengths([4]):
+        run(model, input_ids=ids, use_cache=False)
+
+
+def test_with_a_lora_around_the_model_generate_tells_its_prompt_and_learned_prompts_are_refused(llama):
+    peft = pytest.importorskip("peft")
+    ids, mask = prompts()
+    edits = headedit.attach(llama, config=EditConfig(positions="last_prompt"))
+    randomise(edits)
+    wanted = llama.generate(ids, attention_mask=mask, **OPTIONS)
+    around = peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["o_proj"]))
+    randomise(headedit.attach(around.eval(), config=EditConfig(positions="last_prompt")))
+    for options in ({}, {"use_cache": False}, {"prefill_chunk_size": 2}):
+        assert torch.equal(around.generate(input_ids=ids, attention_mask=mask, **OPTIONS, **options), wanted)
+    learned = peft.get_peft_model(llama, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    with pytest.raises(HeadEditError, match="PEFT puts learned tokens before the prompt"):
+        learned.generate(input_ids=ids, attention_mask=mask, **OPTIONS)
 
 
 def test_models_whose_experts_mix_the_rows_are_refused_when_attached():

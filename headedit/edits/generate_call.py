@@ -64,7 +64,7 @@ def running_generate(model: nn.Module) -> GenerateCall | None:
             if not kinds.isdisjoint(_ASIDE):
                 return None
         frame = frame.f_back
-    return None if own is None else _call_of(own, model, length)
+    return None if own is None else _call_of(own, length)
 
 
 @cache
@@ -74,17 +74,20 @@ def _code_of_generate() -> CodeType:
 
 
 def _is_of(caller: Any, model: nn.Module) -> bool:
-    """Whether a call of a model's ``generate`` makes passes of ``model``."""
-    return caller is model or (isinstance(caller, nn.Module) and any(part is model for part in caller.modules()))
+    """Whether a call of a model's ``generate`` makes passes of ``model``, which may be in it or around it."""
+    if caller is model or not isinstance(caller, nn.Module):
+        return caller is model
+    return any(part is model for part in caller.modules()) or any(part is caller for part in model.modules())
 
 
-def _call_of(frame: FrameType, model: nn.Module, length: int | None) -> GenerateCall:
+def _call_of(frame: FrameType, length: int | None) -> GenerateCall:
     found = frame.f_locals
-    wrapper: Any = getattr(getattr(model, "prepare_inputs_for_generation", None), "__self__", model)
+    caller: Any = found.get("self")
+    wrapper: Any = getattr(getattr(caller, "prepare_inputs_for_generation", None), "__self__", caller)
     if getattr(getattr(wrapper, "active_peft_config", None), "is_prompt_learning", False):
         return GenerateCall(0, refusal="PEFT puts learned tokens before the prompt")
     mask = (found.get("model_kwargs") or {}).get("attention_mask")
-    if isinstance(mask, Tensor) and mask.dim() == 2 and not model.config.is_encoder_decoder:  # type: ignore[union-attr]
+    if isinstance(mask, Tensor) and mask.dim() == 2 and not caller.config.is_encoder_decoder:
         return GenerateCall(mask.shape[1], length, mask)
     masked = getattr(found.get("generation_config"), "_mask_length", None)
     if isinstance(masked, int):

@@ -31,7 +31,7 @@ def check_same_positions(ours: str, theirs: str) -> None:
     """Raises a HeadEditError where edits act on other tokens."""
     if ours != theirs:
         raise HeadEditError(
-            f"These edits cannot be added: one acts on {IN_WORDS[ours]} (positions={ours!r}), another on "
+            f"These edits do not go together: one acts on {IN_WORDS[ours]} (positions={ours!r}), another on "
             f"{IN_WORDS[theirs]} (positions={theirs!r})."
         )
 

@@ -38,15 +38,15 @@ def base_record(model: nn.Module, spec: Spec) -> dict[str, Any]:
 def adapter_record(adapter: Adapter) -> dict[str, Any]:
     """Config, strength and sites of an adapter, and its date where it has one."""
     return {
-        "config": _config_record(adapter.config),
+        "config": config_record(adapter.config),
         "strength": adapter.strength,
         "sites": [site_row(site) for site in adapter.sites],
         **({} if adapter.date is None else {"date": adapter.date}),
     }
 
 
-def _config_record(config: EditConfig) -> dict[str, Any]:
-    """The fields of a config; positions where they are not all, as older versions can read the others."""
+def config_record(config: EditConfig) -> dict[str, Any]:
+    """The fields of a config; positions where they are not all, so that older versions can read the others."""
     return {key: value for key, value in vars(config).items() if key != "positions" or value != "all"}
 
 

@@ -27,6 +27,7 @@ from headedit.edits.files.state import set_frozen_gates
 from headedit.edits.files.values import parameters_of, tensors_of
 from headedit.edits.gate_set import harden
 from headedit.edits.positions import IN_WORDS
+from headedit.edits.summands import check_same_positions
 from headedit.errors import HeadEditError
 from headedit.io.strict import build
 from headedit.specs import HeadSite, Spec, find_spec
@@ -160,9 +161,11 @@ def load_tensors(edits: AdapterSet, directory: "str | PathLike[str]") -> None:
     """Copies the values saved in a folder into the active adapter, as resuming a run does.
 
     Raises:
-        HeadEditError: the folder holds no such edits.
+        HeadEditError: the folder holds no such edits, or edits that act on other tokens.
     """
-    _fill(edits.module, _read(Path(directory)))
+    saved = _read(Path(directory))
+    check_same_positions(edits.module.config.positions, saved.config.positions)
+    _fill(edits.module, saved)
 
 
 def read(directory: "str | PathLike[str]") -> Adapter:

@@ -5,6 +5,7 @@ and values cannot be cut to some of its rows; the batch is then decoded in one c
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -68,7 +69,8 @@ class GreedyDecoder:
         rows, prompts = list(range(len(ids))), mask.sum(1).tolist()
         given: dict[str, Any] = {}
         for step in _steps(max_new_tokens) if self.in_parts is not False else [max_new_tokens]:
-            with prompts_of([prompts[row] for row in rows]):  # later calls are given new tokens too
+            whole = self.in_parts is False  # later calls are given new tokens too
+            with nullcontext() if whole else prompts_of([prompts[row] for row in rows]):
                 out = self._model.generate(  # type: ignore[operator]
                     input_ids=ids, attention_mask=mask, max_new_tokens=step, return_dict_in_generate=True,
                     **given, **self._settings,
