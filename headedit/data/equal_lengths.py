@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headedit.data.prompts import known_labels, labelled
 from headedit.specs.padding import Side, takes_padding
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class InEqualLengths:
         """What the model gives for a batch."""
         mask = inputs["attention_mask"]
         parts = list(_spans(mask))
-        found = [(rows, span, self._call(**_part(inputs, mask, rows, span))) for rows, span in parts]
+        found = [(rows, span, self._run(inputs, mask, rows, span)) for rows, span in parts]
         first = found[0][2]
         if hasattr(first, "with_states"):
             states = _joined([(rows, span, part.hidden.states) for rows, span, part in found], mask)
@@ -44,6 +45,10 @@ class InEqualLengths:
         if all(isinstance(loss, Tensor) for _, loss in router):
             joined["aux_loss"] = sum(count * loss for count, loss in router) / len(mask)
         return joined
+
+    def _run(self, inputs: dict[str, Any], mask: Tensor, rows: Tensor, span: slice) -> Any:
+        with labelled(_cut(known_labels(), mask, rows, span)):
+            return self._call(**_part(inputs, mask, rows, span))
 
 
 def in_equal_lengths(model: nn.Module, inputs: dict[str, Any], call: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,13 +108,14 @@ def _spans(mask: Tensor) -> Iterator[tuple[Tensor, slice]]:
 
 
 def _part(inputs: dict[str, Any], mask: Tensor, rows: Tensor, span: slice) -> dict[str, Any]:
-    def cut(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.shape[:1] != mask.shape[:1]:
-            return value
-        chosen = value[rows.to(value.device)]
-        return chosen[:, span] if value.shape[:2] == mask.shape else chosen
+    return {key: _cut(value, mask, rows, span) for key, value in inputs.items()}
 
-    return {key: cut(value) for key, value in inputs.items()}
+
+def _cut(value: Any, mask: Tensor, rows: Tensor, span: slice) -> Any:
+    if not isinstance(value, Tensor) or value.shape[:1] != mask.shape[:1]:
+        return value
+    chosen = value[rows.to(value.device)]
+    return chosen[:, span] if value.shape[:2] == mask.shape else chosen
 
 
 def _joined(parts: list[tuple[Tensor, slice, Tensor]], mask: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from headedit.data.batches import IGNORED, Encoded, token_embeddings
 from headedit.data.equal_lengths import in_equal_lengths
+from headedit.data.prompts import labelled, prompts_of
 from headedit.hf.modes import evaluating
 from headedit.hf.output_head import Hidden, OutputHead, output_head
 
@@ -142,7 +143,7 @@ def head_of_plain_loss(model: Any) -> OutputHead | None:
 
     It is tried on a few tokens; None where the loss is another one, as with that of routers, or the head is.
     """
-    head = output_head(model)
+    head = _tried_head(model)
     if head is None:
         return None
     ids = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]], device=token_embeddings(model).device) % head.vocabulary
@@ -153,7 +154,7 @@ def head_of_plain_loss(model: Any) -> OutputHead | None:
             theirs = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
         except (RuntimeError, TypeError, ValueError):
             return None  # it has labels of another shape
-        with head.captured() as hidden:
+        with head.captured() as hidden, labelled(labels):
             model(input_ids=ids, attention_mask=torch.ones_like(ids))
         if hidden.states is None or theirs.loss is None:
             return None
@@ -176,9 +177,10 @@ def total_loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]
     embeddings = token_embeddings(model)
     inputs = {k: v.to(embeddings.device) for k, v in batch.items()}
     labels = inputs.pop("labels")
-    head = output_head(model) if is_large(labels, embeddings.shape[0]) else None
+    head = _tried_head(model) if is_large(labels, embeddings.shape[0]) else None
     called = in_equal_lengths(model, inputs, model if head is None else WithoutLogits(model, head))
-    found = called(**inputs, use_cache=False)
+    with labelled(labels):
+        found = called(**inputs, use_cache=False)
     if head is None:
         means = mean_losses(found["logits"], labels)
         total = (means * (labels[:, 1:] != IGNORED).sum(1).to(means.device)).sum()
@@ -208,17 +210,25 @@ def example_losses(model: nn.Module, rows: Sequence[Encoded], collate: Collate, 
             labels = batch.pop("labels")
             large = is_large(labels, embeddings.shape[0])
             if large and not tried:
-                head, tried = output_head(model), True
+                head, tried = _tried_head(model), True
             if large and head is not None:
                 found.append(_mean_response_losses(model, head, batch, labels).cpu())
             else:
                 called = in_equal_lengths(model, batch, model)
-                found.append(mean_losses(called(**batch, use_cache=False)["logits"], labels).cpu())
+                with labelled(labels):
+                    logits = called(**batch, use_cache=False)["logits"]
+                found.append(mean_losses(logits, labels).cpu())
     return torch.cat(found)
 
 
+def _tried_head(model: Any) -> OutputHead | None:
+    with prompts_of([0]):  # it is tried on tokens without labels
+        return output_head(model)
+
+
 def _mean_response_losses(model: Any, head: OutputHead, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-    given: HeadInputs = in_equal_lengths(model, batch, WithoutLogits(model, head))(**batch, use_cache=False)
+    with labelled(labels):
+        given: HeadInputs = in_equal_lengths(model, batch, WithoutLogits(model, head))(**batch, use_cache=False)
     losses, example = response_losses(head, given.hidden, labels)
     sums = losses.new_zeros(len(labels)).index_add(0, example.to(losses.device), losses)
     return sums / (labels[:, 1:] != IGNORED).sum(1).clamp(min=1).to(sums.device)

@@ -11,7 +11,7 @@ from headedit.edits.config import EditConfig
 from headedit.edits.gates import SATURATED
 from headedit.edits.site_edit import VECTORS, SiteEdit
 from headedit.edits.strength import Strength, check_strength
-from headedit.edits.summands import check_finite, check_same_sites
+from headedit.edits.summands import check_finite, check_same_positions, check_same_sites
 from headedit.edits.values import real_number
 from headedit.errors import HeadEditError
 from headedit.io.describe import describe
@@ -229,12 +229,14 @@ def weighted_sum(terms: list[tuple[float, Arithmetic]]) -> Adapter:
     """The adapter whose effective values are Σ factor · effective values of the terms.
 
     Raises:
-        HeadEditError: the terms are edits of other sites, or the sum is NaN or infinite somewhere.
+        HeadEditError: the terms are edits of other sites or act on other tokens, or the sum is NaN or infinite
+            somewhere.
     """
     adapters = [(factor, term._adapter()) for factor, term in terms]
     first = adapters[0][1]
     for _, adapter in adapters[1:]:
         check_same_sites(first.sites, adapter.sites)
+        check_same_positions(first.config.positions, adapter.config.positions)
     vectors = {adapter.config.vectors for _, adapter in adapters}
     config = replace(
         first.config, vectors=vectors.pop() if len(vectors) == 1 else "both", gates="separate", init_std=0.0

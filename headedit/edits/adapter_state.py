@@ -195,8 +195,13 @@ class AdapterState(Arithmetic):
         self._hooks.remove()
 
     def _put(self, name: str, adapter: Adapter) -> None:
+        if adapter.config.positions != "all" and self.spec.no_routing is not None:
+            raise HeadEditError(
+                f"Edits of a {type(self.model).__name__} can act on all tokens only, EditConfig(positions='all'): "
+                f"{self.spec.no_routing}."
+            )
         adapter.train(self.model.training)
-        self._hooks.add(adapter.sites)
+        self._hooks.add(adapter.sites, adapter.config.positions)
         self._adapters[name] = adapter
         if name != self._active:
             adapter.freeze()

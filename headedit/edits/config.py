@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from headedit.edits.positions import Positions
 from headedit.errors import HeadEditError, suggest
 from headedit.io import strict
 from headedit.io.describe import describe
@@ -51,6 +52,10 @@ class EditConfig:
         gate_init: log α at the start; 0 gives P(g ≠ 0) = 0.69.
         init_std: standard deviation of the vectors at the start. 0 makes a fresh edit the identity bit for
             bit; the paper's value is 1e-3.
+        positions: the tokens that the edit acts on: ``all``; those of the ``prompt``; ``generated`` ones, which in
+            training are the labelled ones; or ``last_prompt``, the last token of each prompt, whose output predicts the
+            first generated one. With any but ``all`` a pass must tell its prompts: by labels, as one of ``generate``,
+            by a cache, or within ``edits.prompt_lengths``. Such an edit cannot be merged.
     """
 
     layers: str | list[int] | None = None
@@ -63,6 +68,7 @@ class EditConfig:
     stretch: tuple[float, float] = (-0.1, 1.1)
     gate_init: float = 0.0
     init_std: float = 0.0
+    positions: Positions = "all"
 
     def __post_init__(self) -> None:
         for field in fields(self):

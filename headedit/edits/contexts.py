@@ -5,12 +5,14 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from headedit.data.prompts import Known, known
 from headedit.edits.adapter import Adapter
 from headedit.edits.adapter_state import BASE, AdapterState
 from headedit.edits.arguments import as_list
 from headedit.edits.choices import NOTHING, Choice, Effective, Override, choice_of
 from headedit.edits.routing import route_rows
 from headedit.edits.strength import Strength, check_strength
+from headedit.edits.values import whole_number
 from headedit.errors import HeadEditError
 from headedit.hf.compiled import is_compiled
 
@@ -98,6 +100,30 @@ class AdapterContexts(AdapterState):
         with self._hooks.passes.lock:
             routed = route_rows({name: self[name] for name in names if name is not None}, names)
         with self._choices.entered(Override("route()", Choice(routed))):
+            yield self.model
+
+    @contextmanager
+    def prompt_lengths(self, lengths: Sequence[int]) -> Iterator[nn.Module]:
+        """A context that says how many tokens of each row are prompt, for edits with ``positions`` other than ``all``.
+
+        It holds for the thread or asyncio task that enters it, and for tasks and ``asyncio.to_thread`` calls started in
+        it, but not for other threads that are started in it. What it says counts before labels, ``generate`` and the
+        cache. Tokens are counted from the first of the row, in a cache too, without the padding that
+        ``attention_mask`` masks. A batch that is a multiple of the rows holds each of them several times, one after the
+        other, as ``num_beams`` and ``num_return_sequences`` do.
+
+        Args:
+            lengths: the number of prompt tokens of each row of the batch.
+
+        Raises:
+            HeadEditError: it is no list of whole numbers from 0 on; in the context, a batch has another number of rows.
+        """
+        wanted = "a list with the number of prompt tokens of each row, such as [12, 9]"
+        given = as_list(lengths, "prompt_lengths", wanted, least=1)
+        counts = [whole_number(length, "prompt_lengths", "whole numbers from 0 on") for length in given]
+        if min(counts) < 0:
+            raise HeadEditError(f"prompt_lengths: found {min(counts)}, expected {wanted}.")
+        with known(Known(lengths=tuple(counts), owner=self._choices)):
             yield self.model
 
     @contextmanager

@@ -15,6 +15,7 @@ from headedit.edits.merge.export import export_as, must_export
 from headedit.edits.merge.fold import check_attached
 from headedit.edits.merge.merge import check_not_disabled, merge, unmerge
 from headedit.edits.merge.peft import to_peft
+from headedit.edits.positions import IN_WORDS
 from headedit.edits.status import ModelStatus, model_status
 from headedit.errors import HeadEditError
 from headedit.io.notebook import html_of
@@ -166,10 +167,10 @@ class HeadEdits(ActiveAdapter):
             safe_merge: refuse results that are NaN or infinite.
 
         Raises:
-            HeadEditError: the edits are merged, disabled or detached, a thread is in a context such as ``route()``, a
-                name is not known, a weight is quantized, offloaded, sharded, shared or not a projection's, an offset
-                needs a bias that the model cannot have, or with ``safe_merge`` a result is not finite; nothing is
-                changed then.
+            HeadEditError: the edits are merged, disabled, detached or act on some tokens alone, a thread is in a
+                context such as ``route()``, a name is not known, a weight is quantized, offloaded, sharded, shared or
+                not a projection's, an offset needs a bias that the model cannot have, or with ``safe_merge`` a result
+                is not finite; nothing is changed then.
         """
         merge(self, adapter_names, safe_merge=safe_merge)
 
@@ -223,7 +224,8 @@ class HeadEdits(ActiveAdapter):
         """Writes the edits as a PEFT adapter: (IA)³, or LoRA where there is an offset.
 
         Raises:
-            HeadEditError: a value is NaN or infinite, PEFT is not installed, or cannot hold an edit of these sites.
+            HeadEditError: a value is NaN or infinite, the edits act on some tokens alone, PEFT is not installed, or
+                cannot hold an edit of these sites.
         """
         to_peft(self, folder_to_save_in(directory))
 
@@ -237,8 +239,10 @@ class HeadEdits(ActiveAdapter):
         kinds = ", ".join(self.module.kinds())
         layers = len({site.layer for site in self.sites})
         others = f"; '{self.active_adapter}' of {', '.join(self.adapters)}" if len(self.adapters) > 1 else ""
+        positions = self.config.positions
+        where = "" if positions == "all" else f"; on {IN_WORDS[positions]}"
         dial = "" if self.strength == 1 else f"; strength {self.strength:g}"
         merged = f"; merged: {', '.join(self.merged_adapters)}" if self.merged is not None else ""
         state = "" if self.attached else ", detached"
         name = type(self.model).__name__
-        return f"HeadEdits({name}, {layers} layers, {kinds}; gates open: {counts}{dial}{others}{merged}{state})"
+        return f"HeadEdits({name}, {layers} layers, {kinds}; gates open: {counts}{where}{dial}{others}{merged}{state})"

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from headedit.edits.affine import heads_shape
 from headedit.edits.choices import Choices
 from headedit.edits.passes import Passes
+from headedit.edits.positions import acts_on
 from headedit.edits.site_edit import SiteEdit
+from headedit.edits.token_hooks import TokenHooks, refuse_compiled
 from headedit.edits.uncalled import Uncalled
 from headedit.specs import HeadSite, Spec
 
@@ -29,10 +32,13 @@ class SiteHook:
         name: the name of the site's module in it.
         choices: of the handle and of contexts.
         passes: the passes under way.
+        tokens: which of their tokens are prompt.
     """
 
-    def __init__(self, site: str, parent: nn.Module, name: str, choices: Choices, passes: Passes) -> None:
-        self._site, self._choices, self._passes = site, choices, passes
+    def __init__(
+        self, site: str, parent: nn.Module, name: str, choices: Choices, passes: Passes, tokens: TokenHooks
+    ) -> None:
+        self._site, self._choices, self._passes, self._tokens = site, choices, passes, tokens
         self._siblings, self._name = parent._modules, name
         self._module = parent.get_submodule(name)
         self._hook = self._module.register_forward_pre_hook(self._edit)
@@ -65,7 +71,27 @@ class SiteHook:
             if isinstance(effective, SiteEdit):
                 affine = effective.affine(strength)
         z: Tensor = args[0]
+        if getattr(effective, "positions", "all") != "all":
+            return self._edit_some(module, effective, affine, args)
         return (effective(z) if affine is None else effective(z, affine), *args[1:])  # type: ignore[misc]
+
+    def _edit_some(
+        self, module: nn.Module, effective: Any, affine: Any, args: tuple[Any, ...]
+    ) -> tuple[Any, ...] | None:
+        """The edit where it acts on some tokens alone; the others stay as they are, bit for bit."""
+        z: Tensor = args[0]
+        if torch.compiler.is_compiling():
+            refuse_compiled(effective.path)
+        tokens = self._tokens.current()
+        found = tokens.acting(effective.positions, z.device)
+        if found is False:
+            return None
+        if module.training and torch.is_grad_enabled():
+            self._tokens.check_learns(found, effective.positions)
+        width = len(heads_shape(z, effective.heads, effective.head_dim, effective.path))
+        mask = acts_on(found, z, tokens, width, effective.path)
+        edited = effective(z) if affine is None else effective(z, affine)
+        return (edited if mask is None else torch.where(mask, edited, z), *args[1:])
 
 
 class SiteHooks:
@@ -89,18 +115,18 @@ class SiteHooks:
         self._model, self._choices = model, choices
         self._by_site: dict[str, SiteHook] = {}
         self._parents: list[str] = []
-        self.passes = Passes(choices)
+        self.passes, self._tokens = Passes(choices), TokenHooks(model, choices)
         self._uncalled = Uncalled(model, spec)
         self._around: list[RemovableHandle] = []
         self._held_by: nn.Module | None = None
 
-    def add(self, sites: Iterable[HeadSite]) -> None:
-        """Puts a hook on each site that has none."""
+    def add(self, sites: Iterable[HeadSite], positions: str = "all") -> None:
+        """Puts a hook on each site that has none, and around the model where edits act on some tokens alone."""
         new = [site for site in sites if site.name not in self._by_site]
         for site in new:
             parent, _, name = site.path.rpartition(".")
             module = self._model.get_submodule(parent)
-            self._by_site[site.name] = SiteHook(site.name, module, name, self._choices, self.passes)
+            self._by_site[site.name] = SiteHook(site.name, module, name, self._choices, self.passes, self._tokens)
             self._parents.append(parent)
             self._uncalled.add(site)
         holder = self._holder()
@@ -112,6 +138,10 @@ class SiteHooks:
             ]
             for handle in before:
                 handle.remove()
+        some = positions != "all" or self._tokens.there
+        if some and (new or not self._tokens.there):
+            self._tokens.put_on(self._around_layers())
+            new = new or list(sites)
         if new and "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # a compiled model does not notice hooks that were added later
 
@@ -121,6 +151,7 @@ class SiteHooks:
             hook.remove()
         for handle in self._around:
             handle.remove()
+        self._tokens.remove()
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         for hook in self._by_site.values():
@@ -134,6 +165,18 @@ class SiteHooks:
         running = self.passes.end()
         if running is not None:
             self._uncalled.end(running, completed=output is not None)
+
+    def _around_layers(self) -> list[nn.Module]:
+        """The model and the modules in it that hold all sites, from the outermost to the one that has the layers."""
+        paths = [path.split(".") for path in self._parents]
+        parts = [same[0] for same in takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))]
+        found = [self._model]
+        for i in range(len(parts)):
+            module = self._model.get_submodule(".".join(parts[: i + 1]))
+            if isinstance(module, nn.ModuleList | nn.ModuleDict):
+                break
+            found.append(module)
+        return found
 
     def _holder(self) -> nn.Module:
         """The innermost module with a forward pass of its own that holds all sites."""

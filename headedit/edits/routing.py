@@ -17,6 +17,9 @@ class RoutedEdit(nn.Module):
 
     Buffers:
         scale, offset: [rows, heads * head_dim]; 1 and 0 in a row that is not edited.
+
+    Fields:
+        positions: the tokens that the edits act on: of all rows, or of each.
     """
 
     idle = False
@@ -31,6 +34,9 @@ class RoutedEdit(nn.Module):
         """
         super().__init__()
         self.heads, self.head_dim, self.path = site.heads, site.head_dim, site.path
+        kinds = {edit.positions for edit in edits if edit is not None}
+        of_each = ["all" if edit is None else edit.positions for edit in edits]
+        self.positions = kinds.pop() if len(kinds) == 1 else tuple(of_each[i] for i in index.tolist())
         device = next(p.device for edit in edits if edit is not None for p in edit.parameters())
         nothing = torch.ones(site.width, device=device), torch.zeros(site.width, device=device)
         pairs = [nothing if edit is None else edit.scale_and_offset() for edit in edits]

@@ -34,6 +34,7 @@ class SiteEdit(nn.Module):
     Fields:
         idle: whether hardening left no open head, so that the site is skipped.
         strength: the factor on both vectors, which all sites of an adapter share.
+        positions: the tokens that the edit acts on; the hook sees to that.
         deterministic: whether the gates have their value in eval mode in training mode too, with gradients.
     """
 
@@ -49,6 +50,7 @@ class SiteEdit(nn.Module):
         self.distribution = HardConcrete(config.temperature, *config.stretch)
         self.expectation = config.eval_gate == "expectation"
         self.idle = False
+        self.positions = config.positions
         self.strength = Strength() if strength is None else strength
         self.vectors, self.gates = NamedParameters(0.0, config.init_std), NamedParameters(config.gate_init, 0.0)
         for vector in VECTORS if config.vectors == "both" else (config.vectors,):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from headedit.edits.positions import IN_WORDS
 from headedit.errors import HeadEditError
 from headedit.specs import HeadSite
 
@@ -23,6 +24,15 @@ def check_same_sites(ours: list[HeadSite], theirs: list[HeadSite]) -> None:
             f"These edits cannot be added: {len(differing)} of their sites differ, such as {name}: "
             f"{a.get(name, 'no site')} against {b.get(name, 'no site')}. Add edits of the same layers, sites and model "
             "shape."
+        )
+
+
+def check_same_positions(ours: str, theirs: str) -> None:
+    """Raises a HeadEditError where edits act on other tokens."""
+    if ours != theirs:
+        raise HeadEditError(
+            f"These edits do not go together: one acts on {IN_WORDS[ours]} (positions={ours!r}), another on "
+            f"{IN_WORDS[theirs]} (positions={theirs!r})."
         )
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from headedit.edits.adapter import Adapter
 from headedit.edits.adapter_set import AdapterSet
+from headedit.edits.positions import IN_WORDS
 from headedit.errors import HeadEditError
 from headedit.hf.names import hub_id
 from headedit.io.files import write_atomically
@@ -93,6 +94,8 @@ def card(
     counts = edits.module.count_open()
     rows = [("edited heads", _of(counts["any"])), ("open offset gates", _of(counts["offset"]))]
     rows += [("open scale gates", _of(counts["scale"]))]
+    positions = edits.module.config.positions
+    rows += [] if positions == "all" else [("acts on", IN_WORDS[positions])]
     rows += [("effective parameters", f"{edits.module.count_effective_parameters():,}")]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",

@@ -7,7 +7,8 @@ still read. A file may come from anyone: nothing in it is run, and its sizes, nu
 anything is made of them.
 
 The config: format_version; versions (headedit, torch, transformers); base_model (name_or_path, revision, model_type,
-class, shape); spec and spec_sha256; config, the fields of ``EditConfig``; strength; date, which the chat template was
+class, shape); spec and spec_sha256; config, the fields of ``EditConfig``, of
+which positions are left out where they are all; strength; date, which the chat template was
 told in training, if it asked for one; sites, a row each (layer, layers, kind, name, heads, head_dim); data_sha256, of
 what follows the header. In the header it is JSON under the key
 ``config``. The copy has tensors_sha256, of the whole tensors' file, as well, by which older versions read the pair.

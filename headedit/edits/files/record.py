@@ -38,11 +38,16 @@ def base_record(model: nn.Module, spec: Spec) -> dict[str, Any]:
 def adapter_record(adapter: Adapter) -> dict[str, Any]:
     """Config, strength and sites of an adapter, and its date where it has one."""
     return {
-        "config": dict(vars(adapter.config)),
+        "config": config_record(adapter.config),
         "strength": adapter.strength,
         "sites": [site_row(site) for site in adapter.sites],
         **({} if adapter.date is None else {"date": adapter.date}),
     }
+
+
+def config_record(config: EditConfig) -> dict[str, Any]:
+    """The fields of a config; positions where they are not all, so that older versions can read the others."""
+    return {key: value for key, value in vars(config).items() if key != "positions" or value != "all"}
 
 
 def check_keys(record: object, kinds: dict[str, type], where: str) -> dict[str, Any]:

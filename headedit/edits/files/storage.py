@@ -3,6 +3,7 @@
 A folder that a model's own ``save_pretrained`` or a Trainer wrote with edits attached is read as well.
 """
 
+import logging
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -25,9 +26,13 @@ from headedit.edits.files.record import adapter_record, base_record, read_config
 from headedit.edits.files.state import set_frozen_gates
 from headedit.edits.files.values import parameters_of, tensors_of
 from headedit.edits.gate_set import harden
+from headedit.edits.positions import IN_WORDS
+from headedit.edits.summands import check_same_positions
 from headedit.errors import HeadEditError
 from headedit.io.strict import build
 from headedit.specs import HeadSite, Spec, find_spec
+
+logger = logging.getLogger(__name__)
 
 
 class _Saved(NamedTuple):
@@ -125,6 +130,8 @@ def read_with_spec(
     check_sites(saved.record, sites, folder)
     adapter = Adapter(sites, saved.config)
     _fill(adapter, saved)
+    if saved.config.positions != "all":
+        logger.warning("%s: these edits act on %s alone.", folder, IN_WORDS[saved.config.positions])
     return found, adapter
 
 
@@ -154,9 +161,11 @@ def load_tensors(edits: AdapterSet, directory: "str | PathLike[str]") -> None:
     """Copies the values saved in a folder into the active adapter, as resuming a run does.
 
     Raises:
-        HeadEditError: the folder holds no such edits.
+        HeadEditError: the folder holds no such edits, or edits that act on other tokens.
     """
-    _fill(edits.module, _read(Path(directory)))
+    saved = _read(Path(directory))
+    check_same_positions(edits.module.config.positions, saved.config.positions)
+    _fill(edits.module, saved)
 
 
 def read(directory: "str | PathLike[str]") -> Adapter:

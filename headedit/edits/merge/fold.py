@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from headedit.edits.adapter import Adapter, weighted_sum
 from headedit.edits.adapter_set import AdapterSet
 from headedit.edits.merge.projection import merged_tensors, weight_owners, why_not_mergeable
+from headedit.edits.positions import check_everywhere
 from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
 from headedit.io.bars import tqdm
@@ -67,10 +68,11 @@ def fold(edits: AdapterSet, adapter: Adapter, *, progressbar: bool = False) -> l
         progressbar: show a bar over the sites.
 
     Raises:
-        HeadEditError: the edits are detached, or a site's module cannot hold a scale in its weight; the message says
-            why.
+        HeadEditError: the edits are detached, act on some tokens alone, or a site's module cannot hold a scale in its
+            weight; the message says why.
     """
     check_attached(edits)
+    check_everywhere(adapter.config.positions, "they cannot be merged")
     owners = weight_owners(edits.model)
     folded = []
     pairs: Iterable[tuple[HeadSite, SiteEdit]] = adapter.pairs()

@@ -20,6 +20,7 @@ from headedit.edits.adapter_set import AdapterSet
 from headedit.edits.files.values import check_effective
 from headedit.edits.merge.fold import check_attached, wide_scale_and_offset
 from headedit.edits.merge.projection import weight_owners, why_not_mergeable
+from headedit.edits.positions import check_everywhere
 from headedit.errors import HeadEditError
 from headedit.hf.names import portable_name
 from headedit.io.files import write_atomically
@@ -41,12 +42,14 @@ def to_peft(edits: AdapterSet, directory: "str | PathLike[str]") -> None:
         directory: the folder; it is made if it does not exist.
 
     Raises:
-        HeadEditError: PEFT is not installed, a value is NaN or infinite, a site is not a linear projection, or its
-            weight, which a LoRA is computed from, is quantized, offloaded or shared; or the folder cannot be written.
+        HeadEditError: PEFT is not installed, the edits act on some tokens alone, a value is NaN or infinite, a site is
+            not a linear projection, or its weight, which a LoRA is computed from, is quantized, offloaded or shared; or
+            the folder cannot be written.
     """
     check_attached(edits)
     if edits.merged is not None:
         raise HeadEditError("These edits are merged; call unmerge_adapter() first, as the base model must be plain.")
+    check_everywhere(edits.module.config.positions, "they cannot be an adapter of PEFT")
     peft = import_optional("peft", "Writing an adapter of PEFT")
     check_effective(edits.module)
     rows = [(site, *wide_scale_and_offset(edit)) for site, edit in edits.module.pairs()]

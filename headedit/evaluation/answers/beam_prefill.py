@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headedit.data.prompts import prompts_of
 from headedit.evaluation.answers.plain_cache import is_plain
 
 
@@ -28,7 +29,8 @@ def shared_prefill(model: nn.Module, ids: Tensor, mask: Tensor, beams: int) -> d
         return {}
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, :-1]
     given = {"position_ids": positions} if "position_ids" in takes else {}
-    out = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True, logits_to_keep=1, **given)
+    with prompts_of(mask.sum(1).tolist()):
+        out = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True, logits_to_keep=1, **given)
     cache: Any = getattr(out, "past_key_values", None)
     if not is_plain(cache):
         return {}

@@ -55,7 +55,7 @@ class CommonPrefix(Checked):
         """What ``read`` gives, unchecked; None where the cache cannot be copied."""
         width = len(self._prefix)
         if self._cache is None:
-            last = Row(self._prefix, [(width - 1, self._prefix[0], 0)])
+            last = Row(self._prefix, [(width - 1, self._prefix[0], 0)], width + 1)  # every prompt goes on
             self._cache = getattr(self._reader.read([last], use_cache=True)[2], "past_key_values", None)
             if not is_plain(self._cache):
                 return None
@@ -66,6 +66,7 @@ class CommonPrefix(Checked):
             Row(
                 row.tokens[width:],
                 [(at - width, token, k) for at, token, k in row.reads],
+                row.prompt,
                 [at - width for at in row.follows],
             )
             for row in rows

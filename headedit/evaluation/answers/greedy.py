@@ -6,6 +6,7 @@ and values cannot be cut to some of its rows; the batch is then decoded in one c
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from headedit.data.prompts import prompts_of
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.plain_cache import is_plain
 from headedit.specs.registry import find_spec
@@ -76,21 +78,23 @@ class GreedyDecoder:
         """
         width = ids.shape[1]
         found: list[list[int]] = [[] for _ in ids]
-        rows = list(range(len(ids)))
+        rows, prompts = list(range(len(ids))), mask.sum(1).tolist()
         given: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
         made = 0
         while made < max_new_tokens:
             if self.in_parts is not False:
                 has_ended = partial(self._has_ended, ended, rows)
                 given["stopping_criteria"] = StoppingCriteriaList([_EndOfPart(width, has_ended)])
-            out = self._model.generate(  # type: ignore[operator]
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=min(_FIRST, max_new_tokens) if self.in_parts is None else max_new_tokens - made,
-                return_dict_in_generate=True,
-                **given,
-                **self._settings,
-            )
+            whole = self.in_parts is False  # later calls are given new tokens too
+            with nullcontext() if whole else prompts_of([prompts[row] for row in rows]):
+                out = self._model.generate(  # type: ignore[operator]
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=min(_FIRST, max_new_tokens) if self.in_parts is None else max_new_tokens - made,
+                    return_dict_in_generate=True,
+                    **given,
+                    **self._settings,
+                )
             sequences = getattr(out, "sequences", out)  # a model with a generate of its own may give these alone
             new = sequences[:, width:].tolist()
             made = len(new[0])

@@ -130,7 +130,7 @@ def _separate(
     """The log-likelihood of each option of each question, each input run from the beginning of its prompt."""
     found = [[0.0] * len(tails) for _, tails in questions]
     rows = [
-        (n, Row(head + inner, [(len(head) - 1 + k, token, i) for i in options for k, token in enumerate(tails[i])]))
+        (n, Row(head + inner, _reads(len(head), tails, options), len(head)))
         for n, (head, tails) in enumerate(questions)
         for inner, options in passes(tails)
     ]
@@ -144,6 +144,11 @@ def _separate(
             for (_, _, option), value in zip(row.reads, row_values, strict=True):
                 found[n][option] += value
     return found
+
+
+def _reads(prompt: int, tails: Sequence[list[int]], options: Sequence[int]) -> list[tuple[int, int, int]]:
+    """What is read of the tokens of some options behind a prompt."""
+    return [(prompt - 1 + k, token, i) for i in options for k, token in enumerate(tails[i])]
 
 
 def _scores(

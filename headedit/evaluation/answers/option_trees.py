@@ -1,13 +1,14 @@
 """Log-likelihoods of all options of a prompt from one row: the prompt, then the options as a tree of tokens.
 
 Options that begin alike share the tokens of their beginning, and a mask of four dimensions lets each token see the
-prompt and the tokens of its own option alone. A pass is compared with one of a whole input before others follow, so
+prompt and the tokens of its own option alone. Edits that act on some tokens alone are read otherwise. A pass is compared with one of a whole input before others follow, so
 that a model that does not obey such a mask, or takes no position ids, is noticed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
+from headedit.edits.site_edit import SiteEdit
 from headedit.evaluation.answers.padding import takes_padding
 from headedit.evaluation.answers.plain_cache import Checked, agree, is_plain
 from headedit.evaluation.answers.rows import Row, RowReader
@@ -38,7 +39,8 @@ class OptionTrees(Checked):
         takes = {"position_ids", "attention_mask", "past_key_values"} <= reader.takes and takes_padding(
             reader.model, "right"
         )
-        super().__init__(takes and implementation in _IMPLEMENTATIONS)
+        by_place = any(isinstance(module, SiteEdit) and module.positions != "all" for module in reader.model.modules())
+        super().__init__(takes and implementation in _IMPLEMENTATIONS and not by_place)
 
     def scores(self, questions: Sequence[Question]) -> list[list[float]] | None:
         """The log-likelihood of each option of each question; None where they cannot be read so."""
@@ -97,4 +99,4 @@ def _tree(head: list[int], tails: Sequence[list[int]]) -> Row:
                 tokens.append(token)
                 follows.append(at)
             at = places[at, token]
-    return Row(tokens, reads, follows)
+    return Row(tokens, reads, len(head), follows)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from headedit.data.batches import token_embeddings
+from headedit.data.prompts import prompts_of
 from headedit.evaluation.answers.common_prefix import beginning
 from headedit.evaluation.answers.plain_cache import Checked, agree, is_plain, selected
 
@@ -50,7 +51,8 @@ class PromptStart(Checked):
     def _copies(self, rows: int) -> Any:
         device = token_embeddings(self._model).device
         if self._cache is None:
-            found = getattr(self._run(self._ids, []), "past_key_values", None)
+            with prompts_of([self.tokens + 1]):  # every prompt goes on
+                found = getattr(self._run(self._ids, []), "past_key_values", None)
             if not is_plain(found):
                 return None
             self._cache = found
@@ -60,8 +62,9 @@ class PromptStart(Checked):
         """Whether the shortest prompt, padded like the longest, goes on as it does after a pass of all of it."""
         shortest, longest = min(prompts, key=len), max(map(len, prompts))
         rest = [None] * (longest - len(shortest)) + shortest[self.tokens :]
-        found = self._run(rest, self._ids, past_key_values=self._copies(1)).logits[0, -1]
-        expected = self._run(shortest, []).logits[0, -1]
+        with prompts_of([len(shortest)]):
+            found = self._run(rest, self._ids, past_key_values=self._copies(1)).logits[0, -1]
+            expected = self._run(shortest, []).logits[0, -1]
         likeliest = expected.topk(min(_COMPARED, len(expected))).indices
         pairs = [logits.float().log_softmax(-1)[likeliest].tolist() for logits in (found, expected)]
         return all(agree(a, b, expected.dtype) for a, b in zip(*pairs, strict=True))

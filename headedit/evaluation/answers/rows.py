@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from headedit.data.batches import token_embeddings
+from headedit.data.prompts import prompts_of
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.tree_masks import tree_inputs
 from headedit.specs.registry import find_spec
@@ -27,12 +28,14 @@ class Row:
         tokens: its token ids.
         reads: (position, token, option) of each log-probability that is read: of ``token`` after the one at
             ``position``, for an option.
+        prompt: how many tokens its prompt has, in a cache too.
         follows: the index of the token that each of the last tokens follows, where several continue one; a token before
             these follows the one before it.
     """
 
     tokens: list[int]
     reads: list[tuple[int, int, int]]
+    prompt: int
     follows: Sequence[int] = ()
 
 
@@ -84,7 +87,8 @@ class RowReader:
         wanted = [sorted({at + shift for at, _, _ in row.reads}) for row, shift in zip(rows, shifts, strict=True)]
         most = max(map(len, wanted))
         positions = torch.tensor([at + [at[-1]] * (most - len(at)) for at in wanted], device=device)
-        logits, out = self._logits_at(positions, input_ids=ids, attention_mask=attention, **inputs)
+        with prompts_of([row.prompt for row in rows]):
+            logits, out = self._logits_at(positions, input_ids=ids, attention_mask=attention, **inputs)
         found = [
             (i, wanted[i].index(at + shifts[i]), token) for i, row in enumerate(rows) for at, token, _ in row.reads
         ]

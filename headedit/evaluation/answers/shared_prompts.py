@@ -47,14 +47,17 @@ class SharedPrompts(Checked):
         order = sorted(range(len(questions)), key=lambda i: -widths[i])
         for chosen in batches_of(order, widths, self._batch_size, equal=not self._left, tokens=self._tokens):
             part = [questions[i] for i in chosen]
-            prompts = [Row(head, [(len(head) - 1, tail[0], k) for k, tail in enumerate(tails)]) for head, tails in part]
+            prompts = [
+                Row(head, [(len(head) - 1, tail[0], k) for k, tail in enumerate(tails)], len(head))
+                for head, tails in part
+            ]
             values, mask, out = self._reader.read(prompts, left=True, use_cache=True)
             cache = getattr(out, "past_key_values", None)
             if not is_plain(cache):
                 return None
             for i, prompt, prompt_values in zip(chosen, prompts, values, strict=True):
                 _add(found[i], prompt, prompt_values)
-            endings = [(n, row) for n, (_, tails) in enumerate(part) for row in _endings(tails)]
+            endings = [(n, row) for n, (head, tails) in enumerate(part) for row in _endings(tails, len(head))]
             for some in self._chunks(endings, mask.shape[1]):
                 copied = selected(cache, torch.tensor([n for n, _ in some], device=mask.device))
                 past = mask[[n for n, _ in some]]
@@ -93,7 +96,7 @@ def longest_alone(reader: RowReader, question: Question, *, use_cache: bool = Fa
     head, tails = question
     option = max(range(len(tails)), key=lambda k: len(tails[k]))
     tail = tails[option]
-    row = Row(head + tail[:-1], [(len(head) - 1 + k, token, option) for k, token in enumerate(tail)])
+    row = Row(head + tail[:-1], [(len(head) - 1 + k, token, option) for k, token in enumerate(tail)], len(head))
     values, _, out = reader.read([row], use_cache=use_cache)
     return option, sum(values[0]), out
 
@@ -112,10 +115,10 @@ def passes(tails: Sequence[list[int]]) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-def _endings(tails: Sequence[list[int]]) -> list[Row]:
-    """The rows that continue a prompt, with what is read of each option after its first token."""
+def _endings(tails: Sequence[list[int]], prompt: int) -> list[Row]:
+    """The rows that continue a prompt of some tokens, with what is read of each option after its first token."""
     rows = [
-        Row(tokens, [(k, token, i) for i in options for k, token in enumerate(tails[i][1:])])
+        Row(tokens, [(k, token, i) for i in options for k, token in enumerate(tails[i][1:])], prompt)
         for tokens, options in passes(tails)
     ]
     return [row for row in rows if row.reads]

@@ -11,6 +11,7 @@ from headedit.data.tokens import TokenisedPrompt
 from headedit.edits.active_adapter import ActiveAdapter
 from headedit.edits.adapter_state import AdapterState
 from headedit.edits.attached import handle_of
+from headedit.edits.files.record import config_record
 from headedit.edits.handle import HeadEdits
 from headedit.hf.digest import digest_of, settings_digest, tensor_bytes, weights_digest
 from headedit.hf.names import portable_name
@@ -71,7 +72,7 @@ def _edits_digest(handles: Iterable[AdapterState]) -> str:
     for handle in handles:
         assert isinstance(handle, ActiveAdapter)
         adapter = handle.module
-        state = [vars(adapter.config), handle.strength, handle.disabled, handle.merged_adapters]
+        state = [config_record(adapter.config), handle.strength, handle.disabled, handle.merged_adapters]
         found.update(digest_of(state).encode())
         for site, edit in adapter.pairs():
             found.update(f"{site.name}, {site.heads} heads of {site.head_dim}, idle {edit.idle}".encode())

@@ -24,6 +24,7 @@ from torch.nn.functional import cosine_similarity
 from headedit.data.batches import batches
 from headedit.data.encoding import encode_all
 from headedit.data.losses import mean_losses
+from headedit.data.prompts import labelled
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
@@ -155,7 +156,9 @@ def _gradients(
     """The summed loss of a batch; and by the site's path the inputs of its module before and after the edits, and the
     gradient of that loss with respect to the latter, for each time that the module runs."""
     with torch.enable_grad(), _recorded(model, sites, "before") as before, _recorded(model, sites, "after") as after:
-        total = mean_losses(model(**inputs).logits, labels).sum()
+        with labelled(labels):
+            logits = model(**inputs).logits
+        total = mean_losses(logits, labels).sum()
     paths = [site.path for site in sites]
     given = [z for path in paths for z in after[path]]
     gradients = iter(torch.autograd.grad(total, given, allow_unused=True, materialize_grads=True))

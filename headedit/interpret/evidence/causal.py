@@ -16,6 +16,7 @@ from torch import Tensor
 from headedit.data.batches import batches
 from headedit.data.encoding import encode_all
 from headedit.data.losses import mean_losses
+from headedit.data.prompts import labelled
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.interpret.evidence.heads import Choice, Head, edited_heads, switched_off
@@ -85,9 +86,10 @@ def leave_one_out(
         for numbers, inputs, labels in batches(
             model, rows, batch_size, what="switching heads off", progress=progress, passes=1 + len(chosen)
         ):
-            before[numbers] = mean_losses(run.logits(inputs), labels).cpu()
+            with labelled(labels):
+                before[numbers] = mean_losses(run.logits(inputs), labels).cpu()
             for i, head in enumerate(chosen):
-                with switched_off(edits, [head]):
+                with switched_off(edits, [head]), labelled(labels):
                     after[i, numbers] = mean_losses(run.logits(inputs), labels).cpu()
     return HeadEffects(heads=chosen, before=before, after=after)
 
@@ -135,14 +137,16 @@ def patch(
             progress=progress,
             passes=2 + len(chosen),
         ):
-            edited_logits, edited = run.heads(inputs, sites)
+            with labelled(labels):
+                edited_logits, edited = run.heads(inputs, sites)
             with edits.disable_adapter():
                 base_logits, base = run.heads(inputs, sites)
             tokens = inputs["input_ids"].numel()
             if into == "edited":
                 before[numbers] = mean_losses(edited_logits, labels).cpu()
                 for i, head in enumerate(chosen):
-                    logits = run.logits(inputs, head.site, replaced(head, base[head.site.path], tokens))
+                    with labelled(labels):
+                        logits = run.logits(inputs, head.site, replaced(head, base[head.site.path], tokens))
                     after[i, numbers] = mean_losses(logits, labels).cpu()
             else:
                 before[numbers] = mean_losses(base_logits, labels).cpu()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from headedit.data.batches import IGNORED, Encoded, batches
 from headedit.data.encoding import encode_all
+from headedit.data.prompts import labelled
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
@@ -200,7 +201,7 @@ def _measure(
             found = []
             for head in chosen:
                 others = [h for h in everything if (h.site.path, h.index) != (head.site.path, head.index)]
-                with switched_off(edits, others):
+                with switched_off(edits, others), labelled(labels):
                     found.append(_summed(model(**inputs).logits, where) - base)
             changes = torch.stack(found) if changes is None else changes + torch.stack(found)
             counted += int(where.sum())

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from headedit.data.equal_lengths import in_equal_lengths, wrong_side
 from headedit.data.losses import WithoutLogits, head_of_plain_loss, is_large
+from headedit.data.prompts import labelled
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.hf.compiled import is_compiled
@@ -59,9 +60,11 @@ class ScoresResponses(_TrainerMethods):  # type: ignore[misc]
                 "per_device_eval_batch_size to 1 and gradient_accumulation_steps to the size of a batch, or train with "
                 "headedit.HeadEditTrainer or headedit.fit, which run rows of equal length together."
             )
-        return super().compute_loss(
-            called, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-        )
+        labels = inputs.get("labels")
+        with labelled(labels if isinstance(labels, Tensor) else None):  # the Trainer takes them out of what it calls
+            return super().compute_loss(
+                called, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any

@@ -94,7 +94,7 @@ class Planner:
         self, config: Any, edits: EditConfig | None = None, *, spec: "Spec | str | None" = None, whole: bool = False
     ) -> None:
         self._config, self._spec, self._whole = config, spec, whole
-        self._edits = EditConfig() if edits is None else edits
+        self._edits = EditConfig() if edits is None else replace(edits, positions="all")  # as much memory as on some
         self._skeletons: dict[tuple[object, ...], Skeleton] = {}
         self._steps: dict[Setup, Step] = {}
 
