@@ -1,8 +1,9 @@
 """Log-likelihoods of all options of a prompt from one row: the prompt, then the options as a tree of tokens.
 
 Options that begin alike share the tokens of their beginning, and a mask of four dimensions lets each token see the
-prompt and the tokens of its own option alone. Edits that act on some tokens alone are read otherwise. A pass is compared with one of a whole input before others follow, so
-that a model that does not obey such a mask, or takes no position ids, is noticed.
+prompt and the tokens of its own option alone. Edits that act on some tokens alone are read otherwise. A pass is
+compared with one of a whole input before others follow, so that a model that does not obey such a mask, or takes no
+position ids, is noticed.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -16,15 +16,15 @@ from headedit.training.recipes.rates import count_values, default_rate, groups_w
 Scores = dict[tuple[int, str], Tensor]
 """The score of each gate, [heads], by site and vector."""
 
-SHRINK = 0.9
-"""Share of the previous level's gates that a level keeps; the last few levels lose one gate each."""
+_FEW = 64
 
 
 def level_sizes(gates: int, smallest: int) -> list[int]:
-    """Numbers of gates of the levels: each is 0.9 of the one before, and at least one fewer."""
+    """Numbers of gates of the levels: each is 0.8 of one of many gates, 0.9 of one of few, and at least one fewer."""
     found = [gates]
     while found[-1] > smallest:
-        found.append(max(smallest, min(found[-1] - 1, int(SHRINK * found[-1]))))
+        share = 0.9 if found[-1] <= _FEW else 0.8
+        found.append(max(smallest, min(found[-1] - 1, int(share * found[-1]))))
     return found
 
 
