@@ -5,6 +5,7 @@ Samworth 2013), with decoys: variables that are false by construction and compet
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,9 +20,8 @@ RATE = 0.1
 """The nominal rate of false selections where none is given."""
 
 _GROWTH = 1.4
-_TOGETHER = 0.5
 _EITHER = 0.9
-_PRESENT = 0.1
+_CHANCE = 0.01
 
 
 class Competitor(NamedTuple):
@@ -122,8 +122,9 @@ def select(orders: Sequence[Sequence[Competitor]], competitors: int, rate: float
     """Chooses the gates that halves of the examples agree on.
 
     Of all numbers q and thresholds π at which both the worst-case bound and the number of decoys that pass are at most
-    ``rate`` times the number of gates that pass, it takes those with most gates, and of these the smallest q. The bound
-    is that of a q fixed beforehand; the choice of q among a few is not part of it, and is what the decoys are for.
+    ``rate`` times the number of gates that pass, it takes those with most gates, of these the largest q, which tells
+    most of the other gates, and with it the highest threshold. The bound is that of a q fixed beforehand; the choice of
+    q among a few is not part of it, and is what the decoys are for.
 
     Args:
         orders: for every half the competitors, the most important first, at least ``largest_q`` of them; the halves of
@@ -145,12 +146,12 @@ def select(orders: Sequence[Sequence[Competitor]], competitors: int, rate: float
             real, decoys = _passing(counts, least)
             allowed = rate * real
             bound = worst_case_bound(q, competitors, least / len(orders))
-            if real > most and bound <= allowed + 1e-12 and decoys <= allowed + 1e-12:
+            if real and real >= most and bound <= allowed + 1e-12 and decoys <= allowed + 1e-12:
                 found, most = (q, least, decoys), real
     q, least, decoys = found or (min(sizes_of(competitors, rate)[-1], competitors), len(orders) + 1, 0)
     counts = Counter(itertools.chain.from_iterable(order[:q] for order in orders))
     rows = [
-        GateProportion(gate=tuple(one.gate), proportion=count / len(orders), chosen=count >= least)
+        GateProportion(gate=(*one.gate,), proportion=count / len(orders), chosen=count >= least)
         for one, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         if not one.decoy
     ]
@@ -199,16 +200,25 @@ def _passing(counts: Counter[Competitor], least: int) -> tuple[int, int]:
 
 
 def _groups(orders: Sequence[Sequence[Competitor]], q: int) -> list[list[tuple[int, str, int]]]:
-    """Gates that are selected in each other's place: seldom both, nearly always one of them."""
+    """Gates that are selected in each other's place: nearly always one of them, and both more seldom than by chance.
+
+    Chance is that of the hypergeometric distribution, the halves in which each is selected being given.
+    """
     halves = [{(*one.gate,) for one in order[:q] if not one.decoy} for order in orders]
     counts = Counter(itertools.chain.from_iterable(halves))
-    shares = {gate: count / len(halves) for gate, count in counts.items() if count >= _PRESENT * len(halves)}
-    joined = {gate: {gate} for gate in shares}
-    for a, b in itertools.combinations(sorted(shares), 2):
-        both = sum(a in half and b in half for half in halves) / len(halves)
-        either = shares[a] + shares[b] - both
-        if either >= _EITHER and max(shares[a], shares[b]) < 1 and both <= _TOGETHER * shares[a] * shares[b]:
+    common = sorted(gate for gate, count in counts.items() if 1 < count < len(halves))
+    joined = {gate: {gate} for gate in common}
+    for a, b in itertools.combinations(common, 2):
+        both = sum(a in half and b in half for half in halves)
+        either = counts[a] + counts[b] - both
+        if either >= _EITHER * len(halves) and _at_most(both, counts[a], counts[b], len(halves)) <= _CHANCE:
             merged = joined[a] | joined[b]
             for gate in merged:
                 joined[gate] = merged
     return sorted(sorted(group) for group in {frozenset(group) for group in joined.values()} if len(group) > 1)
+
+
+def _at_most(both: int, first: int, second: int, total: int) -> float:
+    """The probability that random sets of these sizes share at most so many of all."""
+    ways = math.comb(total, second)
+    return sum(math.comb(first, i) * math.comb(total - first, second - i) / ways for i in range(both + 1))

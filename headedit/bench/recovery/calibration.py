@@ -14,17 +14,15 @@ from headedit.edits import attach
 from headedit.edits.gate_set import GateIndex, all_gates
 from headedit.errors import HeadEditError, suggest
 from headedit.io.files import write_atomically
-from headedit.runs.selection import Competitor, select
+from headedit.runs.selection import Competitor, largest_q, select
 from headedit.training.recipes.session import Session
 from headedit.training.recipes.stability_selection import ranked_halves
 
-RATES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+RATES = (0.05, 0.1, 0.15, 0.2, 0.3)
 """Nominal rates of false gates among the chosen ones."""
 
 PROBLEM = {"examples": 128, "tokens": 16}
 """Smaller than those of the other benches, since many are needed."""
-
-_KEPT = 48
 
 
 def bench_calibration(
@@ -32,7 +30,6 @@ def bench_calibration(
     seeds: Sequence[int] = range(10),
     *,
     halves: int = 10,
-    rates: Sequence[float] = RATES,
     folder: Path | None = None,
     jobs: int = 1,
     progress: bool = True,
@@ -44,7 +41,6 @@ def bench_calibration(
         shapes: of the models.
         seeds: one problem each.
         halves: number of halves of the examples that are ranked.
-        rates: nominal rates.
         folder: the rankings of each finished problem are kept there, and read where they are; None to keep none.
         jobs: number of processes.
         progress: show a bar.
@@ -69,8 +65,8 @@ def bench_calibration(
     ]
     names = [f"{unit['shape']} {unit['seed']}" for unit in units]
     found = run_units(calibration_unit, units, names=names, jobs=jobs, progress=progress)
-    rows = [_row(problem, rate) for problem in found for rate in rates]
-    summary = [_summary(rate, [row for row in rows if row["rate"] == rate]) for rate in rates]
+    rows = [_row(problem, rate) for problem in found for rate in RATES]
+    summary = [_summary(rate, [row for row in rows if row["rate"] == rate]) for rate in RATES]
     columns = list(summary[0])
     return BenchResult(
         title="Planted heads: nominal against true false selections",
@@ -78,7 +74,7 @@ def bench_calibration(
             "shapes": list(shapes),
             "seeds": list(seeds),
             "halves": halves,
-            "rates": list(rates),
+            "rates": list(RATES),
             "problem": chosen,
         },
         rows=rows,
@@ -107,13 +103,14 @@ def calibration_unit(shape: str, seed: int, halves: int, problem: Mapping[str, A
             session = Session(edits, planted.train, None, Path(place), seed, 0, False)
             orders = ranked_halves(session, halves)
         competitors = 2 * len(all_gates(edits.module))
+        kept = largest_q(competitors, max(RATES))
     finally:
         edits.detach()
     row = {
         **asked,
         "planted": [list(gate) for gate in sorted(planted.values)],
         "competitors": competitors,
-        "orders": [[[*one.gate, one.decoy] for one in order[:_KEPT]] for order in orders],
+        "orders": [[[*one.gate, one.decoy] for one in order[:kept]] for order in orders],
     }
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -187,7 +187,8 @@ def rank(
 
 def _batches(rows: Sequence[Encoded], size: int, seed: int) -> Iterator[list[Encoded]]:
     """Batches without end, every example once before any again."""
-    generator, order = torch.Generator().manual_seed(seed), []
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
     while True:
         while len(order) < size:
             order += torch.randperm(len(rows), generator=generator).tolist()
@@ -206,6 +207,6 @@ def _contributions(vectors: Sequence[dict[str, nn.Parameter]]) -> list[dict[str,
 
     def effects(vector: Tensor) -> list[float]:
         grad = vector.grad
-        return [0.0] * len(vector) if grad is None else (vector * grad).sum(-1).tolist()  # type: ignore[no-any-return]
+        return [0.0] * len(vector) if grad is None else (vector * grad).sum(-1).tolist()
 
     return [{name: effects(vector) for name, vector in site.items()} for site in vectors]
