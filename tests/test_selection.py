@@ -14,8 +14,10 @@ from headedit import HeadEditError
 from headedit.edits.gate_set import GateIndex, all_gates
 from headedit.runs.error_bounds import largest_tail, r_concave_bound, worst_case_bound
 from headedit.runs.run import Run
-from headedit.runs.selection import Competitor, Selection, largest_q, select, sizes_of
+from headedit.runs.selection import Competitor, Exchange, Selection, largest_q, select, sizes_of, with_exchanges
 from headedit.training.recipes.decoys import Decoys
+from headedit.training.recipes.exchanges import measured_exchanges
+from headedit.training.recipes.session import Session
 from headedit.training.recipes.stability_selection import halves_of, rank
 
 GATES = [Competitor(GateIndex(0, "offset", head)) for head in range(32)]
@@ -105,6 +107,30 @@ def test_gates_that_are_selected_in_each_others_place_are_a_group():
     found = select([first, second] * 6, 640)
     assert found.groups == [[tuple(GATES[2].gate), tuple(GATES[3].gate)]]
     assert select([first] * 12, 640).groups == []
+
+
+def test_gates_whose_exchange_is_free_join_a_group_and_others_do_not():
+    first, second, third, fourth = (tuple(one.gate) for one in GATES[:4])
+    found = select([GATES[:2]] * 4, 64)
+    free = Exchange(gate=first, other=third, cost=0.01, standard_error=0.02)
+    also = Exchange(gate=second, other=third, cost=-0.01, standard_error=0.005)
+    dear = Exchange(gate=second, other=fourth, cost=0.03, standard_error=0.02)
+    assert with_exchanges(found, [free, dear]).groups == [[first, third]]
+    assert with_exchanges(found, [free, also, dear]).groups == [[first, second, third]]
+    kept = with_exchanges(found, [free, dear])
+    assert Selection.from_dict(json.loads(json.dumps(kept.to_dict()))) == kept
+
+
+def test_an_exchange_names_another_gate_and_leaves_the_edits_as_they_were(tmp_path, llama):
+    edits = headedit.attach(llama)
+    start = edits.snapshot()
+    session = Session(edits, ROWS, None, tmp_path, 0, 0, progress=False)
+    chosen = [GateIndex(0, "offset", 1), GateIndex(1, "scale", 2)]
+    found = measured_exchanges(session, chosen)
+    assert [one.gate for one in found] == chosen
+    assert not {one.other for one in found} & set(chosen)
+    assert all(one.standard_error > 0 for one in found)
+    assert all(torch.equal(a, b) for a, b in zip(start, edits.snapshot(), strict=True))
 
 
 def test_the_numbers_that_are_tried_rise_to_the_largest_that_the_rate_allows():

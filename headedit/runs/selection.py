@@ -8,7 +8,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from headedit.edits.gate_set import GateIndex
@@ -47,6 +47,28 @@ class GateProportion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """Another gate in the place of a chosen one.
+
+    Fields:
+        gate: the chosen one, (index of the site, vector, head).
+        other: the one in its place.
+        cost: mean rise of the loss, in nats per token.
+        standard_error: of the cost, over the examples.
+    """
+
+    gate: tuple[int, str, int]
+    other: tuple[int, str, int]
+    cost: float
+    standard_error: float
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it costs less than its standard error."""
+        return self.cost < self.standard_error
+
+
+@dataclass(frozen=True, kw_only=True)
 class Selection:
     """The gates that stability selection chooses, and how many of them may be false.
 
@@ -61,7 +83,8 @@ class Selection:
             assumptions.
         r_concave: the same, where the proportions' distributions are r-concave.
         decoys: number of decoys that pass the threshold.
-        groups: chosen gates with others that are selected in their place.
+        groups: interchangeable gates: the halves select one or the other, or an exchange is free.
+        exchanges: what it costs to put the best other gate in the place of each chosen one, where it was measured.
     """
 
     halves: int
@@ -74,6 +97,7 @@ class Selection:
     r_concave: float
     decoys: int
     groups: list[list[tuple[int, str, int]]] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
 
     @property
     def chosen(self) -> list[GateIndex]:
@@ -105,6 +129,8 @@ class Selection:
         plain = asdict(self)
         for row in plain["gates"]:
             row["gate"] = list(row["gate"])
+        for row in plain["exchanges"]:
+            row["gate"], row["other"] = list(row["gate"]), list(row["other"])
         plain["groups"] = [[list(gate) for gate in group] for group in self.groups]
         return plain
 
@@ -170,6 +196,13 @@ def select(orders: Sequence[Sequence[Competitor]], competitors: int, rate: float
     )
 
 
+def with_exchanges(found: Selection, exchanges: Sequence[Exchange]) -> Selection:
+    """The selection with measured exchanges; the gates of those that are free join one group."""
+    pairs = [(one.gate, one.other) for one in exchanges if one.is_free]
+    joined = _joined([*found.groups, *map(list, pairs)])
+    return replace(found, groups=joined, exchanges=list(exchanges))
+
+
 def check_rate(rate: float) -> None:
     """Raises a HeadEditError if a nominal rate is not above 0 and below 1."""
     if not 0 < rate < 1:
@@ -207,15 +240,22 @@ def _groups(orders: Sequence[Sequence[Competitor]], q: int) -> list[list[tuple[i
     halves = [{(*one.gate,) for one in order[:q] if not one.decoy} for order in orders]
     counts = Counter(itertools.chain.from_iterable(halves))
     common = sorted(gate for gate, count in counts.items() if 1 < count < len(halves))
-    joined = {gate: {gate} for gate in common}
+    pairs = []
     for a, b in itertools.combinations(common, 2):
         both = sum(a in half and b in half for half in halves)
         either = counts[a] + counts[b] - both
         if either >= _EITHER * len(halves) and _at_most(both, counts[a], counts[b], len(halves)) <= _CHANCE:
-            merged = joined[a] | joined[b]
-            for gate in merged:
-                joined[gate] = merged
-    return sorted(sorted(group) for group in {frozenset(group) for group in joined.values()} if len(group) > 1)
+            pairs.append([a, b])
+    return _joined(pairs)
+
+
+def _joined(groups: Sequence[Sequence[tuple[int, str, int]]]) -> list[list[tuple[int, str, int]]]:
+    """Groups without a common gate, made of groups that may have some."""
+    found: list[set[tuple[int, str, int]]] = []
+    for group in groups:
+        merged = set(group).union(*(other for other in found if other & set(group)))
+        found = [other for other in found if not other & merged] + [merged]
+    return sorted(sorted(group) for group in found)
 
 
 def _at_most(both: int, first: int, second: int, total: int) -> float:

@@ -150,6 +150,7 @@ class RunFolder:
 
 def selection_table(found: Selection) -> Table:
     """The figures of stability selection."""
+    free = f"{sum(one.is_free for one in found.exchanges)} of {len(found.exchanges)}"
     cells = [
         ["chosen gates", shown(len(found.chosen))],
         ["halves of the examples", shown(found.halves)],
@@ -160,6 +161,7 @@ def selection_table(found: Selection) -> Table:
         *([["bound on false gates, r-concave", shown(found.r_concave)]] if found.chosen else []),
         *([["false discovery rate by the decoys", shown(found.decoy_rate)]] if found.chosen else []),
         ["groups of interchangeable gates", shown(len(found.groups))],
+        *([["exchanges that cost less than their standard error", free]] if found.exchanges else []),
     ]
     note = (
         "The bounds are on gates that a half selects by chance. A head that stands in for another one in every half is "

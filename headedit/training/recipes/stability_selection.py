@@ -4,42 +4,37 @@ Each half is ranked from the same first edits and knows nothing of the other exa
 that were trained on all examples would carry what they learned by chance into every half.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from headedit.data.batches import Encoded, PadRight
-from headedit.data.losses import total_loss
+from headedit.data.batches import Encoded
 from headedit.edits import HeadEdits
 from headedit.edits.gate_set import all_gates, close, freeze_gates
 from headedit.errors import HeadEditError
 from headedit.hf.checkpointing import evaluating_with_gradients
 from headedit.io.bars import tqdm
-from headedit.runs.selection import RATE, Competitor, Selection, largest_q, select
+from headedit.runs.selection import RATE, Competitor, Selection, largest_q, select, with_exchanges
 from headedit.training.loop.state import State
 from headedit.training.recipes.decoys import Decoys
-from headedit.training.recipes.gradients import activation_rms
+from headedit.training.recipes.exchanges import MOST_EXCHANGED, measured_exchanges, session_rms
 from headedit.training.recipes.session import Session
+from headedit.training.recipes.short_training import ShortTraining
 
 STEPS = 60
 """Optimiser steps by which a half is ranked."""
 
-_OFFSET_RATE, _SCALE_RATE = 0.1, 0.05
-_FULL_RATE = 64
-_WARM_UP, _FIRST_CLOSED, _LAST_CLOSED = 0.05, 0.2, 0.9
+_FIRST_CLOSED, _LAST_CLOSED = 0.2, 0.9
 _MEMORY = 0.95
-_MAX_NORM = 0.3
 _KEPT_RATE = 0.5
-_SAMPLE = 16
 
 
 def select_heads(session: Session, halves: int, rate: float = RATE) -> Selection:
     """Ranks the gates on complementary halves of the training examples, and chooses those that the halves agree on.
 
-    The edits are left as they were when the session began. A half that was ranked before the run was stopped is read
-    from the journal.
+    Then it measures what it costs to exchange each of the chosen gates; see ``measured_exchanges``. The edits are left
+    as they were when the session began. What was done before the run was stopped is read from the journal.
 
     Args:
         session: the run.
@@ -50,8 +45,8 @@ def select_heads(session: Session, halves: int, rate: float = RATE) -> Selection
         HeadEditError: the edits have no gates, or there are fewer than 4 examples.
     """
     gates = all_gates(session.edits.module)
-    orders = ranked_halves(session, halves)
-    return select(orders, 2 * len(gates), rate)
+    found = select(ranked_halves(session, halves), 2 * len(gates), rate)
+    return with_exchanges(found, measured_exchanges(session, found.chosen[:MOST_EXCHANGED]))
 
 
 def ranked_halves(session: Session, halves: int) -> list[list[Competitor]]:
@@ -72,7 +67,7 @@ def ranked_halves(session: Session, halves: int) -> list[list[Competitor]]:
             finished = session.journal.finished(name)
             if finished is None:
                 session.restore_start()
-                rms = rms or _activation_rms(session)
+                rms = rms or session_rms(session)
                 order = rank(
                     edits,
                     [rows[i] for i in chosen],
@@ -88,12 +83,6 @@ def ranked_halves(session: Session, halves: int) -> list[list[Competitor]]:
             bar.update()
     session.restore_start()
     return found
-
-
-def _activation_rms(session: Session) -> list[float]:
-    """Root mean square of each site's input on a few examples, [sites]."""
-    with session.without_prefix_cache():
-        return activation_rms(session.edits, lambda: session.example_losses(session.train[:_SAMPLE]))
 
 
 def check_halves(halves: int) -> None:
@@ -128,8 +117,7 @@ def rank(
 
     The vectors of all gates are trained together for a few steps. Those that contribute least to the loss,
     ⟨v, ∂L/∂v⟩² as a running mean, are closed for good, until one is left; the order of closing, backwards, is the rank.
-    Learning rates are in units of the site's activations and fall with the number of open gates above 64, so that the
-    change of the model does not grow with it.
+    The learning rates are those of ``ShortTraining``.
 
     Args:
         edits: the handle, with the edits to start from; they are changed.
@@ -145,34 +133,27 @@ def rank(
     freeze_gates(module, gates)
     decoys = Decoys(edits, seed)
     kinds: list[list[dict[str, nn.Parameter]]] = [[dict(edit.vectors.items()) for edit in sites], decoys.vectors]
-    groups = [
-        {
-            "params": [kind[i][name] for kind in kinds],
-            "full": _OFFSET_RATE * rms[i] if name == "offset" else _SCALE_RATE,
-        }
-        for i in range(len(sites))
-        for name in kinds[0][i]
-    ]
-    parameters = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
-    optimizer = torch.optim.Adam(groups, eps=1e-6)
+    training = ShortTraining(
+        edits,
+        kinds,
+        rows,
+        rms=rms,
+        batch_size=batch_size,
+        pad_token_id=pad_token_id,
+        seed=seed,
+        steps=steps,
+    )
     alive = [Competitor(gate, decoy) for decoy in (False, True) for gate in gates]
     total, dropped, scores = len(alive), [], dict.fromkeys(alive, 0.0)
-    batches = _batches(rows, min(batch_size, len(rows)), seed)
     with evaluating_with_gradients(edits.model), decoys:
         for step in range(steps):
-            factor = _schedule(step, steps) * min(1.0, 2 * _FULL_RATE / len(alive))
-            for group in optimizer.param_groups:
-                group["lr"] = factor * group["full"]
-            optimizer.zero_grad()
-            loss, tokens = total_loss(edits.model, PadRight(pad_token_id)(next(batches)))
-            (loss / max(1, tokens)).backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(parameters, _MAX_NORM)
+            training.backward(open_gates=(len(alive) + 1) // 2)
             found = [_contributions(kind) for kind in kinds]
             for one in alive:
                 site, vector, head = one.gate
                 effect = sum(found[one.decoy][site][name][head] for name in sites[site].vectors_of(vector)) ** 2
                 scores[one] = effect if step == 0 else _MEMORY * scores[one] + (1 - _MEMORY) * effect
-            optimizer.step()
+            training.update()
             share = ((step + 1) / steps - _FIRST_CLOSED) / (_LAST_CLOSED - _FIRST_CLOSED)
             left = round(total ** (1 - min(1.0, max(0.0, share))))
             if left < len(alive):
@@ -183,22 +164,6 @@ def rank(
                 decoys.close([one.gate for one in closed if one.decoy], sites)
     module.zero_grad()
     return [*alive, *dropped[::-1]]
-
-
-def _batches(rows: Sequence[Encoded], size: int, seed: int) -> Iterator[list[Encoded]]:
-    """Batches without end, every example once before any again."""
-    generator = torch.Generator().manual_seed(seed)
-    order: list[int] = []
-    while True:
-        while len(order) < size:
-            order += torch.randperm(len(rows), generator=generator).tolist()
-        chosen, order = order[:size], order[size:]
-        yield [rows[i] for i in chosen]
-
-
-def _schedule(step: int, steps: int) -> float:
-    """A warm-up over a twentieth of the steps, and a cosine down to 0."""
-    return min(1.0, (step + 1) / (_WARM_UP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @torch.no_grad()
