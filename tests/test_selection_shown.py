@@ -87,6 +87,7 @@ def test_the_report_has_the_figures_and_how_sure_every_head_is(run):
     assert "scale" in row
     swapped = page[page.index('id="head-attention-1-0"') :].split("</tr>")[0]
     assert "1.1 scale" in swapped
+    assert "1.0 scale" not in swapped
     assert "offset selected" in page
 
 

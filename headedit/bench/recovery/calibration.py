@@ -65,7 +65,7 @@ def bench_calibration(
     ]
     names = [f"{unit['shape']} {unit['seed']}" for unit in units]
     found = run_units(calibration_unit, units, names=names, jobs=jobs, progress=progress)
-    rows = [_row(problem, rate) for problem in found for rate in RATES]
+    rows = [_row(one, rate) for one in found for rate in RATES]
     summary = [_summary(rate, [row for row in rows if row["rate"] == rate]) for rate in RATES]
     columns = list(summary[0])
     return BenchResult(
@@ -103,14 +103,14 @@ def calibration_unit(shape: str, seed: int, halves: int, problem: Mapping[str, A
             session = Session(edits, planted.train, None, Path(place), seed, 0, False)
             orders = ranked_halves(session, halves)
         competitors = 2 * len(all_gates(edits.module))
-        kept = largest_q(competitors, max(RATES))
+        first = largest_q(competitors, max(RATES))
     finally:
         edits.detach()
-    row = {
+    row: Row = {
         **asked,
         "planted": [list(gate) for gate in sorted(planted.values)],
         "competitors": competitors,
-        "orders": [[[*one.gate, one.decoy] for one in order[:kept]] for order in orders],
+        "orders": [[[*one.gate, one.decoy] for one in order[:first]] for order in orders],
     }
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)

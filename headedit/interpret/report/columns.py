@@ -151,11 +151,11 @@ def _sure(source: HeadMap, selection: Selection, rows: Iterable[Key]) -> Iterato
     chosen = {(places[gate.site, gate.head], gate.vector) for gate in selection.chosen}
     others: dict[Key, list[str]] = {}
     for group in selection.groups:
-        for site, _, head in group:
+        for index, _, head in group:
             names = [
-                f"{places[a, b][1]}.{places[a, b][2]} {vector}" for a, vector, b in group if (a, b) != (site, head)
+                f"{places[a, b][1]}.{places[a, b][2]} {vector}" for a, vector, b in group if (a, b) != (index, head)
             ]
-            others.setdefault(places[site, head], []).extend(names)
+            others.setdefault(places[index, head], []).extend(names)
     for key in rows:
         yield {
             "sure": " and ".join(vector for vector in ("offset", "scale") if (key, vector) in chosen) or "no",

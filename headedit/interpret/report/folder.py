@@ -164,8 +164,8 @@ def selection_table(found: Selection) -> Table:
         *([["exchanges that cost less than their standard error", free]] if found.exchanges else []),
     ]
     note = (
-        "The bounds are on gates that a half selects by chance. A head that stands in for another one in every half is "
-        "not such a gate; decoys, and the groups, tell of those."
+        "The bounds are on gates that a half selects by chance. A head that takes the place of another one in every "
+        "half is not such a gate; decoys, and the groups, tell of those."
     )
     return Table(title="How sure the heads are", header=[], cells=cells, notes=[note])
 

@@ -18,9 +18,9 @@ class Decoys:
 
     The coordinates of a site's heads are shuffled across its heads, once for all: a decoy head has as many coordinates
     as a head, taken from many of them, and an offset and a scale of its own. It sees the same activations and learns
-    from the same losses as a head, it can stand in for others as well as a head without an effect can, and a little
-    better in the layers of those with one, whose coordinates it shares. So it shows not only what is selected because
-    of noise, but also what is selected in the place of others.
+    from the same losses as a head. It can take the place of others as well as a head without an effect can, and a
+    little better in the layers of those with one, whose coordinates it shares. So it shows not only what is selected
+    because of noise, but also what is selected in the place of others.
 
     Args:
         edits: the handle.
