@@ -13,7 +13,7 @@ import headedit
 from headedit import HeadEditError
 from headedit.bench.plots import recovery
 from headedit.bench.recovery.calibration import PROBLEM, RATES, bench_calibration
-from headedit.cli import bench
+from headedit.cli import bench, main
 from headedit.edits.gate_set import GateIndex, freeze_gates
 from headedit.interpret.head_map import HeadMap
 from headedit.interpret.plots.selection import gate_name, selection_grid
@@ -77,6 +77,12 @@ def test_a_run_without_halves_has_no_picture_of_its_selection(run):
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(HeadEditError, match="made without halves; fit with bootstrap=20"):
         headedit.plot.selection(run)
+
+
+def test_the_plot_command_draws_the_selection_too(run):
+    outcome = CliRunner().invoke(main.app, ["plot", str(run)])
+    assert outcome.exit_code == 0, outcome.output
+    assert (run / "selection.png").is_file()
 
 
 def test_the_report_has_the_figures_and_how_sure_every_head_is(run):
