@@ -164,6 +164,10 @@ def localise(
     examples: Annotated[int, typer.Option("--examples", min=1, help="Training examples per problem.")] = 200,
     curve: Annotated[bool, typer.Option("--curve", help="Also vary the number of examples, from 50 to 1000.")] = False,
     nothing: Annotated[bool, typer.Option("--nothing", help="Also measure the loss where nothing is planted.")] = False,
+    calibration: Annotated[
+        bool,
+        typer.Option("--calibration", help="Only compare nominal with true rates of false heads, on small problems."),
+    ] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A field of every recipe, such as epochs=5; may be repeated.")
     ] = None,
@@ -172,7 +176,9 @@ def localise(
 ) -> None:
     """Plant edits in known heads of a small model and see which recipe finds them.
 
-    LoRA is shown next to them, with the best of three learning rates by its test score.
+    LoRA is shown next to them, with the best of three learning rates by its test score. With `--calibration`, stability
+    selection is tested instead: how many of the heads it is sure of are false. Problems that are finished are kept in
+    the folder, and a run that was stopped goes on after them.
 
     Example: `headedit bench localise --shapes llama --seeds 2 --recipes localise,jola --jobs 2`
     """
@@ -185,6 +191,12 @@ def localise(
     named = listed(shapes)
     chosen = None if recipes is None else listed(recipes)
     numbers = range(first_seed, first_seed + seeds)
+    if calibration:
+        from headedit.bench.recovery.calibration import bench_calibration
+
+        result = bench_calibration(named, numbers, folder=folder, jobs=jobs)
+        print_files(write_bench(result, folder, "calibration", plots.calibration(result.summary, result.rows)))
+        return
     fields = read_assignments(settings or [])
 
     def common(names: list[str]) -> dict[str, Any]:

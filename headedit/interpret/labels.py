@@ -102,6 +102,27 @@ LABELS = {
         full="direct effect of the offset on a logit, each head in a unit of its own",
     ),
     "logit_measured": Label(short="logit", full="mean change of a logit on data"),
+    # how sure a gate is
+    "proportion": Label(short="selected", full="share of the halves that select the gate"),
+    "sure_offset": Label(
+        short="offset selected", meaning="Share of the halves of the examples that select the offset's gate."
+    ),
+    "sure_scale": Label(
+        short="scale selected", meaning="Share of the halves of the examples that select the scale's gate."
+    ),
+    "sure": Label(short="sure", meaning="Which gates the halves of the examples agree on, by stability selection."),
+    "in_place_of": Label(
+        short="in place of", meaning="Heads that are selected in its place: the halves select one or the other."
+    ),
+    "rate": Label(short="nominal rate", full="nominal rate of false gates"),
+    "false_rate": Label(short="false", full="share of chosen gates that are false"),
+    "false_rate_error": Label(short="± false"),
+    "false_head_rate": Label(short="false heads", full="share of chosen heads that are false"),
+    "power": Label(short="power", full="share of planted gates that are chosen"),
+    "chosen": Label(short="chosen", full="chosen gates"),
+    "false": Label(short="false gates"),
+    "bound": Label(short="bound", full="bound on the number of false gates"),
+    "decoy_rate": Label(short="decoys say", full="false discovery rate by the decoys"),
     # counts
     "any": Label(short="edited heads"),
     "offset": Label(short="open offset gates"),

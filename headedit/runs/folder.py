@@ -41,6 +41,7 @@ _PLAIN = (
     files.GATES_PLOT,
     files.HISTORY_PLOT,
     files.PATH_PLOT,
+    files.SELECTION_PLOT,
     files.REPORT_FILE,
 )
 _STAGE = re.compile(r"\d\d-.+")

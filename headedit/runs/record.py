@@ -8,6 +8,7 @@ from headedit.errors import HeadEditError
 from headedit.io import strict
 from headedit.io.json import parse_json
 from headedit.runs.files import RUN_FILE
+from headedit.runs.selection import Selection
 from headedit.runs.stability import Stability
 
 _NUMBER = int | float | None
@@ -21,6 +22,7 @@ _KINDS: dict[str, Any] = {
     "open": dict[str, dict[str, int]],
     "controls": dict[str, dict[str, _NUMBER]] | None,
     "stability": Stability | None,
+    "selection": Selection | None,
 }
 
 

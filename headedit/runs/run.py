@@ -13,6 +13,7 @@ from headedit.runs.files import RUN_FILE
 from headedit.runs.history import History
 from headedit.runs.pruning_path import Level, PruningPath
 from headedit.runs.record import read_record, worse_than_base
+from headedit.runs.selection import Selection
 from headedit.runs.stability import Stability
 
 
@@ -38,6 +39,12 @@ class Run:
         """How far the seeds agree; None for a single one."""
         found = self.record.get("stability")
         return None if found is None else Stability.from_dict(found)
+
+    @property
+    def selection(self) -> Selection | None:
+        """How sure each gate is, by stability selection; None where ``fit`` was called without ``bootstrap``."""
+        found = self.record.get("selection")
+        return None if found is None else Selection.from_dict(found)
 
     @property
     def controls(self) -> dict[str, dict[str, Any]] | None:
@@ -107,6 +114,9 @@ class Run:
         for name, found in (self.controls or {}).items():
             loss = found["validation_loss"]
             rows.append((f"control: {name}", f"{loss:.4f} nats per token with {found['gates']} gates"))
+        selection = self.selection
+        if selection is not None:
+            rows += selection.rows()
         stability = self.stability
         if stability is not None:
             agree = f"Jaccard {stability.jaccard:.2f} over {len(stability.seeds)} seeds, chance {stability.chance:.2f}"

@@ -19,7 +19,19 @@ from headedit.training.config.names import argument_hints, recipe_fields_of
 from headedit.training.recipes import RECIPES, Recipe
 
 _USUAL = {"lr": "learning_rate", "num_epochs": "num_train_epochs", "n_epochs": "num_train_epochs"}
-_OF_FIT = ("train", "valid", "output_dir", "recipe", "seed", "seeds", "controls", "metric", "tokenizer", "max_length")
+_OF_FIT = (
+    "train",
+    "valid",
+    "output_dir",
+    "recipe",
+    "seed",
+    "seeds",
+    "controls",
+    "bootstrap",
+    "metric",
+    "tokenizer",
+    "max_length",
+)
 _OTHER_WORDS = {
     "data": "train",
     "train_data": "train",

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from headedit.bench.plots.axes import MARKERS, WIDTH, check_rows, method_lines, method_style
 from headedit.bench.results import Row
 from headedit.interpret.labels import axis_label, short
-from headedit.interpret.palette import GRID, INK, METHODS
+from headedit.interpret.palette import COLOURS, GRID, INK, METHODS
 
 _PANELS = (
     ("f1_offset", "Offset heads", "F1, planted against chosen"),
@@ -86,6 +86,56 @@ def curve(rows: Sequence[Row]) -> Figure:
     axis.set_ylabel(axis_label("accuracy"))
     axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle("Planted heads: accuracy by number of examples (band: worst to best run)", fontsize=12)
+    return figure
+
+
+def calibration(summary: Sequence[Row], rows: Sequence[Row]) -> Figure:
+    """Draws the true share of false gates against the nominal rate, and the power.
+
+    Args:
+        summary: of ``bench_calibration``, a row per nominal rate.
+        rows: of the same, a row per problem and rate.
+
+    Returns:
+        A figure with two panels. Left, the mean share of false gates over all problems, with two standard errors, the
+        rate that the decoys show, and the line that must not be crossed; right, the mean power with a dot per problem.
+
+    Raises:
+        HeadEditError: there are no rows.
+    """
+    check_rows(summary)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 4.2), layout="constrained")
+    rates = [row["rate"] for row in summary]
+    end = 1.08 * max(rates)
+    left.fill_between([0, end], [0, end], [end, end], color=GRID, alpha=0.5, linewidth=0)
+    left.plot([0, end], [0, end], color=INK, linestyle="--", linewidth=1.2, label="as many as promised")
+    left.errorbar(
+        rates,
+        [row["false_rate"] for row in summary],
+        yerr=[2 * row["false_rate_error"] for row in summary],
+        color=COLOURS["validation_loss"],
+        marker="o",
+        capsize=2,
+        label="false, mean ± 2 standard errors",
+    )
+    decoys = [row["decoy_rate"] for row in summary]
+    left.plot(rates, decoys, color=COLOURS["training_loss"], marker="s", linestyle=":", label="what decoys say")
+    left.set_xlim(0, end)
+    left.set_ylim(0, end)
+    left.set_ylabel(axis_label("false_rate"))
+    left.legend(frameon=False, fontsize=9, loc="upper left")
+    for row in rows:
+        right.plot([row["rate"]], [row["power"]], color=COLOURS["heads"], marker="o", markersize=4, alpha=0.15)
+    right.plot(rates, [row["power"] for row in summary], color=COLOURS["heads"], marker="o", label="mean")
+    right.set_xlim(0, end)
+    right.set_ylim(-0.03, 1.03)
+    right.set_ylabel(axis_label("power"))
+    for axis in (left, right):
+        axis.set_xlabel(axis_label("rate"))
+        axis.grid(color=GRID, linewidth=0.6)
+        axis.set_axisbelow(True)
+    problems = len({(row["shape"], row["seed"]) for row in rows})
+    figure.suptitle(f"Planted heads: is the promised rate kept?  ({problems} problems)", fontsize=12)
     return figure
 
 

@@ -8,6 +8,7 @@ from headedit.interpret.plots.groups import groups
 from headedit.interpret.plots.history import history
 from headedit.interpret.plots.path import path
 from headedit.interpret.plots.probes import probes
+from headedit.interpret.plots.selection import selection
 from headedit.interpret.plots.stability import stability
 from headedit.interpret.plots.tokens import tokens
 from headedit.interpret.plots.types import types
@@ -21,6 +22,7 @@ __all__ = [
     "history",
     "path",
     "probes",
+    "selection",
     "stability",
     "tokens",
     "types",

@@ -1,7 +1,7 @@
 """The table of heads in a report: a row per head, with its edit and, where it was measured, the evidence."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
 from headedit.interpret.head_map import HeadMap
 from headedit.interpret.labels import LABELS
+from headedit.runs.selection import Selection
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped,unused-ignore]
@@ -49,6 +50,10 @@ COLUMNS = (
     Column(key="head", form="whole", drawn=False),
     Column(key="kind", form="text", drawn=False),
     Column(key="edit", form="text"),
+    Column(key="sure", form="text", drawn=False),
+    Column(key="sure_offset"),
+    Column(key="sure_scale"),
+    Column(key="in_place_of", form="text", drawn=False),
     Column(key="effect", form="signed"),
     Column(key="effect_error", drawn=False),
     Column(key="promotes", form="tokens", drawn=False),
@@ -68,17 +73,25 @@ COLUMNS = (
 )
 
 
-def head_rows(source: HeadMap, evidence: "pandas.DataFrame | None") -> dict[Key, dict[str, Any]]:
+def head_rows(
+    source: HeadMap, evidence: "pandas.DataFrame | None", selection: Selection | None = None
+) -> dict[Key, dict[str, Any]]:
     """Collects the known values of every edited head, by the keys of ``COLUMNS``.
 
     Args:
         source: the edits.
         evidence: the frame that ``headedit.evidence`` returns.
+        selection: how sure each gate is.
 
     Raises:
         HeadEditError: the evidence is of other edits.
     """
     rows = {key: row for kind in source.module.kinds() for key, row in _of_edits(source, kind).items()}
+    if selection is not None:
+        rows = {
+            key: {**row, **found}
+            for (key, row), found in zip(rows.items(), _sure(source, selection, rows), strict=True)
+        }
     if evidence is None:
         return rows
     try:
@@ -124,6 +137,31 @@ def _of_edits(source: HeadMap, kind: str) -> dict[Key, dict[str, Any]]:
             **{key: grid[layer][head] for key, grid in values.items()},
         }
     return rows
+
+
+def _sure(source: HeadMap, selection: Selection, rows: Iterable[Key]) -> Iterator[dict[str, Any]]:
+    """What stability selection says of each of these heads."""
+    places: dict[tuple[int, int], Key] = {}
+    numbers = {site.name: number for number, site in enumerate(source.module.sites)}
+    for kind in source.module.kinds():
+        for site, _, first in source.module.columns(kind):
+            places |= {(numbers[site.name], head): (kind, site.layer, first + head) for head in range(site.heads)}
+    vectors = {vector for edit in source.module for vector in edit.gated_vectors()}
+    shares = {(places[gate.site, gate.head], gate.vector): share for gate, share in selection.proportions.items()}
+    chosen = {(places[gate.site, gate.head], gate.vector) for gate in selection.chosen}
+    others: dict[Key, list[str]] = {}
+    for group in selection.groups:
+        for index, _, head in group:
+            names = [
+                f"{places[a, b][1]}.{places[a, b][2]} {vector}" for a, vector, b in group if (a, b) != (index, head)
+            ]
+            others.setdefault(places[index, head], []).extend(names)
+    for key in rows:
+        yield {
+            "sure": " and ".join(vector for vector in ("offset", "scale") if (key, vector) in chosen) or "no",
+            **{f"sure_{vector}": shares.get((key, vector), 0.0) for vector in vectors},
+            "in_place_of": ", ".join(others.get(key, [])) or None,
+        }
 
 
 def _gates(vector: str) -> Callable[[SiteEdit], Tensor | None]:

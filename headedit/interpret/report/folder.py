@@ -14,6 +14,7 @@ from headedit.io.json import parse_json
 from headedit.runs.files import DATA_FILE, HISTORY_FILE, PATH_FILE, RUN_FILE, RUN_YAML
 from headedit.runs.pruning_path import PruningPath
 from headedit.runs.record import check_record
+from headedit.runs.selection import Selection
 
 _MOST = 12  # values of a list that are shown
 
@@ -93,6 +94,12 @@ class RunFolder:
         """The hub id of the base model, or the name of its folder, without the path to it."""
         return str(self.saved["base_model"].get("name_or_path") or "unknown")
 
+    @property
+    def selection(self) -> Selection | None:
+        """How sure each gate is; None where the run was made without halves."""
+        found = self.record.get("selection")
+        return None if found is None else Selection.from_dict(found)
+
     def facts(self) -> list[tuple[str, str]]:
         """The run in brief, as (what, value)."""
         record, base, module = self.record, self.saved["base_model"], self.source.module
@@ -120,6 +127,8 @@ class RunFolder:
             names = list(dict.fromkeys(key for found in controls.values() for key in found))
             cells = [[name, *(shown(found.get(key)) for key in names)] for name, found in controls.items()]
             yield Table(title="Controls", header=["heads", *(key.replace("_", " ") for key in names)], cells=cells)
+        if self.selection is not None:
+            yield selection_table(self.selection)
         if isinstance(stability, Mapping):
             cells = [[what, shown(value)] for what, value in flat(stability)]
             yield Table(title="Agreement of the seeds", header=[], cells=cells)
@@ -137,6 +146,28 @@ class RunFolder:
             cells = [[what, shown(value)] for what, value in flat(values)] if isinstance(values, Mapping) else []
             if cells:
                 yield Table(title=title, header=[], cells=cells, left=2)
+
+
+def selection_table(found: Selection) -> Table:
+    """The figures of stability selection."""
+    free = f"{sum(one.is_free for one in found.exchanges)} of {len(found.exchanges)}"
+    cells = [
+        ["chosen gates", shown(len(found.chosen))],
+        ["halves of the examples", shown(found.halves)],
+        ["selected in each half, of gates and decoys", f"{found.q:,} of {found.competitors:,}"],
+        ["nominal rate of false gates", shown(found.rate)],
+        *([["threshold", shown(found.threshold)]] if found.chosen else []),
+        *([["bound on false gates, without assumptions", shown(found.worst_case)]] if found.chosen else []),
+        *([["bound on false gates, r-concave", shown(found.r_concave)]] if found.chosen else []),
+        *([["false discovery rate by the decoys", shown(found.decoy_rate)]] if found.chosen else []),
+        ["groups of interchangeable gates", shown(len(found.groups))],
+        *([["exchanges that cost less than their standard error", free]] if found.exchanges else []),
+    ]
+    note = (
+        "The bounds are on gates that a half selects by chance. A head that takes the place of another one in every "
+        "half is not such a gate; decoys, and the groups, tell of those."
+    )
+    return Table(title="How sure the heads are", header=[], cells=cells, notes=[note])
 
 
 def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -44,7 +44,7 @@ def report(
             measured on other edits.
     """
     found = RunFolder.read(Path(run))
-    rows = head_rows(found.source, evidence)
+    rows = head_rows(found.source, evidence, found.selection)
     columns = columns_of(rows)
     script = (_FOLDER / "page.js").read_text(encoding="utf-8").strip()
     environment = Environment(

@@ -61,6 +61,9 @@ def pictures(run: RunFolder, evidence: "pandas.DataFrame | None") -> Iterator[Pi
     if stability and all((folder / f"seed-{seed}").is_dir() for seed in stability["seeds"][1:]):
         text = "Which heads the runs with other seeds chose, and how well they agree."
         drawn.append(("Seeds", text, lambda: plots.stability(folder)))
+    if run.selection is not None:
+        text = "How often halves of the examples select each gate; the framed ones pass the threshold."
+        drawn.append(("How sure the heads are", text, lambda: plots.selection(folder)))
     text = "Losses, open gates and learning rates, step by step."
     drawn.append(("History", text, lambda: plots.history(folder)))
     for title, text, draw in drawn:
