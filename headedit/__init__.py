@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from headedit.runs.history import History
     from headedit.runs.pruning_path import Level, PruningPath
     from headedit.runs.run import Run
+    from headedit.runs.selection import Selection
     from headedit.runs.stability import Spread, Stability
     from headedit.specs import HeadSite, Spec
     from headedit.specs.draft import Draft, draft_spec
@@ -81,6 +82,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "ScaleChange",
+    "Selection",
     "Source",
     "SparseTuning",
     "Spec",
@@ -155,6 +157,7 @@ _HOMES = {
         "read_records",
     ),
     "headedit.runs.history": ("History",),
+    "headedit.runs.selection": ("Selection",),
     "headedit.runs.pruning_path": (
         "Level",
         "PruningPath",

@@ -79,6 +79,14 @@ def train(
         bool,
         typer.Option("--controls", help="Also train random heads and all heads without gates, and try random vectors."),
     ] = False,
+    bootstrap: Annotated[
+        int | None,
+        typer.Option(
+            "--bootstrap",
+            min=0,
+            help="Number of halves of the examples that rank all heads, to say how sure each is; 20 is a good number.",
+        ),
+    ] = None,
     layers: Annotated[
         str | None, typer.Option("--layers", help="Layers to edit, such as 8:24.  [default: all]")
     ] = None,
@@ -125,6 +133,7 @@ def train(
         "seed": seed,
         "seeds": seeds,
         "controls": controls or None,
+        "bootstrap": bootstrap,
         "output": output,
     }
     given = {key: value for key, value in options.items() if value is not None}

@@ -111,6 +111,7 @@ def train(
         seed=chosen.seed,
         seeds=chosen.seeds,
         controls=chosen.controls,
+        bootstrap=chosen.bootstrap,
         tokenizer=tokenizer,
         max_length=chosen.data.max_length,
         resume=resume,

@@ -18,6 +18,7 @@ from headedit.io.files import write_atomically
 from headedit.runs.files import RUN_YAML
 from headedit.training.config.model import ModelConfig
 from headedit.training.config.names import resolve
+from headedit.training.recipes.stability_selection import check_halves
 from headedit.version import __version__
 
 Tracker = Literal[
@@ -87,6 +88,8 @@ class RunConfig:
         seed: seed of the order of examples and of the gates' noise; the draw of examples has its own, ``data.seed``.
         seeds: number of runs, with the seeds ``seed``, ``seed + 1``, ...; the record says how far they agree.
         controls: also fit as many random heads, and every head without gates, for comparison.
+        bootstrap: number of halves of the examples on which all gates are ranked, to say how sure each head is; even, 20
+            is a good number, 0 leaves it out.
         cache_prefix: run the layers below the first edited one only once for each example; ``edits: layers`` must leave
             the first layers out. It takes tokens × hidden size × bytes per element of host memory; see
             ``headedit.fit``.
@@ -107,6 +110,7 @@ class RunConfig:
     seed: int = 0
     seeds: int = 1
     controls: bool = False
+    bootstrap: int = 0
     cache_prefix: bool = False
     output: str | None = None
 
@@ -114,6 +118,8 @@ class RunConfig:
         strict.check(self)
         if self.seeds < 1:
             raise HeadEditError(f"seeds: found {self.seeds}, expected 1 or more.")
+        if self.bootstrap:
+            check_halves(self.bootstrap)
         if self.output == "":
             raise HeadEditError("output: found an empty string, expected a folder.")
         if (self.controls or self.seeds > 1) and self.data.valid is None:
