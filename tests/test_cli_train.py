@@ -332,3 +332,12 @@ def test_a_run_that_learns_nothing_says_so_first_and_ends_with_its_own_exit_code
     printed = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
     assert "nothing learnt: The edits were worse than the unedited model on 8 held-out examples" in printed
     assert "next:" not in printed
+
+
+def test_the_command_line_says_how_sure_the_heads_are(models, tmp_path):
+    data, out = save_records(tmp_path, "alpaca", 16), tmp_path / "out"
+    given = ["--model", models["llama"], "--data", data, "--output", out, "--recipe", "ungated", "--bootstrap", "2"]
+    assert run("train", *given, *changed(epochs=1)) in (0, 3)
+    selection = Run.read(out).selection
+    assert (selection.halves, selection.competitors) == (2, 32)
+    assert 0 < len(selection.gates) <= 16

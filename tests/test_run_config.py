@@ -336,3 +336,8 @@ def test_a_missing_model_is_refused_by_name():
 def test_a_config_made_in_python_can_be_changed_field_by_field():
     config = RunConfig.from_dict({**LEAST, "training": {"learning_rate": 0.5}}, "here")
     assert dataclasses.replace(config, seed=3).recipe == config.recipe
+
+
+def test_an_odd_number_of_halves_is_refused_before_anything_is_loaded():
+    with pytest.raises(HeadEditError, match="bootstrap: found 3, expected an even number of 2 or more"):
+        RunConfig.from_dict({**LEAST, "bootstrap": 3}, "run.yaml")

@@ -88,8 +88,8 @@ class RunConfig:
         seed: seed of the order of examples and of the gates' noise; the draw of examples has its own, ``data.seed``.
         seeds: number of runs, with the seeds ``seed``, ``seed + 1``, ...; the record says how far they agree.
         controls: also fit as many random heads, and every head without gates, for comparison.
-        bootstrap: number of halves of the examples on which all gates are ranked, to say how sure each head is; even, 20
-            is a good number, 0 leaves it out.
+        bootstrap: number of halves of the examples on which all gates are ranked, to say how sure each head is; an even
+            number such as 20, or 0 to leave it out.
         cache_prefix: run the layers below the first edited one only once for each example; ``edits: layers`` must leave
             the first layers out. It takes tokens × hidden size × bytes per element of host memory; see
             ``headedit.fit``.
