@@ -8,11 +8,10 @@ from typing import Any
 
 from headedit.bench.parallel import run_units
 from headedit.bench.recovery.planted import plant
-from headedit.bench.recovery.planted_model import SHAPES
+from headedit.bench.recovery.planted_model import SHAPES, check_shape
 from headedit.bench.results import BenchResult, Row, counted, mean, table_of
 from headedit.edits import attach
 from headedit.edits.gate_set import GateIndex, all_gates
-from headedit.errors import HeadEditError, suggest
 from headedit.io.files import write_atomically
 from headedit.runs.selection import Competitor, largest_q, select
 from headedit.training.recipes.session import Session
@@ -55,8 +54,7 @@ def bench_calibration(
         HeadEditError: there is no such shape, or a number is impossible.
     """
     for shape in shapes:
-        if shape not in SHAPES:
-            raise HeadEditError(f"There is no shape '{shape}'.{suggest(shape, SHAPES)} Shapes: {', '.join(SHAPES)}.")
+        check_shape(shape)
     chosen = {**PROBLEM, **problem}
     units: list[dict[str, Any]] = [
         {"shape": shape, "seed": seed, "halves": halves, "problem": chosen, "folder": folder}

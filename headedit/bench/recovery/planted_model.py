@@ -14,12 +14,19 @@ OUTPUT_STD = 0.5
 """Standard deviation of the output layer, which makes a random model as confident as a trained one."""
 
 
+def check_shape(shape: str) -> None:
+    """Raises a HeadEditError if there is no such shape."""
+    if shape not in SHAPES:
+        raise HeadEditError(f"There is no shape '{shape}'.{suggest(shape, SHAPES)} Shapes: {', '.join(SHAPES)}.")
+
+
 def build(shape: str, seed: int) -> nn.Module:
     """The unedited model of a shape and a seed, in eval mode.
 
     Raises:
         HeadEditError: there is no such shape.
     """
+    check_shape(shape)
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
     common: dict[str, Any] = {
@@ -51,8 +58,6 @@ def build(shape: str, seed: int) -> nn.Module:
         "qwen3": lambda: Qwen3Config(num_key_value_heads=2, **modern, **common),
         "gpt2": lambda: GPT2Config(**old, **dropout, **common),
     }
-    if shape not in made:
-        raise HeadEditError(f"There is no shape '{shape}'.{suggest(shape, made)} Shapes: {', '.join(made)}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(number_of(f"{shape} {seed}", "weights"))
         model: nn.Module = AutoModelForCausalLM.from_config(made[shape]()).eval()

@@ -6,11 +6,11 @@ from typing import Any
 from headedit.bench.compare.methods import Changes, Problem, check_changes, method
 from headedit.bench.parallel import run_units
 from headedit.bench.recovery.planted import f1, plant, token_accuracy
-from headedit.bench.recovery.planted_model import SHAPES
+from headedit.bench.recovery.planted_model import check_shape
 from headedit.bench.results import Row
 from headedit.data.batches import PadRight
 from headedit.data.losses import example_losses
-from headedit.errors import HeadEditError, suggest
+from headedit.errors import HeadEditError
 
 
 def planted_unit(shape: str, seed: int, recipe: str, problem: Mapping[str, Any], changes: Mapping[str, Any]) -> Row:
@@ -73,8 +73,7 @@ def run_planted(
         HeadEditError: there is no such shape or method, or nothing to run.
     """
     for shape in shapes:
-        if shape not in SHAPES:
-            raise HeadEditError(f"There is no shape '{shape}'.{suggest(shape, SHAPES)} Shapes: {', '.join(SHAPES)}.")
+        check_shape(shape)
     check_changes(recipes, changes, planted=True)
     units = [
         {
