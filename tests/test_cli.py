@@ -52,7 +52,7 @@ def test_the_commands_lead_from_files_to_edits_to_figures_and_pictures(model_fol
     assert "trainable params: 272 ||" in printed
     assert "30 to train on, 0 to validate on" in printed
     record = json.loads((out / "run.json").read_text())
-    assert (record["steps"], record["settings"]["scale_lr"]) == (40, 0.01)
+    assert (record["steps"], record["settings"]["scale_lr"]) == (14, 0.01)
     assert record["base_model"] == os.path.basename(model_folder)
 
     report = tmp_path / "reports" / "report.json"

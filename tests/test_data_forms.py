@@ -81,7 +81,7 @@ FORMS = {
     "split": split,
     "rows on disk": lambda folder: StoredRows(datasets.Dataset.from_list(rows())),
 }
-fit_module = importlib.import_module("headedit.training.fit")
+examples_module = importlib.import_module("headedit.training.examples")
 table_module = importlib.import_module("headedit.interpret.evidence.table")
 
 
@@ -101,7 +101,9 @@ def edits():
 def trained(edits, examples, tmp_path, monkeypatch):
     """The rows that fit trains on."""
     found = []
-    monkeypatch.setattr(fit_module, "encode", lambda *a, **options: found.append(encode(*a, **options)) or found[-1])
+    monkeypatch.setattr(
+        examples_module, "encode", lambda *a, **options: found.append(encode(*a, **options)) or found[-1]
+    )
     options = {"recipe": "ungated", "epochs": 1, "min_steps": 1, "batch_size": 4, "progress": False}
     headedit.fit(edits, examples, tokenizer=TOKENIZER, output_dir=tmp_path / "out", **options)
     assert len(found) == 1

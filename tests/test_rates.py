@@ -118,7 +118,7 @@ def test_edits_that_are_worse_than_the_base_on_held_out_examples_are_taken_out(r
     wrong, right = conflicting(model)
     base = example_losses(model, right, PadRight(0), 32).mean().item()
     edits = headedit.attach(model)
-    run = headedit.fit(edits, wrong, right, recipe=recipe, output_dir=tmp_path, epochs=4, progress=False)
+    run = headedit.fit(edits, wrong, right, recipe=recipe, output_dir=tmp_path, epochs=20, progress=False)
     assert torch.equal(logits(model, ids), before)
     assert edits.count_open()["any"][0] == 0
     assert "worse than the unedited model" in caplog.text

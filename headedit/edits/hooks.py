@@ -115,7 +115,7 @@ class SiteHooks:
         self._model, self._choices = model, choices
         self._by_site: dict[str, SiteHook] = {}
         self._parents: list[str] = []
-        self.passes, self._tokens = Passes(choices), TokenHooks(model, choices)
+        self.passes, self._tokens = Passes(choices), TokenHooks(choices)
         self._uncalled = Uncalled(model, spec)
         self._around: list[RemovableHandle] = []
         self._held_by: nn.Module | None = None

@@ -22,13 +22,10 @@ _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx", "packed_se
 _WAY_OUT = "Call it within edits.prompt_lengths([...]), with the number of prompt tokens of each row"
 
 
-def tokens_of(
-    model: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], owner: object
-) -> PassTokens:
+def tokens_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], owner: object) -> PassTokens:
     """The tokens of a pass that begins.
 
     Args:
-        model: the edited model.
         module: the module that is called, the model or a part that holds all of its layers.
         args: what it is called with by place.
         kwargs: what it is called with by name.
@@ -42,7 +39,7 @@ def tokens_of(
     batch, tokens = text.shape[:2]
     lengths = known_lengths(owner)
     labels = given.get("labels")
-    call = None if isinstance(labels, Tensor) and lengths is None else running_generate(model)
+    call = None if isinstance(labels, Tensor) and lengths is None else running_generate(module)
     if lengths is None and not isinstance(labels, Tensor) and call is None:
         labels = known_labels()
     called = _Called(given, batch, tokens, text.device, _past(given), lengths, labels, call)

@@ -28,12 +28,11 @@ class TokenHooks:
     """The tokens of the passes under way on one model, in each thread of its own, and of passes that may be recomputed.
 
     Args:
-        model: the model.
         owner: whose ``prompt_lengths`` contexts count.
     """
 
-    def __init__(self, model: nn.Module, owner: object) -> None:
-        self._model, self._owner = model, owner
+    def __init__(self, owner: object) -> None:
+        self._owner = owner
         self._threads = threading.local()
         self._recorded: list[tuple[int, int, PassTokens]] = []
         self._lock = threading.Lock()
@@ -41,7 +40,7 @@ class TokenHooks:
         self._hooks: list[RemovableHandle] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _in_no_pass, (), {"_model": self._model, "_owner": self._owner, "_hooks": self._hooks}
+        return _in_no_pass, (), {"_owner": self._owner, "_hooks": self._hooks}
 
     def put_on(self, modules: Sequence[nn.Module]) -> None:
         """Puts the hooks on modules that are called by each other, the outermost first, in place of those before."""
@@ -115,7 +114,7 @@ class TokenHooks:
         if running and running[-1].module is not module:
             return  # a part of the model that is in a pass
         node = _autograd_node()
-        tokens = tokens_of(self._model, module, args, kwargs, self._owner)
+        tokens = tokens_of(module, args, kwargs, self._owner)
         running.append(_Running(module, tokens, None if node is None else node._sequence_nr(), frame))
         if torch.is_grad_enabled():
             recorded = (threading.get_ident(), _sequence_number(), tokens)

@@ -11,6 +11,9 @@ from headedit.runs.files import RUN_FILE
 from headedit.runs.selection import Selection
 from headedit.runs.stability import Stability
 
+MARGIN = 0.01
+"""Share of the unedited model's loss by which edits may lie above it, as a few examples cannot tell so little."""
+
 _NUMBER = int | float | None
 _KINDS: dict[str, Any] = {
     "recipe": str | None,
@@ -27,14 +30,22 @@ _KINDS: dict[str, Any] = {
 
 
 def worse_than_base(held_out: Mapping[str, Any]) -> str | None:
-    """Says that the edits were worse than the unedited model on held-out examples; None if they were not."""
+    """Says that the edits were worse than the unedited model on held-out examples, by 1 % or more; None if not."""
     edited, base = held_out["edited"], held_out["base"]
-    if edited <= base:
+    if edited <= (1 + MARGIN) * base:
         return None
     return (
         f"The edits were worse than the unedited model on {held_out['examples']} held-out examples, {edited:.4f} "
         f"against {base:.4f} nats per token, so they were taken out: the model is the unedited one. Lower the learning "
         "rates, or give more examples."
+    )
+
+
+def no_better_than_base(held_out: Mapping[str, Any]) -> str:
+    """Says that the edits are kept although they are a little above the unedited model."""
+    return (
+        f"The edits are no better than the unedited model on {held_out['examples']} held-out examples: "
+        f"{held_out['edited']:.4f} against {held_out['base']:.4f} nats per token."
     )
 
 

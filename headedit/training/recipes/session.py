@@ -23,7 +23,7 @@ from headedit.runs.files import HISTORY_FILE
 from headedit.runs.folder import CHECKPOINTS, remove_run
 from headedit.runs.history import History
 from headedit.runs.pruning_path import PruningPath
-from headedit.runs.record import worse_than_base
+from headedit.runs.record import no_better_than_base, worse_than_base
 from headedit.training.loop.checkpoints import last_complete, resumable
 from headedit.training.loop.interrupts import StopOnSignal
 from headedit.training.loop.objective import Penalty
@@ -149,11 +149,12 @@ class Session:
     def keep_better(self) -> dict[str, Any] | None:
         """The figures of ``held_out_figures``; where the edits are worse than the base model, they are taken out."""
         found = self.held_out_figures()
-        worse = None if found is None else worse_than_base(found)
-        if found is not None and worse is not None:
-            take_out(self.edits.module)
-            self.kept_step, self.best_eval_loss = 0, found["base"]
-            logger.warning(worse)
+        if found is not None and not found["edited"] <= found["base"]:
+            worse = worse_than_base(found)
+            logger.warning(worse or no_better_than_base(found))
+            if worse is not None:
+                take_out(self.edits.module)
+                self.kept_step, self.best_eval_loss = 0, found["base"]
         return found
 
     @property
