@@ -320,14 +320,15 @@ def test_the_help_of_config_and_sweep_has_an_example(command, capsys):
     assert f"headedit {command}" in re.sub(r"[│\s]+", " ", capsys.readouterr().out).split("Example:")[1]
 
 
-def test_a_run_that_learns_nothing_says_so_first_and_ends_with_its_own_exit_code(models, tmp_path, capsys):
+def test_a_run_that_learns_nothing_says_so_first_and_ends_with_its_own_exit_code(tmp_path, capsys):
     rows = [{"prompt": "a b c", "response": "dadadadadada"}] * 16
     other = [{"prompt": "a b c", "response": "zxzxqqzxzxqq"}] * 8
     files = []
     for name, records in (("train", rows), ("valid", other)):
         files.append(tmp_path / f"{name}.jsonl")
         files[-1].write_text("".join(json.dumps(record) + "\n" for record in records))
-    given = ["--model", models["llama"], "--data", files[0], "--valid", files[1], "--output", tmp_path / "out"]
+    model = save_model(tmp_path / "model", initializer_range=0.3)
+    given = ["--model", model, "--data", files[0], "--valid", files[1], "--output", tmp_path / "out"]
     assert run("train", *given, "--recipe", "ungated", *changed(epochs=40)) == 3
     printed = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
     assert "nothing learnt: The edits were worse than the unedited model on 8 held-out examples" in printed
