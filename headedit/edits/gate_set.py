@@ -52,7 +52,7 @@ def not_closed(adapter: Adapter) -> list[GateIndex]:
         for owner in edit.gated_vectors()
         if (gate := edit.gate(owner)) is not None
     }
-    return [gate for gate in all_gates(adapter) if values[gate.site, gate.vector][gate.head] > -SATURATED / 2]
+    return [gate for gate in all_gates(adapter) if values[gate.site, gate.vector][gate.head] > -_FIXED]
 
 
 def heads_of(gates: Iterable[GateIndex]) -> set[tuple[int, int]]:

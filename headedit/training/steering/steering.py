@@ -8,7 +8,7 @@ from torch import Tensor
 
 from headedit.data.reading import Tokens
 from headedit.edits import HeadEdits
-from headedit.edits.gate_set import GateIndex, freeze_gates
+from headedit.edits.gate_set import GateIndex, freeze_gates, take_out
 from headedit.edits.values import real_number, whole_number
 from headedit.errors import HeadEditError
 from headedit.hf.sharding import is_sharded
@@ -124,11 +124,8 @@ class Steering:
                 "the edits that were read."
             )
         with edits.writing("they cannot be steered"), torch.no_grad():
+            take_out(adapter)
             listed = list(adapter)
-            for edit in listed:
-                for vector in edit.vectors.values():
-                    vector.zero_()
-                edit.idle = False
             freeze_gates(adapter, [gate for gate, _ in offsets] if any(len(edit.gates) for edit in listed) else [])
             for gate, offset in offsets:
                 listed[gate.site].vectors["offset"][gate.head] = offset
