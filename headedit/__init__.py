@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from headedit import demo
     from headedit.bench.compare.config import CompareConfig
     from headedit.bench.compare.run import compare
-    from headedit.checks.certificate import Certificate, certify
+    from headedit.checks.certificate import certify
     from headedit.checks.doctor import doctor
     from headedit.data import Data, DataConfig, Records, load_data, read_records
     from headedit.edits import EditConfig, Gates, HeadEdits, attach, load
     from headedit.edits.adapter import Adapter
     from headedit.edits.attach import handle
+    from headedit.edits.certificate import Certificate
     from headedit.edits.importing.load import import_jola, import_lofit, read_lofit
     from headedit.edits.status import ModelStatus
     from headedit.evaluation import Report, Source, Task, evaluate, exact_match
@@ -135,6 +136,7 @@ _HOMES = {
     "headedit.edits.adapter": ("Adapter",),
     "headedit.edits.status": ("ModelStatus",),
     "headedit.edits.attach": ("handle",),
+    "headedit.edits.certificate": ("Certificate",),
     "headedit.edits.importing.load": (
         "import_jola",
         "import_lofit",
@@ -167,10 +169,7 @@ _HOMES = {
         "Spread",
         "Stability",
     ),
-    "headedit.checks.certificate": (
-        "Certificate",
-        "certify",
-    ),
+    "headedit.checks.certificate": ("certify",),
     "headedit.checks.doctor": ("doctor",),
     "headedit.training.config": ("RunConfig",),
     "headedit.training.fit": ("fit",),

@@ -16,8 +16,13 @@ from transformers.utils import logging
 matplotlib.use("Agg")
 logging.set_verbosity_error()
 logging.disable_progress_bar()
-gc.freeze()  # every training ends with a collection, which so leaves the libraries alone
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose when other work runs next to them
+
+
+def pytest_collection_finish() -> None:
+    """Keeps the libraries and thousands of tests out of the garbage collection that every training ends with."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,9 @@ def save_records(folder, kind, count):
     """Saves records in one of the published formats; returns the file's path."""
     draw = random.Random(kind)
     rows = [_RECORDS[kind](draw) for _ in range(count)]
-    file = folder / f"{kind}.json"
-    file.write_text(json.dumps(rows))
+    lines = kind == "sharegpt_lines"
+    file = folder / f"{kind}.{'jsonl' if lines else 'json'}"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) if lines else json.dumps(rows))
     return str(file)
 
 
@@ -62,8 +63,21 @@ def _sharegpt(draw):
     return {"id": "x", "conversations": turns}
 
 
+def _sharegpt_lines(draw):
+    """A conversation as the file of the OLMo-2 run has it, with a system turn first."""
+    turns = [{"from": who, "value": _words(draw)} for who in ("system", "human", "gpt")]
+    return {"conversations": turns}
+
+
 def _alpaca(draw):
     return {"instruction": f"Repeat: {_words(draw)}", "input": "", "output": _words(draw)}
 
 
-_RECORDS = {"commonsense": _commonsense, "mmlu_pro": _mmlu_pro, "gem": _gem, "sharegpt": _sharegpt, "alpaca": _alpaca}
+_RECORDS = {
+    "commonsense": _commonsense,
+    "mmlu_pro": _mmlu_pro,
+    "gem": _gem,
+    "sharegpt": _sharegpt,
+    "sharegpt_lines": _sharegpt_lines,
+    "alpaca": _alpaca,
+}

@@ -80,7 +80,7 @@ def edited(request):
 def test_leaving_one_edit_out_gives_the_losses_of_plain_hooks(edited):
     rows, reference = rows_of(), Reference(edited)
     found = leave_one_out(edited, rows, heads="all", batch_size=4, progress=False)
-    assert [head.name for head in found.heads] == [f"{layer}.{head}" for layer in range(2) for head in range(4)]
+    assert [head.name for head in found.heads] == [f"L{layer}H{head}" for layer in range(2) for head in range(4)]
     for j, row in enumerate(rows):
         assert torch.allclose(found.before[j], reference.run(row, edited=True)[0], atol=1e-5)
         for i, head in enumerate(found.heads):

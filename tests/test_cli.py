@@ -53,6 +53,7 @@ def test_the_commands_lead_from_files_to_edits_to_figures_and_pictures(model_fol
     assert "30 to train on, 0 to validate on" in printed
     record = json.loads((out / "run.json").read_text())
     assert (record["steps"], record["settings"]["scale_lr"]) == (14, 0.01)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", record["date"])
     assert record["base_model"] == os.path.basename(model_folder)
 
     report = tmp_path / "reports" / "report.json"
@@ -252,7 +253,7 @@ def test_every_command_and_option_has_a_help_text():
 
 def test_usage_errors_end_with_exit_code_2(capsys):
     assert run("train") == 2
-    assert "all of --model, --data and --output" in capsys.readouterr().err
+    assert "--model, --data and --output: not given." in capsys.readouterr().err
     assert run("bench", "--hidden", 100) == 2
     assert "expected a multiple of 16" in capsys.readouterr().err
 

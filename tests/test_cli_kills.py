@@ -50,7 +50,7 @@ def files(folder):
 
 
 def record(folder):
-    return {**json.loads((folder / "run.json").read_text()), "seconds": 0}
+    return {**json.loads((folder / "run.json").read_text()), "seconds": 0, "date": ""}
 
 
 @pytest.mark.parametrize("config", RECIPES, indirect=True)

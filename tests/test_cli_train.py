@@ -51,7 +51,13 @@ SHIPPED = {  # config: model, data, overrides that make it small, optimiser step
     "jola-commonsense": ("llama", "commonsense", FEW, 4),
     "jola-mmlu-pro": ("llama", "mmlu_pro", FEW, 4),
     "jola-gem": ("llama", "gem", FEW, 4),
-    "olmo2-13b-sharegpt": ("olmo2", "sharegpt", {**FEW, "data__examples": 32, "data__test": 4}, 4),
+    "olmo2-13b-sharegpt": (
+        "olmo2",
+        "sharegpt_lines",
+        {**FEW, "data__examples": 32, "data__test": 4, "training__dataloader_num_workers": 2},
+        4,
+    ),
+    "olmo2-13b-cpu": ("olmo2", "sharegpt_lines", {**FEW, "data__test": 4}, 4),
     "llama-70b-4bit": ("wide", "commonsense", FEW, 4),
     "cpu-small": ("llama", "alpaca", {"data__examples": 16, "data__valid": 8, "data__test": 4, "heads": 2}, 12),
 }
@@ -64,7 +70,7 @@ def test_every_shipped_config_runs(name, models, tmp_path, capsys):
     model, kind, smaller, steps = SHIPPED[name]
     data, out = save_records(tmp_path, kind, 60), tmp_path / "out"
     given = changed(model__name=models[model], data__train=data, **smaller)
-    assert run("train", name, *given, "--output", out) == 0
+    assert run("train", name, *given, "--no-wandb", "--output", out) == 0
     printed = capsys.readouterr().out
     assert f"{smaller['data__examples']} of 60 records" in re.sub(r"[│\s]+", " ", printed)
     record, config = Run.read(out).record, read_run(out)
@@ -199,6 +205,7 @@ def test_the_test_loss_is_measured_with_and_without_the_edits(file, tmp_path):
         ]
     assert record["test_loss_base"] == pytest.approx(sum(losses) / 6, abs=1e-5)
     assert record["test_loss"] < record["test_loss_base"]
+    assert f"| test loss | {record['test_loss']:.4f} nats per token |" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -271,7 +278,10 @@ def test_a_finished_run_is_not_trained_over_by_the_command(file, tmp_path, capsy
 
 
 MISTAKES = {
-    "nothing": ([], r"Give a run's file or name \(headedit config list\)"),
+    "nothing": (
+        [],
+        r"--model, --data and --output: not given\. Give them, or a run's file or name \(headedit config list\)",
+    ),
     "no such name": (["jola-comonsense"], r"Did you mean 'jola-commonsense'\?"),
     "no such file": (["none.yaml"], r"none\.yaml: cannot be read"),
     "no output": (["FILE", "--set", "output=null"], r"no output folder: give output=\.\.\., or --output"),

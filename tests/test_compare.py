@@ -16,6 +16,7 @@ from headedit.bench.compare.methods import LORA, NO_GATE, Problem, method, metho
 from headedit.bench.compare.tasks import compare_methods
 from headedit.bench.plots import compare as plots
 from headedit.bench.recovery.planted import build
+from headedit.cli.main import main
 from headedit.demo import tasks
 from headedit.demo.comparison import DEMO_TASKS
 from headedit.training.recipes import RECIPES
@@ -192,3 +193,20 @@ def test_lora_without_peft_is_refused_with_what_to_install_before_any_work(monke
 def test_impossible_settings_of_lora_are_refused(fields, message):
     with pytest.raises(HeadEditError, match=message):
         LoraSettings(**fields)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "reverse,sorted"], "There is no task 'sorted'. Did you mean 'sort'?"),
+        (["--sizes", "few"], "--sizes: found 'few'"),
+        (["--sizes", "200,5000"], "sizes: found 5000, expected 1 to 1000 examples."),
+        (["--tasks", ","], "There is nothing to run"),
+    ],
+)
+def test_the_demo_checks_what_it_compares_before_it_trains(arguments, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("headedit.demo.run.run_demo", lambda *given, **named: pytest.fail("trained"))
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", "--compare", "--output", str(tmp_path / "out"), *arguments])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,7 +216,7 @@ def test_the_command_writes_tables_and_pictures_and_lists_its_cells(folder, tmp_
     file = comparison(folder, tmp_path / "out", methods=["zero-shot", "no gate"])
     with pytest.raises(SystemExit, match="0"):
         main(["compare", str(file), "--dry-run"])
-    assert capsys.readouterr().out.count(" new ") == 2
+    assert re.findall(r"\bnew\b", capsys.readouterr().out) == ["new", "new"]  # of a table, or of a list in a narrow one
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit, match="0"):
         main(["compare", str(file)])
@@ -224,6 +226,45 @@ def test_the_command_writes_tables_and_pictures_and_lists_its_cells(folder, tmp_
         "compare-examples.png",
         "compare-parameters.png",
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"sizes": [500]}, ["has 40 training records, fewer than 500"]),
+        ({"tasks": {"words": {"task": "words.yaml", "data": "nowhere"}}}, ["nowhere"]),
+        ({"tasks": {"words": {"task": "words.yaml", "data": "words", "test": "tost"}}}, ["tost"]),
+        ({"model": {"name": "no-such-model"}}, ["No model could be loaded from 'no-such-model'"]),
+        ({"output": "/dev/null/out"}, ["/dev/null/out: cannot be written"]),
+        ({"sizes": [500], "output": "/dev/null/out"}, ["2 problems:", "cannot be written", "fewer than 500"]),
+    ],
+)
+def test_a_dry_run_names_every_fault_of_files_and_model_and_writes_nothing(
+    changes, messages, folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("headedit.bench.compare.run.run_cell", lambda *given: pytest.fail("trained"))
+    file = comparison(folder, **{"output": tmp_path / "dry", **changes})
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", str(file), "--dry-run"])
+    told = capsys.readouterr().err
+    assert all(message in told for message in messages), told
+    assert not (tmp_path / "dry").exists()
+
+
+def test_a_dry_run_finds_a_model_without_its_weights(folder, tmp_path, capsys):
+    copy = tmp_path / "weightless"
+    shutil.copytree(folder / "model", copy)
+    (copy / "model.safetensors").unlink()
+    file = comparison(folder, tmp_path / "weights", model={"name": str(copy), "device": "cpu"})
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", str(file), "--dry-run"])
+    assert f"{copy}: holds no weights" in capsys.readouterr().err
+    parts = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(parts))
+    (copy / "model-1.safetensors").touch()
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", str(file), "--dry-run"])
+    assert "lacks 1 files of its weights, the first: model-2.safetensors" in capsys.readouterr().err
 
 
 def test_a_method_is_tested_against_lora_on_the_same_test_examples_and_seeds(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""The table in the README's section "Works with": each row names its tests, and every such test has a row."""
+"""The table of the page "Works with": each row names its tests, and every such test has a row."""
 
 import ast
 import re
@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-README = TESTS.parent / "README.md"
+PAGE = TESTS.parent / "docs" / "works-with.md"
 
 
 def rows_of(text: str) -> dict[str, list[str]]:
     """The rows of the section's table: what stands in the first column, and the tests that the last one names."""
-    section = re.search(r"^## Works with\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    assert section, "the README has no section 'Works with'"
+    section = re.search(r"^# Works with\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert section, "the page is not called 'Works with'"
     lines = [line.strip().strip("|").split("|") for line in section[1].splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line] for line in lines]
     header, rule, *rows = cells
@@ -33,14 +33,14 @@ def functions_in(pattern: str) -> set[str]:
 
 
 def test_every_row_of_the_table_names_tests_that_exist_and_every_test_has_a_row():
-    rows = rows_of(README.read_text())
+    rows = rows_of(PAGE.read_text())
     assert not [name for name, tests in rows.items() if not tests]
     named = {test for tests in rows.values() for test in tests}
     assert named <= functions_in("test_*.py")
     assert functions_in("test_compat_*.py") <= named
 
 
-TABLE = "## Works with\n\n| with | shown by |\n|---|---|\n{}\n\n## Next\n| a | b |\n"
+TABLE = "# Works with\n\n| with | shown by |\n|---|---|\n{}\n\n## Next\n| a | b |\n"
 
 
 def test_a_table_in_the_section_is_read():

@@ -227,7 +227,7 @@ def test_spec_draft_writes_a_spec_only_when_it_is_proved(tmp_path, capsys):
     arguments = ["spec", "draft", tmp_path / "diffllama", "--output", tmp_path / "d.yaml"]
     assert run(*arguments) == 2
     captured = capsys.readouterr()
-    assert "head 3 moved the coordinates 32-63" in captured.out
+    assert "head 3 moved the coordinates 32-63" in " ".join(captured.out.split())
     assert "is not written" in captured.err
     assert not (tmp_path / "d.yaml").exists()
     assert run(*arguments, "--force") == 0

@@ -1,6 +1,5 @@
 """``headedit.evaluate``: figures next to their baselines, the same for every batch size, and resumed after a stop."""
 
-import importlib
 import json
 import math
 
@@ -10,12 +9,10 @@ import headedit
 from headedit import HeadEditError, Source, Task, evaluate
 from headedit.cli.main import main
 from headedit.demo import MODEL_FOLDER, tasks
-from headedit.evaluation.answers import likelihood, predictions
+from headedit.evaluation.answers import likelihood, predictions, systems
 from headedit.evaluation.answers.generation import generate
 from headedit.evaluation.reports.report_tables import markdown, tables
 from headedit.hf.loading import load_model, load_tokenizer
-
-evaluate_module = importlib.import_module("headedit.evaluation.evaluate")  # the function has the same name
 
 LETTERS = Task(
     name="letters", prompt="{{ prompt }}", answer="response", template="plain", max_new_tokens=10, num_beams=4
@@ -150,14 +147,14 @@ def test_a_stopped_evaluation_is_resumed(model, edits, tmp_path, monkeypatch):
         written.append(len(batch))
         predictions.append(file, batch)
 
-    monkeypatch.setattr(evaluate_module, "append", append)
+    monkeypatch.setattr(systems, "append", append)
     with pytest.raises(KeyboardInterrupt):
         run(model, LETTERS, data=rows, output=stopped, **options)
     assert not stopped.exists()
     assert len(kept.read_text().splitlines()) == 1 + 7 * 4
     with kept.open("a") as file:
         file.write('{"system": "base", "row": 3, "wh')  # as a kill leaves it
-    monkeypatch.setattr(evaluate_module, "append", lambda *a: (written.append(0), predictions.append(*a)))
+    monkeypatch.setattr(systems, "append", lambda *a: (written.append(0), predictions.append(*a)))
     again = run(model, LETTERS, data=rows, output=stopped, **options)
     assert len(written) == 7 + 3
     assert len(kept.read_text().splitlines()) == 1 + 2 * 20

@@ -202,7 +202,7 @@ def test_the_scatter_shows_every_open_head_and_the_correlation(frame):
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["offset and scale (3)", "offset (1)", "scale (1)"]
     best = opened.sort_values("effect").iloc[-1]
-    assert f"{best['layer']}.{best['head']}" in [text.get_text() for text in left.texts]
+    assert f"L{best['layer']}H{best['head']}" in [text.get_text() for text in left.texts]
     plt.close("all")
 
 

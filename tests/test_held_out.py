@@ -2,6 +2,7 @@
 
 import io
 import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from tiny import tiny_model
@@ -14,7 +15,7 @@ from headedit.data.batches import PadRight
 from headedit.data.encoding import encode
 from headedit.data.losses import example_losses
 from headedit.evaluation.answers.generation import by_length
-from headedit.io.bars import bars_of_libraries
+from headedit.io.bars import bars_of_libraries, is_shown, write_above_bars
 from headedit.training.loop.progress import EditProgress
 
 ROWS = [{"input_ids": [3, 4 + i % 5, 5 + i % 7, 9], "labels": [-100, -100, 5 + i % 7, 9]} for i in range(24)]
@@ -84,3 +85,33 @@ def test_bars_outside_training_are_not_in_log_files_either(terminal, monkeypatch
         assert logging.is_progress_bar_enabled() == terminal
     assert logging.is_progress_bar_enabled()
     assert [name in stream.getvalue() for name in ("scoring", "tokenising training")] == [terminal, terminal]
+
+
+def test_what_a_run_will_do_fits_a_narrow_terminal(monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "40")
+    write_above_bars("localise: search 300 steps, refit 300 steps: 24 passes over the examples")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 40
+
+
+@pytest.mark.parametrize("config", [None, {}, {"IPKernelApp": {}}])
+def test_bars_are_shown_in_a_running_notebook_and_not_because_its_kernel_is_imported(config, monkeypatch):
+    shell = None if config is None else SimpleNamespace(config=config)
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert is_shown() == bool(config)
+
+
+def test_the_pruning_path_of_localise_has_the_base_models_loss_and_those_of_its_refits(tmp_path):
+    edits = headedit.attach(tiny_model("llama"))
+    base = mean_loss(edits, ROWS[:6])
+    options = {**QUICK, "search_epochs": 1, "min_steps": 1, "searches": 1, "checks": True}
+    path = headedit.fit(edits, ROWS[6:], ROWS[:6], recipe="localise", output_dir=tmp_path, **options).path
+    assert path.base_loss == pytest.approx(base)
+    assert path.chosen in path.refits
+    assert all(loss > 0 for loss in path.refits.values())

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -636,6 +637,24 @@ def test_the_command_writes_a_checkpoint_with_all_that_belongs_to_it(app, folder
     assert {row["vector"] for row in note["open_heads"]} == {"offset", "scale"}
     assert set(note["versions"]) == {"headedit", "torch", "transformers"}
     assert "with the head edits of `edits`" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        ("llama", "the offsets are new biases; an engine .* may drop them"),
+        ("qwen3", "vLLM's Qwen3ForCausalLM drops without a word: serve the base model by the plugin"),
+        ("gpt2", None),
+    ],
+    indirect=["folders"],
+)
+def test_the_command_says_which_engine_drops_the_offsets(app, folders, said):
+    tmp_path, _ = folders
+    output = " ".join(run(app, tmp_path).output.replace("│", " ").split())
+    if said is None:
+        assert "when served" not in output
+    else:
+        assert re.search(said, output)
 
 
 def test_the_command_does_not_write_over_anything(app, folders):

@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-ON_A_REAL_MODEL = {"06_a_real_model": ("HEADEDIT_REAL_MODEL", "HEADEDIT_REAL_DATA")}
+ON_A_REAL_MODEL = {"07_a_real_model": ("HEADEDIT_REAL_MODEL", "HEADEDIT_REAL_DATA")}
 """Notebooks that need a pretrained model and data, and the variables that say where these are."""
 
 CLAIMS = {
@@ -47,16 +47,19 @@ CLAIMS = {
         rho = headedit.agreement(table)["effect"]
         assert rho["integrated"] > 0.3
     """,
-    "05_several_edits_merge_and_ship": """
+    "05_several_edits": """
         accuracy = dict(zip(dial, (found["reverse"] for found in turned)))
         assert accuracy[0] < 0.2 and accuracy[0.75] > 0.85 and accuracy[1] > 0.9 and accuracy[2] < 0.8
         assert mixed[0]["reverse"] > 0.9 and mixed[-1]["next"] > 0.9 and max(mixed[3].values()) < 0.6
         answers = tokenizer.batch_decode(out[:, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         assert answers == ["k m f h", "i g n l", "f h k m"]
+    """,
+    "06_merge_and_ship": """
+        assert tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True) == "k m f h"
         assert type(merged).__name__ == "LlamaForCausalLM" and shipped.strip() == "? : h f m k = k m f h"
         assert difference < 1e-4
     """,
-    "06_a_real_model": """
+    "07_a_real_model": """
         assert after.score.value > base.score.value + 0.3 and after.test.p < 1e-6
         assert edits.count_open()["any"][0] <= 96 and len(by_size) > 0
         assert abs(report.score.value - after.score.value) <= 0.01

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import tiny_model
 from torch import nn
+from torch.autograd import forward_ad
 
 import headedit
 from headedit import EditConfig
@@ -14,6 +15,7 @@ from headedit.bench.cost.methods import Prepared, edited, upper_bound
 from headedit.bench.cost.operators import count_operators
 from headedit.bench.cost.shapes import Shape, build, random_ids
 from headedit.bench.cost.workloads import forward, loss_and_gradients, training_step
+from headedit.edits.affine import apply_affine
 from headedit.edits.gate_set import GateIndex, freeze_gates
 from headedit.edits.gates import HardConcrete
 
@@ -80,6 +82,48 @@ def test_a_pass_in_eval_mode_takes_one_operator_per_site_and_a_few_for_all_of_th
     assert ((many - few).kernels, (many - few).views) == ({"addcmul": 5}, {})
     assert few.kernels.total() - 2 <= most <= 12
     assert few.synchronising == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("vectors", "operator"), [("both", "addcmul"), ("offset", "add"), ("scale", "mul")])
+def test_a_site_in_16_bits_adds_one_operator_in_inference_which_rounds_as_it_writes(dtype, vectors, operator):
+    def count(layers):
+        model = build(Shape(layers=layers, dtype=dtype, **SMALL))
+        edits, run = headedit.attach(model, config=EditConfig(vectors=vectors)), forward(Prepared(model), IDS)
+        with edits.disable_adapter():
+            bare = count_operators(run)
+        return count_operators(run) - bare
+
+    assert (count(3) - count(2)).kernels == {operator: 1}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("given", ["both", "offset", "scale", "rows"])
+def test_rounding_as_it_is_written_gives_the_bits_of_rounding_after(dtype, given):
+    draw = torch.Generator().manual_seed(0)
+    shape = (3, 1, 64) if given == "rows" else (64,)
+    offset, scale = (torch.randn(shape, generator=draw) for _ in range(2))
+    offset, scale = None if given == "scale" else offset, None if given == "offset" else scale
+    z = torch.randn(3, 40, 128, generator=draw).to(dtype)
+    for each in (z[..., :64], z[..., ::2], z[..., :64].transpose(0, 1).contiguous().transpose(0, 1)):
+        each[0, 0, 0], each[0, 0, 1], each[0, 0, 2] = float("nan"), float("inf"), 1e-8
+        with torch.no_grad():
+            found = apply_affine(each, scale, offset)
+        wanted = apply_affine(each, scale, offset)  # with gradients
+        assert found.dtype == dtype
+        assert torch.equal(found.view(torch.int16), wanted.view(torch.int16))
+
+
+def test_transforms_of_torch_func_and_forward_mode_derivatives_pass_an_edit_in_16_bits_without_gradients():
+    z, scale, offset = torch.randn(3, 8).bfloat16(), torch.randn(8), torch.randn(8)
+    with torch.no_grad():
+        wanted = apply_affine(z, scale, offset)
+        assert torch.equal(torch.func.vmap(apply_affine, (0, None, None))(z, scale, offset), wanted)
+        _, tangent = torch.func.jvp(lambda x: apply_affine(x, scale, offset), (z,), (torch.ones_like(z),))
+        with forward_ad.dual_level():
+            dual = apply_affine(forward_ad.make_dual(z, torch.ones_like(z)), scale, offset)
+            assert torch.equal(forward_ad.unpack_dual(dual).primal, wanted)
+    torch.testing.assert_close(tangent, scale.bfloat16().expand(3, 8))
 
 
 def test_a_hardened_site_without_an_open_head_adds_no_operator():

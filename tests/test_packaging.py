@@ -47,7 +47,7 @@ def test_every_library_that_the_code_imports_comes_with_an_install_or_an_extra()
     libraries = imported - set(sys.stdlib_module_names) - {"headedit"}
     distributions = {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in libraries}
     assert {"torch", "pyyaml", "rich"} <= distributions
-    assert distributions - PLAIN == {"lm-eval", "torchao"}
+    assert distributions - PLAIN == {"lm-eval", "torchao", "vllm"}
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,6 @@ def test_bitsandbytes_is_asked_for_only_where_it_has_a_wheel(system, machine, ha
 
 
 def test_no_extra_is_empty_or_brings_what_a_plain_install_has():
-    assert set(EXTRAS) == {"eval", "bench", "lm-eval", "quantized", "dev"}
+    assert set(EXTRAS) == {"eval", "bench", "lm-eval", "quantized", "vllm", "docs", "dev"}
     assert all(EXTRAS.values())
     assert [names & PLAIN for names in EXTRAS.values() if names & PLAIN] == []

@@ -21,7 +21,8 @@ TOGETHER = [
     [COLOURS[name] for name in ("training_loss", "validation_loss", "penalty")],
     [COLOURS[name] for name in ("vector_rate", "gate_rate", "kept")],
     [COLOURS[name] for name in ("jaccard", "chance")],
-    [COLOURS[name] for name in ("neither_set", "first_set", "second_set", "both_sets")],
+    [COLOURS[name] for name in ("neither_set", "first_set", "second_set", "both_sets", "offset", "scale", "both")],
+    [COLOURS[name] for name in ("validation_loss", "refit", "kept")],
     [COLOURS[name] for name in ("step", "forward", "reference")],
     [COLOURS[name] for name in ("file", "hardened_file")],
     [COLOURS[name] for name in ("forward", "against_one")],
@@ -29,7 +30,7 @@ TOGETHER = [
     list({METHODS[name] for name in METHODS} - {METHODS["oracle"]}),  # grey lines of another style
     list({*LAYERS.values(), *OTHER_LAYERS}),
 ]
-LINES = {name: COLOURS[name] for name in COLOURS if not name.endswith("_set") and name != "none"}
+LINES = {name: COLOURS[name] for name in COLOURS if not name.endswith(("_set", "_sets")) and name != "none"}
 ON_PAGE = ("offset", "scale", "both", "rise", "fall")
 DICHROMACY = {  # Machado, Oliveira, Fernandes, IEEE TVCG 2009, severity 1.0, on linear RGB
     "none": numpy.eye(3),
@@ -84,9 +85,11 @@ def test_no_colour_of_a_quantity_is_written_anywhere_but_in_the_palette():
         if path.suffix in (".py", ".css", ".html", ".js") and path.name != "palette.py"
     ]
     assert len(sources) > 60
-    written = {path.name: re.findall(r"#[0-9a-fA-F]{6}\b", path.read_text(encoding="utf-8")) for path in sources}
-    assert {name for name, found in written.items() if found} == {"page.css"}  # text, lines and panels of the page
-    assert not set(written["page.css"]) & {*COLOURS.values(), *METHODS.values(), *DARK.values()} - {"#444444"}
+    found = {path: re.findall(r"#[0-9a-fA-F]{6}\b", path.read_text(encoding="utf-8")) for path in sources}
+    written = {path: colours for path, colours in found.items() if colours}
+    (style,) = written  # text, lines and panels of the page
+    assert style.name == "page.css"
+    assert not set(written[style]) & {*COLOURS.values(), *METHODS.values(), *DARK.values()} - {"#444444"}
 
 
 def test_the_reports_style_sheet_takes_the_colours_of_the_palette():

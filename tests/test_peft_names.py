@@ -39,7 +39,7 @@ SHARED = {
 OURS = {  # an edit is described by an EditConfig, or copied from edits; saved edits can be hardened
     "load_adapter": {"revision"},  # one of PEFT's keyword arguments
     "add_adapter": {"config"},
-    "push_to_hub": {"hardened", "metrics"},
+    "push_to_hub": {"hardened", "card", "metrics"},
     "save_pretrained": {"hardened", "card", "metrics"},
 }
 

@@ -1,7 +1,7 @@
 """Maps of heads: types, effect sizes, key-value heads, kinds of layer, several edits, several seeds."""
 
 import json
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import matplotlib.pyplot as plt
 import numpy
@@ -12,7 +12,9 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 import headedit
 from headedit import EditConfig, HeadEditError
-from headedit.interpret.palette import LAYERS
+from headedit.edits.gate_set import GateIndex
+from headedit.interpret.palette import COLOURS, LAYERS
+from headedit.runs.selection import Competitor, select
 from headedit.runs.stability import expected_jaccard, jaccard
 
 
@@ -75,7 +77,7 @@ def test_the_type_map_shows_offset_scale_both_and_none(llama, tmp_path):
 def test_the_effect_sizes_are_norms_of_the_effective_vectors(llama):
     edits = headedit.attach(llama)
     randomise(edits)
-    offset, scale, *bars = headedit.plot.effects(edits).axes
+    offset, scale, *_ = headedit.plot.effects(edits).axes
     gates = edits.gates()
     vectors = {
         name: torch.stack([edit.vectors[name].detach() for edit in edits.module]) for name in ("offset", "scale")
@@ -84,9 +86,23 @@ def test_the_effect_sizes_are_norms_of_the_effective_vectors(llama):
     assert numpy.allclose(image(offset), expected)
     assert numpy.allclose(image(scale), gates.scale * vectors["scale"].square().mean(-1).sqrt())
     layer, head = divmod(int(expected.argmax()), 4)
-    assert offset.get_title().endswith(f"largest at layer {layer}, head {head}")
-    assert offset.get_images()[0].get_clim() == (0, pytest.approx(expected.max().item()))
-    assert [bar.get_ylabel() for bar in bars] == ["norm", "root mean square"]
+    assert offset.get_title().endswith(f"largest L{layer}H{head}")
+    low, high = offset.get_images()[0].get_clim()
+    assert high == pytest.approx(expected.max().item())
+    assert low == pytest.approx(expected[expected > 0].min().item())
+    assert offset.get_title().startswith("Offset: norm ")
+    assert scale.get_title().startswith("Scale: root mean square\nof the change ")
+
+
+def test_one_large_head_does_not_hide_the_others():
+    edits = chosen([(0, 0), (0, 1), (1, 2)])
+    edits.set_head(0, 1, offset=torch.full((edits.sites[0].head_dim,), 100.0))
+    axis, _, bar, _ = headedit.plot.effects(edits).axes
+    assert bar.get_yticklabels()[-1].get_text() == "400"
+    drawn = axis.get_images()[0]
+    colours = drawn.to_rgba(drawn.get_array())[..., :3]
+    small, large, unchanged = colours[0, 0], colours[0, 1], colours[0, 2]
+    assert min(abs(a - b).max() for a, b in ((small, large), (small, unchanged), (large, unchanged))) > 0.3
 
 
 def test_the_effect_sizes_can_be_shares_of_the_heads_output(llama):
@@ -99,10 +115,10 @@ def test_the_effect_sizes_can_be_shares_of_the_heads_output(llama):
     hook.remove()
     assert norms.shape == (2, 4)
     assert torch.allclose(norms[1], seen[0][0, -1].view(4, 16).norm(dim=-1))
-    offset, _, bar, _ = headedit.plot.effects(edits, norms=norms).axes
+    offset, *_ = headedit.plot.effects(edits, norms=norms).axes
     assert image(offset)[1, 2] == pytest.approx(12 / norms[1, 2].item())
     assert (image(offset) > 0).sum() == 1
-    assert bar.get_ylabel() == "share of the head's output"
+    assert offset.get_title().startswith("Offset: share of the norm\nof the head's output\n")
     with pytest.raises(HeadEditError, match=r"norms: found shape \(3, 4\), expected \(2, 4\)"):
         headedit.plot.effects(edits, norms=torch.ones(3, 4))
     with pytest.raises(HeadEditError, match="examples is empty"):
@@ -132,10 +148,10 @@ def test_heads_that_share_a_key_value_head_are_drawn_as_a_group(tmp_path):
     assert image(given.axes[0]).tolist() == [[1, 0, 0, 0], [0, 0.5, 0, 0.5]]
     offset = headedit.plot.gates(edits).axes[0]
     assert [line.get_xdata()[0] for line in offset.get_lines()] == [3.5]
-    assert offset.get_xlabel() == "head  (lines: 4 share a key-value head)"
+    assert offset.get_xlabel() == "head  (lines: 4 per key-value head)"
 
 
-def test_an_unknown_number_of_key_value_heads_is_refused_or_can_be_given(llama):
+def test_an_unknown_number_of_key_value_heads_is_refused_or_can_be_given(llama, tmp_path):
     edits = headedit.attach(llama)
     with pytest.raises(HeadEditError, match="is not known; give it"):
         headedit.plot.groups(edits.module)
@@ -143,9 +159,15 @@ def test_an_unknown_number_of_key_value_heads_is_refused_or_can_be_given(llama):
         headedit.plot.groups(edits, key_value_heads=3)
     falcon = headedit.plot.groups(headedit.attach(tiny_model("falcon", multi_query=True, num_kv_heads=4)))
     assert falcon.axes[0].get_xlabel() == "key-value head  (shared by 4 heads)"
-    plain = headedit.plot.gates(headedit.attach(tiny_model("gpt2"))).axes[0]
+    gpt2 = headedit.attach(tiny_model("gpt2"))
+    plain = headedit.plot.gates(gpt2).axes[0]
     assert not plain.get_lines()
     assert plain.get_xlabel() == "head"
+    gpt2.save_pretrained(tmp_path)
+    for source in (gpt2, tmp_path):
+        own = headedit.plot.groups(source)
+        assert own.get_suptitle() == "No heads share a key-value head: 8 of 8 are edited"
+        assert own.axes[0].get_xlabel() == "key-value head  (one for each head)"
 
 
 def strip(axis):
@@ -201,15 +223,15 @@ def test_the_comparison_of_two_edits_shows_common_and_different_heads(tmp_path):
     first, second = [(0, 0), (0, 1), (1, 2)], [(0, 1), (1, 2), (1, 3), (0, 3)]
     chosen(second).save_pretrained(tmp_path)
     figure = headedit.plot.compare({"arc": chosen(first), "boolq": tmp_path})
-    one, two, matrix, difference = (axis for part in figure.subfigs for axis in part.axes)
+    one, two, overlap, difference = (axis for part in figure.subfigs for axis in part.axes)
     assert image(one).tolist() == [[1, 1, 0, 0], [0, 0, 1, 0]]
     assert image(two).tolist() == [[0, 1, 0, 1], [0, 0, 1, 1]]
     assert (one.get_title(), two.get_title()) == ("arc:  3 heads", "boolq:  4 heads")
-    values = image(matrix)
-    assert values[0, 1] == pytest.approx(2 / 5)
-    assert values[1, 0] == pytest.approx(expected_jaccard(3, 4, 8))
-    assert sorted(text.get_text() for text in matrix.texts) == sorted(["3", "4", "0.40", f"{values[1, 0]:.2f}"])
-    assert [label.get_text() for label in matrix.get_yticklabels()] == ["arc", "boolq"]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in overlap.get_lines()}
+    by_chance = expected_jaccard(3, 4, 8)
+    assert lines == {"these edits": [[pytest.approx(2 / 5), 0]], "chance": [[pytest.approx(by_chance), 0]]}
+    assert [text.get_text() for text in overlap.texts] == ["index", "0.40", "chance", f"{by_chance:.2f}"]
+    assert [label.get_text() for label in overlap.get_yticklabels()] == ["arc – boolq"]
     assert image(difference).tolist() == [[1, 3, 0, 2], [0, 0, 3, 2]]
     texts = [text.get_text() for text in difference.get_legend().get_texts()]
     assert texts == ["neither: 3", "only arc: 1", "only boolq: 2", "both: 2"]
@@ -218,7 +240,7 @@ def test_the_comparison_of_two_edits_shows_common_and_different_heads(tmp_path):
 def test_the_comparison_of_more_edits_counts_the_edits_of_each_head():
     sets = {"a": [(0, 0)], "b": [(0, 0), (1, 1)], "c": [(0, 0), (1, 1), (1, 2)], "d": [], "a long name of an edit": []}
     figure = headedit.plot.compare({name: chosen(heads) for name, heads in sets.items()})
-    *maps, matrix, counts = (axis for part in figure.subfigs for axis in part.axes)
+    *maps, overlap, counts = (axis for part in figure.subfigs for axis in part.axes)
     assert maps[4].get_title() == "a long name of …:  0 heads"
     assert image(counts).tolist() == [[3, 0, 0, 0], [0, 2, 1, 0]]
     assert [text.get_text() for text in counts.get_legend().get_texts()][:4] == [
@@ -227,10 +249,27 @@ def test_the_comparison_of_more_edits_counts_the_edits_of_each_head():
         "2 of 5: 1",
         "3 of 5: 1",
     ]
-    values, names = image(matrix), list(sets)
-    for i, j in ((0, 1), (1, 2), (0, 3), (3, 4)):
-        assert values[i, j] == pytest.approx(jaccard(set(sets[names[i]]), set(sets[names[j]])))
-    assert numpy.isnan(values.diagonal()).all()
+    index = next(line for line in overlap.get_lines() if line.get_label() == "these edits").get_xdata()
+    assert index.tolist() == [pytest.approx(jaccard(set(a), set(b))) for a, b in combinations(sets.values(), 2)]
+
+
+def test_the_overlap_of_very_many_edits_is_a_table():
+    sets = {f"edits {i}": [(0, i % 3), (1, i % 2)] for i in range(7)}
+    figure = headedit.plot.compare({name: chosen(heads) for name, heads in sets.items()})
+    table = figure.subfigs[1].axes[0]
+    texts = {text.get_position(): text.get_text() for text in table.texts}
+    names = list(sets)
+    assert texts == {
+        (i, j): f"{jaccard(set(sets[names[i]]), set(sets[names[j]])):.2f}" for i in range(7) for j in range(i + 1, 7)
+    }
+    assert f"(by chance {expected_jaccard(2, 2, 8):.2f})" in table.get_title()
+
+
+def test_no_colour_means_two_things_in_a_comparison():
+    maps = [COLOURS[name] for name in ("offset", "scale", "both")]
+    sets = [COLOURS[name] for name in ("first_set", "second_set", "both_sets")]
+    assert len({*maps, *sets, COLOURS["jaccard"]}) == 6 + (COLOURS["jaccard"] not in sets)
+    assert COLOURS["none"] == COLOURS["neither_set"]
 
 
 def test_edits_that_cannot_be_compared_are_refused(llama):
@@ -260,6 +299,22 @@ def test_the_picture_of_stability_counts_the_seeds_that_chose_a_head(tmp_path):
     assert losses.get_lines()[0].get_ydata().tolist() == loss["values"]
     assert [label.get_text() for label in losses.get_xticklabels()] == ["4", "5", "6"]
     assert bar.get_ylabel() == "seeds that chose the head"
+    assert numbers.get_title() == "2.33 ± 0.58\nmean ± st. dev."
+    assert losses.get_title() == "0.50 ± 0.10\nmean ± st. dev."
+
+
+def test_the_picture_of_stability_shows_selection_probabilities_where_there_are_some(tmp_path):
+    for seed in (0, 1):
+        chosen([(0, 0)]).save_pretrained(tmp_path if seed == 0 else tmp_path / f"seed-{seed}")
+    first, second = GateIndex(0, "offset", 0), GateIndex(1, "scale", 3)
+    orders = [[Competitor(first), Competitor(second)], [Competitor(first)]] * 4
+    found = {"seeds": [0, 1], "heads": [1, 1], "jaccard": 1.0, "chance": 0.1}
+    record = {"stability": found, "selection": select(orders, 32, rate=0.2).to_dict()}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    heads, probability = headedit.plot.stability(tmp_path).axes[:3:2]
+    assert image(heads).tolist() == [[2, 0, 0, 0], [0, 0, 0, 0]]
+    assert image(probability)[0, 0] == 1.0
+    assert probability.get_title() == "Selection probability, first seed"
 
 
 def test_a_run_with_a_single_seed_has_no_stability(tmp_path):

@@ -346,9 +346,12 @@ BAD = {
     r"example 1: is text, and there is no tokenizer": {"examples": [("a", "b")] * 8},
     r"example 1: found the fields question; expected prompt/response": {
         "examples": [{"question": "a"}] * 8,
-        "tokenizer": object(),
+        "tokenizer": lambda text: [],
     },
-    r"example 1: expected an object with named fields, found str": {"examples": ["ab"] * 8, "tokenizer": object()},
+    r"example 1: expected an object with named fields, found str": {
+        "examples": ["ab"] * 8,
+        "tokenizer": lambda text: [],
+    },
     r"valid_share: found 1, expected a number between 0 and 1": {"valid_share": 1},
     r"l2: found 0, expected a number above 0": {"l2": 0},
     r"batch_size: found 0, expected 1 or more": {"batch_size": 0},
@@ -419,7 +422,7 @@ def test_the_picture_of_probes_shows_the_accuracies_and_outlines_the_open_heads(
     assert bar.get_ylabel().replace("\n", " ") == "probe accuracy on held-out examples"
     assert bar.get_yticklabels()[0].get_text() == f"{found.baseline:.2f}"
     (outline,) = axis.patches
-    assert (outline.get_x() + 0.4, outline.get_y() + 0.4) == pytest.approx((HEAD, LAYER))
+    assert (outline.get_x() + 0.47, outline.get_y() + 0.47) == pytest.approx((HEAD, LAYER))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["open head (1)"]
     assert f"best 1.00, majority class {found.baseline:.2f}" in figure.get_suptitle()
 

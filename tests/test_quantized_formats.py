@@ -18,7 +18,7 @@ from headedit.hf.quantized import differentiable
 
 gguf = pytest.importorskip("gguf")
 ROWS = [{"input_ids": [3, 4, 5], "labels": [-100, 4, 5]}] * 8
-SHORT = {"epochs": 1, "search_epochs": 1, "min_steps": 1, "progress": False}
+SHORT = {"epochs": 1, "search_epochs": 1, "min_steps": 1, "dropout": 0.0, "progress": False}
 EXACT = [gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0]
 
 

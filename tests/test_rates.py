@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from tiny import logits, tiny_model
-from transformers import TrainerControl, TrainerState
 
 import headedit
 from headedit import Run
@@ -14,7 +13,6 @@ from headedit.data.losses import example_losses
 from headedit.edits.gate_set import all_gates, close, freeze_gates
 from headedit.training.recipes import make_recipe
 from headedit.training.recipes.effort import planned_text
-from headedit.training.recipes.pruning import Pruning
 from headedit.training.recipes.rates import LARGEST, count_values, default_rate, with_rates
 
 ROWS = [{"input_ids": [3, 4 + i % 5, 5 + i % 7, 9], "labels": [-100, -100, 5 + i % 7, 9]} for i in range(24)]
@@ -60,25 +58,21 @@ def test_an_ist_step_moves_a_quarter_of_the_layers_twice_as_far(edits, tmp_path)
     assert first["learning_rate"] == pytest.approx(2 * second["learning_rate"])
 
 
-def test_default_rates_rise_as_gates_are_closed_and_given_ones_do_not(edits):
-    pruning = Pruning(edits, smallest=1, window=(0.0, 1.0), memory=0.9, raised=["offset"])
-    offsets = [edit.vectors["offset"] for edit in edits.module]
-    scales = [edit.vectors["scale"] for edit in edits.module]
-    start = default_rate(count_values(edits))
-    optimizer = torch.optim.AdamW([{"params": offsets, "lr": start}, {"params": scales, "lr": 0.1}])
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 if step else 1.0)
-    for step in range(11):
-        optimizer.step()
-        scheduler.step()
-        state = TrainerState(global_step=step, max_steps=10)
-        pruning.on_step_end(None, state, TrainerControl(), optimizer=optimizer, lr_scheduler=scheduler)
-        expected = default_rate(len(pruning.alive) * 64)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        assert rates == pytest.approx([0.5 * expected, 0.05])
-    assert len(pruning.alive) == 1
-    assert expected > 4 * start
-    scheduler.step()
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * expected)
+def test_the_rate_of_a_search_falls_while_gates_are_closed_and_that_of_the_refit_is_higher(tmp_path):
+    """Levels that are measured at rates that rise again are not compared by their gates."""
+    run = headedit.fit(
+        headedit.attach(tiny_model("llama")), ROWS, output_dir=tmp_path, heads=1, min_steps=20, progress=False
+    )
+    rates = {
+        stage: [
+            row["learning_rate"] for row in run.history.rows if row.get("stage") == stage and "learning_rate" in row
+        ]
+        for stage in ("search 1", "refit")
+    }
+    after = rates["search 1"][rates["search 1"].index(max(rates["search 1"])) :]
+    assert len(after) >= 10
+    assert after == sorted(after, reverse=True)
+    assert max(rates["refit"]) > 1.5 * max(rates["search 1"])
 
 
 @pytest.mark.parametrize("effort", ["fast", "normal", "thorough"])

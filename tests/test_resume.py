@@ -40,7 +40,7 @@ def result(folder):
         if (folder / name).is_file():
             found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     record = json.loads((folder / "run.json").read_text())
-    return found, {key: value for key, value in record.items() if key != "seconds"}
+    return found, {key: value for key, value in record.items() if key not in ("seconds", "date")}
 
 
 def in_child(work, kill=None):

@@ -18,7 +18,17 @@ from headedit.training.recipes import RECIPES, make_recipe
 from headedit.training.recipes.stage import length, merge_arguments
 
 LEAST = {"model": {"name": "m"}, "data": {"train": "d.json"}}
-SHIPPED = ["cpu-small", "jola-commonsense", "jola-gem", "jola-mmlu-pro", "llama-70b-4bit", "olmo2-13b-sharegpt"]
+SHIPPED = [
+    "cpu-small",
+    "jola-commonsense",
+    "jola-gem",
+    "jola-mmlu-pro",
+    "jola-paper",
+    "jola-released",
+    "llama-70b-4bit",
+    "olmo2-13b-cpu",
+    "olmo2-13b-sharegpt",
+]
 
 
 def run_of(**sections):
@@ -49,16 +59,6 @@ def test_the_jola_configs_have_the_settings_of_the_paper(name):
     assert (recipe["warmup_epochs"], recipe["init_std"], recipe["lambda_schedule"]) == (1.0, 1e-3, "linear")
     assert recipe["batch_size"] * config.training.get("gradient_accumulation_steps", 1) == 8
     assert config.model.quantization == ("4bit" if name == "llama-70b-4bit" else None)
-
-
-def test_the_sharegpt_config_is_for_long_conversations():
-    config = read_run("olmo2-13b-sharegpt")
-    data, model = config.data, config.model
-    assert (data.examples, data.valid, data.test, data.max_length) == (5000, 500, 500, 30000)
-    assert (model.dtype, model.attn_implementation) == ("bfloat16", "best")
-    assert (config.recipe["batch_size"], config.recipe["epochs"]) == (4, 10)
-    assert config.arguments()["gradient_accumulation_steps"] == 4
-    assert config.arguments()["gradient_checkpointing"] is True
 
 
 def test_fields_of_training_arguments_become_fields_of_the_recipe():
@@ -115,6 +115,14 @@ MISTAKES = {
     "half an epoch": ("training: {num_train_epochs: 1.5}", r"num_train_epochs: found 1\.5, expected a whole number"),
     "a schedule": ("training: {lr_scheduler_type: cosin}", r"lr_schedule: found 'cosin'.*Did you mean 'cosine'\?"),
     "elsewhere": ("training: {output_dir: out}", r"training: 'output_dir' is given as output, not here"),
+    "early stopping elsewhere": (
+        "training: {early_stopping_threshold: 1e-3}",
+        r"'early_stopping_threshold' is given as recipe\.early_stopping_threshold",
+    ),
+    "a threshold": (
+        "recipe: {name: jola, early_stopping_threshold: -1}",
+        r"recipe jola: early_stopping_threshold: found -1\.0, expected 0 or more",
+    ),
     "tracker elsewhere": ("training: {report_to: wandb}", r"'report_to' is given as logging\.report_to"),
     "ours to set": ("training: {do_train: true}", r"'do_train' is set by headedit; leave it out"),
     "a recipe": ("recipe: {name: jolla}", r"There is no recipe 'jolla'\. Did you mean 'jola'\?"),
@@ -269,6 +277,7 @@ def test_overrides_replace_values_of_the_file_under_either_name(tmp_path):
 def test_the_logging_section_becomes_training_arguments():
     logging = {"report_to": ["tensorboard", "none", "wandb"], "every": 3, "run_name": "a"}
     arguments = {"report_to": ["tensorboard", "wandb"], "logging_steps": 3, "run_name": "a"}
+    assert run_of(logging={"project": "p", "tags": ["t"]}).logging.tags == ["t"]
     assert run_of(logging=logging).arguments() == arguments
     assert run_of(logging={"report_to": "none"}).arguments() == {}
 

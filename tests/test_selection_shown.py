@@ -68,7 +68,7 @@ def test_the_grid_of_proportions_is_nan_where_there_is_no_head(run):
     grid = selection_grid(heads, headedit.Run.read(run).selection, "attention", "offset")
     assert grid.shape == (2, 4)
     assert grid[0, 1] == grid[1, 2] == 1.0
-    assert gate_name(heads, TRUE[1]) == "0.3"
+    assert gate_name(heads, TRUE[1]) == "L0H3"
 
 
 def test_a_run_without_halves_has_no_picture_of_its_selection(run):
@@ -92,8 +92,8 @@ def test_the_report_has_the_figures_and_how_sure_every_head_is(run):
     row = page[page.index('id="head-attention-0-3"') :].split("</tr>")[0]
     assert "scale" in row
     swapped = page[page.index('id="head-attention-1-0"') :].split("</tr>")[0]
-    assert "1.1 scale" in swapped
-    assert "1.0 scale" not in swapped
+    assert "L1H1 scale" in swapped
+    assert "L1H0 scale" not in swapped
     assert "offset selected" in page
 
 

@@ -12,7 +12,7 @@ from headedit.specs import HeadSite
 HEADS, WIDTH = 4, 8
 
 
-def site_edit(**config) -> SiteEdit:
+def site_edit(groups: int = 1, **config) -> SiteEdit:
     site = HeadSite(
         layer=0,
         layers=1,
@@ -21,6 +21,7 @@ def site_edit(**config) -> SiteEdit:
         name="p",
         heads=HEADS,
         head_dim=WIDTH,
+        groups=groups,
         module=nn.Linear(HEADS * WIDTH, 3),
     )
     edit = SiteEdit(site, EditConfig(init_std=0.5, **config), torch.device("cpu")).eval()
@@ -79,9 +80,16 @@ def test_any_rank_comes_back_as_it_was(shape):
 
 
 def test_heads_split_into_groups_come_back_in_groups():
-    edit, z = site_edit(), torch.randn(2, 5, HEADS * WIDTH)
+    edit, z = site_edit(groups=2), torch.randn(2, 5, HEADS * WIDTH)
     grouped = z.view(2, 5, 2, HEADS * WIDTH // 2)
     assert torch.equal(edit(grouped), edit(z).view_as(grouped))
+
+
+def test_as_many_numbers_in_two_dimensions_are_no_heads_unless_the_spec_has_groups():
+    halves = torch.randn(1, 2, HEADS * WIDTH // 2)  # two tokens with half of the heads each
+    for groups in (1, 4):
+        with pytest.raises(HeadEditError, match=r"p was given \(1, 2, 16\), but its spec says 4 heads of width 8 \(32"):
+            site_edit(groups=groups)(halves)
 
 
 def test_an_input_of_another_width_is_named():

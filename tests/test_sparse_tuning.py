@@ -267,8 +267,11 @@ def test_a_sample_has_no_layer_twice_and_no_two_roll_outs_are_the_same():
     assert draw_distinct(torch.ones(1), 1, 3, generator) == [[0]]
 
 
-@pytest.mark.parametrize(("share", "layers", "wanted"), [(0.25, 32, 8), (0.25, 22, 6), (0.25, 2, 1), (1.0, 3, 3)])
-def test_a_share_of_the_layers_is_rounded_to_at_least_one(share, layers, wanted):
+@pytest.mark.parametrize(
+    ("share", "layers", "wanted"),
+    [(0.25, 32, 8), (0.25, 22, 5), (0.5, 23, 11), (0.25, 30, 7), (0.1, 30, 3), (0.7, 10, 7), (0.25, 2, 1), (1.0, 3, 3)],
+)
+def test_a_share_of_the_layers_is_rounded_down_to_at_least_one(share, layers, wanted):
     assert layer_count(share, layers) == wanted
 
 

@@ -582,9 +582,11 @@ def test_the_card_says_what_the_edits_are(llama, tmp_path):
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front) == {
         "library_name": "headedit",
+        "pipeline_tag": "text-generation",
         "base_model": "someone/tiny-llama",
         "base_model_relation": "adapter",
         "tags": ["headedit", "attention-heads", "activation-editing", "llama"],
+        "model-index": yaml.safe_load(front)["model-index"],
     }
     assert body.strip().startswith(MARKER)
     assert "layer  0\n    0  ·o··\n    1  s··#\n```" in body

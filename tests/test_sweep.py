@@ -15,12 +15,13 @@ import headedit
 from headedit import HeadEditError
 from headedit.cli.main import main
 from headedit.hf.loading import load_model
+from headedit.interpret.labels import with_error
 from headedit.runs.run import Run
 from headedit.training.config import ModelConfig, read_run
 from headedit.training.loop.interrupts import StopOnSignal
 from headedit.training.sweep import run as sweep_run
 from headedit.training.sweep.config import SweepConfig, plan_sweep
-from headedit.training.sweep.run import SweepRow, grouped
+from headedit.training.sweep.rows import SweepRow, grouped
 
 TASK = {"prompt": "{{ instruction }}", "answer": "answer", "options": ["true", "false"], "scoring": "loglikelihood"}
 
@@ -142,7 +143,7 @@ def test_the_table_has_mean_and_spread_over_seeds(done):
         "| task | runs | validation loss | test loss | base test loss | seconds | edited heads | acc"
     )
     mean_loss, std = one["test loss"]["mean"], one["test loss"]["std"]
-    assert f"{mean_loss:.4g} ± {std:.2g}" in table[2]
+    assert with_error(mean_loss, std) in table[2]
 
 
 def test_a_finished_run_is_not_run_again(done, capsys, monkeypatch):
@@ -187,6 +188,20 @@ def test_a_stopped_run_of_a_sweep_is_resumed(done, inputs, tmp_path, capsys, mon
     for name in ("one/seed-5", "two/seed-0"):
         found = [folder / name / "headedit.safetensors" for folder in (tmp_path / "out", reference)]
         assert found[0].read_bytes() == found[1].read_bytes()
+
+
+def test_a_dry_run_names_the_runs_whose_files_or_model_are_not_there(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ModelConfig, "load", lambda self: pytest.fail("loaded"))
+    changes = {"evaluate": {"tasks": [f"{inputs}/{{task}}.yaml"], "data": f"{inputs}/nowhere.json"}}
+    file = sweep_of(inputs, tmp_path, tasks=["one", "three"], seeds=[0], **changes)
+    assert run("sweep", file, "--dry-run") == 2
+    told = capsys.readouterr()
+    assert told.out.count(" new") == 2
+    assert re.search(r"three, seed 0: .*three/commonsense\.json", told.err)
+    assert re.search(r"one, seed 0: .*nowhere\.json", told.err)
+    assert run("sweep", sweep_of(inputs, tmp_path), "--dry-run", "--set", "model.name=no-such-model") == 2
+    assert "No model could be loaded from 'no-such-model'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_ctrl_c_outside_a_training_step_prints_the_command_that_continues_the_sweep(

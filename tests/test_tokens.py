@@ -25,6 +25,9 @@ class Letters:
     def __len__(self):
         return self.size
 
+    def __call__(self, text):
+        raise NotImplementedError("the examples here are token ids")
+
     def convert_ids_to_tokens(self, token):
         return f"t{token}"
 
@@ -258,18 +261,36 @@ def test_the_picture_of_tokens_has_a_panel_per_head(llama):
     words = tokens(edits, Letters(), progress=False)
     figure = plot_tokens(words, top=4, most=6)
     panels = [axis for axis in figure.axes if axis.get_title()]
-    assert [axis.get_title().split("\n")[0] for axis in panels] == [f"head {word.head.name}" for word in words[:6]]
-    assert panels[0].get_title().split("\n")[1] == "scale 0.5 to 0.5"
-    assert "a scale can only be" in panels[0].texts[0].get_text()
-    assert [text.get_text() for text in panels[1].texts] == [
+    longest = sorted(words, key=lambda word: -word.head.effective("offset").norm())
+    assert [axis.get_title().split("\n")[0] for axis in panels] == [word.head.name for word in longest[:6]]
+    place = longest.index(words[1])
+    assert [text.get_text() for text in panels[place].texts] == [
         *(token for token, _ in words[1].weights.promotes[:4]),
         *(token for token, _ in reversed(words[1].weights.suppresses[:4])),
     ]
-    assert [bar.get_width() > 0 for bar in panels[1].patches] == [True] * 4 + [False] * 4
-    assert f"first 6 of {len(words)} heads" in figure.get_suptitle()
+    assert [bar.get_width() > 0 for bar in panels[place].patches] == [True] * 4 + [False] * 4
+    assert f"the 6 of {len(words)} heads that change most" in figure.get_suptitle()
+    by_scale = plot_tokens(words[:1]).axes[0]
+    assert by_scale.get_title() == "L0H0\nscale 0.5 to 0.5"
+    assert "a scale can only be" in by_scale.texts[0].get_text()
     measured = plot_tokens(tokens(edits, Letters(), ROWS, progress=False), top=4)
     assert "mean change of a logit on data" in measured.get_supxlabel()
-    assert "changes 50%" in measured.axes[0].get_title()
+    titles = [axis.get_title() for axis in measured.axes]
+    assert "changes 50% of the head's output" in next(title for title in titles if title.startswith("L0H0"))
+    assert len({axis.get_xlim() for axis in measured.axes if axis.patches}) == 1  # logits can be compared
+    plt.close("all")
+
+
+def test_the_picture_of_tokens_begins_with_the_heads_of_largest_effect(llama):
+    edits = headedit.attach(llama)
+    randomise(edits)
+    words = tokens(edits, Letters(), progress=False)
+    effects = headedit.leave_one_out(edits, ROWS, progress=False)
+    by_size = sorted(zip(effects.heads, effects.effects.tolist(), strict=True), key=lambda pair: -pair[1])
+    figure = plot_tokens(words, most=3, effects=effects)
+    expected = [f"{head.name}:  effect {rise:.2g} nats per token" for head, rise in by_size[:3]]
+    assert [axis.get_title().split("\n")[0] for axis in figure.axes if axis.get_title()] == expected
+    assert f"the 3 of {len(words)} heads of largest effect" in figure.get_suptitle()
     plt.close("all")
 
 

@@ -1,4 +1,4 @@
-"""Edited tiny models for the tests of the README's section "Works with"."""
+"""Edited tiny models for the tests of the page "Works with"."""
 
 from tiny import randomise
 from torch import nn

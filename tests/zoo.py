@@ -1,12 +1,16 @@
 """Where the heads of every causal-LM type of transformers are known to be, in its tiny model.
 
-``zoo.jsonl`` has a line a type: for every site its path, heads and width (no sites: a type without heads). The
-facts were read off live models, independently of the specs that are tested with them.
+``zoo.jsonl`` has a line a type: for every site its path, heads and width (no sites: a type without heads), and the
+version of transformers that brought the type, where an older one is supported. The facts were read off live models,
+independently of the specs that are tested with them.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+
+import transformers
+from packaging.version import Version
 
 from headedit.specs.tiny import tiny_ids as zoo_ids
 from headedit.specs.tiny import tiny_model as zoo_model
@@ -24,7 +28,8 @@ class Facts:
 
 def _read() -> dict[str, Facts]:
     rows = map(json.loads, Path(__file__).with_name("zoo.jsonl").read_text().splitlines())
-    return {row["model_type"]: Facts([tuple(site) for site in row["sites"]], row["position"]) for row in rows}
+    installed = [row for row in rows if Version(row.get("since", "0")) <= Version(transformers.__version__)]
+    return {row["model_type"]: Facts([tuple(site) for site in row["sites"]], row["position"]) for row in installed}
 
 
 ZOO = _read()

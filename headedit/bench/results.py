@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from headedit.interpret.labels import label
+from headedit.io.html import html_block, html_note, html_table
 from headedit.io.tables import markdown_table
 
 Row = dict[str, Any]
@@ -29,6 +30,19 @@ class BenchResult:
     rows: list[Row]
     summary: list[Row]
     tables: list[tuple[str, list[str], list[list[Any]]]]
+
+    def __repr__(self) -> str:
+        return (
+            f"BenchResult({self.title}: {counted(self.rows, 'run')}; {'; '.join(title for title, *_ in self.tables)})"
+        )
+
+    def _repr_html_(self) -> str:
+        tables = [
+            part
+            for title, header, cells in self.tables
+            for part in (html_note(title), html_table(header, cells, left=1))
+        ]
+        return html_block(self.title, *tables)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the tables, which repeat it, as plain data for JSON."""

@@ -6,11 +6,26 @@ from typing import Annotated, Any
 
 import typer
 
-from headedit.cli.bench_output import print_cost, print_measured, write_measured
-from headedit.cli.shared import Dtype, Limit, Seed, console, listed, print_files, whole_numbers, write_bench, write_json
+from headedit.cli.bench_gpu import gpu
+from headedit.cli.bench_output import print_cost, print_measured, print_read, write_measured
+from headedit.cli.help import Commands
+from headedit.cli.next_step import say_next
+from headedit.cli.shared import (
+    Dtype,
+    Limit,
+    Seed,
+    console,
+    listed,
+    print_files,
+    say_plain,
+    whole_numbers,
+    write_bench,
+    write_json,
+)
 from headedit.errors import HeadEditError, suggest
 
-app = typer.Typer(name="bench", rich_markup_mode="markdown")
+app = Commands(name="bench")
+app.command()(gpu)
 
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Timed runs per method.")]
 Precision = Annotated[Dtype, typer.Option("--dtype", help="Data type of the weights; auto is float32 for random ones.")]
@@ -57,7 +72,7 @@ def bench(
     process, and ratios of medians are reported; methods without an allowed ratio run in every fifth round. Counts of
     operators do not depend on other load on the machine. How cost scales is measured by `headedit bench scaling`, a
     routed batch by `headedit bench route`, evaluation by `headedit bench evaluation`; whether the recipes find planted
-    heads by `headedit bench localise`.
+    heads by `headedit bench localise`; all that a GPU is needed for by `headedit bench gpu`.
 
     Example: `headedit bench --shape 1B --dtype bfloat16 --device cuda:0 --tokens 512`
     """
@@ -86,6 +101,8 @@ def bench(
     if output is not None:
         write_json(output, cost.to_dict())
         print_files([output])
+    else:
+        say_next("the same command with --output FILE.json, which keeps the figures")
 
 
 def _dtype(given: Dtype) -> str:
@@ -147,6 +164,10 @@ def route(
     shape = Shape(layers=layers, hidden=hidden, batch=batch, tokens=tokens, dtype=_dtype(dtype), device=device)
     rows = route_cost(shape, numbers=numbers, repeats=repeats)
     print_measured("Cost of a routed batch", rows)
+    say_plain(
+        "forward: one pass over the batch, and its ratio to one adapter for all rows and to the bare model; enter: to "
+        "enter edits.route, first with adapters that were not used before; add: to add one adapter."
+    )
     write_measured(folder, "route", rows, plots.adapters(rows))
 
 
@@ -195,7 +216,7 @@ def localise(
         from headedit.bench.recovery.calibration import bench_calibration
 
         result = bench_calibration(named, numbers, folder=folder, jobs=jobs)
-        print_files(write_bench(result, folder, "calibration", plots.calibration(result.summary, result.rows)))
+        print_read(write_bench(result, folder, "calibration", plots.calibration(result.summary, result.rows)))
         return
     fields = read_assignments(settings or [])
 
@@ -213,7 +234,7 @@ def localise(
         names = list(localisation.NOTHING_RECIPES)
         result = localisation.bench_nothing(named, examples=examples, **common(names))
         files += write_bench(result, folder, "nothing", None)
-    print_files(files)
+    print_read(files)
 
 
 @app.command()
@@ -275,4 +296,4 @@ def evaluation(
     left_out = str(result.settings["lm_eval"])
     if left_out.startswith("left out"):
         console.print(f"lm-evaluation-harness was {left_out}")
-    print_files(files)
+    print_read(files)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from headedit.cli.shared import console, print_files, print_rows, write_json
+from headedit.cli.next_step import say_next
+from headedit.cli.shared import console, print_files, print_rows, say_plain, write_json
 from headedit.io.tables import format_cell, rich_table
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from headedit.bench.cost import Cost
 
-_HEADER = ["workload", "method", "median", "tokens/s", "ratio", "quartiles", "at most"]
+_HEADER = ["workload", "method", "median", "tokens/s", "ratio", "quartiles", "allowed"]
 
 
 def print_cost(cost: "Cost", name: str) -> None:
@@ -27,13 +28,14 @@ def print_cost(cost: "Cost", name: str) -> None:
         ("measured on", f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}"),
         ("attention", machine["attention"]),
         ("load average", f"{machine['load_before']} before, {machine['load_after']} after"),
-        ("freed memory", machine["freed_memory"]),
-        *((f"against {name}", "; ".join(workloads)) for name, workloads in _compared(cost.rows).items()),
+        ("freed memory", f"{machine['freed_memory']} by the allocator"),
+        *((f"ratio to {name}", "; ".join(workloads)) for name, workloads in _compared(cost.rows).items()),
     ]
     left_out = [(f"left out: {method}", reason) for method, reason in cost.left_out.items()]
     runs = sorted({row["runs"] for row in cost.rows if row["against"] and row["runs"]}, reverse=True)
     print_rows(f"headedit bench (medians of {' or '.join(map(str, runs or [cost.repeats]))})", facts + left_out)
     console.print(rich_table("Times, memory and operators", _HEADER, map(_cells, cost.rows), no_wrap=True))
+    say_plain("ratio: of medians, to the method named above; allowed: the largest that is within our limits, else red.")
 
 
 def print_measured(title: str, rows: Sequence[dict[str, Any]], keys: Sequence[str] | None = None) -> None:
@@ -49,6 +51,13 @@ def write_measured(folder: Path, name: str, rows: Sequence[dict[str, Any]], figu
     write_json(files[0], {"rows": list(rows)})
     figure.savefig(files[1], dpi=150)
     print_files(files)
+    say_next(f"look at {files[1]}")
+
+
+def print_read(files: Sequence[Path]) -> None:
+    """Prints which files were written, and which of them to read."""
+    print_files(list(files))
+    say_next(f"read {next(file for file in files if file.suffix == '.md')}")
 
 
 def _compared(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

@@ -1,18 +1,22 @@
 """The command ``headedit compare``: our recipes and their peers on a user's model and tasks, in one table."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headedit.cli.shared import console, print_files, write_bench, write_json, write_whole
+from headedit.cli.dry_run import refuse
+from headedit.cli.next_step import print_next, say_next
+from headedit.cli.shared import console, print_files, say_plain, write_bench, write_json, write_whole
 from headedit.io.tables import rich_table
 
 if TYPE_CHECKING:
     from headedit.bench.results import BenchResult
 
 _NAME = "compare"
+_SEEDS = 3  # with fewer, more are advised
 
 
 def compare(
@@ -22,7 +26,9 @@ def compare(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A field of the comparison: key=value; may be repeated.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list all cells; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check files and model, list all cells; train nothing.")
+    ] = False,
 ) -> None:
     """Compare recipes with LoRA and other methods on your model and examples: score, test, cost, in one table.
 
@@ -33,6 +39,7 @@ def compare(
     Example: `headedit compare compare.yaml --set model.name=./my-model --set sizes=[24]`
     """
     from headedit.bench.compare.config import CompareConfig
+    from headedit.bench.compare.dry_run import problems
     from headedit.bench.compare.run import compare as run
     from headedit.bench.compare.run import planned
     from headedit.bench.plots import methods as plots
@@ -43,15 +50,16 @@ def compare(
     if dry_run:
         cells = [[cell.name, str(cell.folder), "finished" if done else "new"] for cell, done in planned(config)]
         console.print(rich_table(f"headedit compare {file}", ["cell", "folder", "state"], cells, left=3))
+        refuse(problems(config))
+        print_next("compare", *_words(file, settings))
         return
     try:
         result = run(config, say=_say, on_cell=lambda found: _write(found, folder))
     except KeyboardInterrupt:
         done = sum(finished for _, finished in planned(config))
-        words = [str(file), *(word for setting in settings or [] for word in ("--set", setting))]
         raise KeyboardInterrupt(
             f"stopped; {done} cells are finished, and their table is in {folder}.\n"
-            f"To continue: {shlex.join(['headedit', 'compare', *words])}"
+            f"To continue: {shlex.join(['headedit', 'compare', *_words(file, settings)])}"
         ) from None
     files = write_bench(result, folder, _NAME, None)
     drawn = [line for line in result.summary if "score" in line]
@@ -60,6 +68,18 @@ def compare(
             files.append(folder / f"{_NAME}-{name}.png")
             draw(drawn).savefig(files[-1], dpi=150)
     print_files(files)
+    if len(config.seeds) < _SEEDS:
+        more = json.dumps([*config.seeds, *(n for n in range(2 * _SEEDS) if n not in config.seeds)][:_SEEDS])
+        given = [each for each in settings or [] if not each.startswith("seeds=")]
+        remark = "more seeds, for narrower intervals; finished cells are kept"
+        print_next("compare", *_words(file, [*given, f"seeds={more.replace(' ', '')}"]), remark=remark)
+    else:
+        say_next(f"read {folder / _NAME}.md, and train what it shows as best by headedit train --recipe")
+
+
+def _words(file: Path, settings: list[str] | None) -> list[str]:
+    """The words with which the command was called, after ``headedit compare``."""
+    return [str(file), *(word for setting in settings or [] for word in ("--set", setting))]
 
 
 def _write(result: "BenchResult", folder: Path) -> None:
@@ -69,4 +89,4 @@ def _write(result: "BenchResult", folder: Path) -> None:
 
 
 def _say(message: str) -> None:
-    console.print(message, markup=False, soft_wrap=True)
+    say_plain(message)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from headedit.cli.next_step import print_next
 from headedit.cli.shared import Seed, listed, print_files, print_rows, whole_numbers, write_bench
 
 
@@ -33,17 +34,20 @@ def demo(
     from headedit.demo.run import add_to_summary, run_demo
     from headedit.runs.files import EDITS_TENSOR_FILE
 
+    if compare:
+        from headedit.bench.compare.tasks import check_comparison, compare_methods
+        from headedit.bench.plots.compare import tasks as draw_tasks
+        from headedit.demo.comparison import DEMO_TASKS
+
+        chosen = [task] if tasks is None else listed(tasks)
+        numbers, counts = range(seed, seed + seeds), whole_numbers(sizes, "--sizes")
+        check_comparison(DEMO_TASKS, chosen, counts, numbers)
     result = run_demo(output, task=task, seed=seed)
     print_rows("headedit demo", result.rows())
     print_files([*result.files, result.run.output_dir / EDITS_TENSOR_FILE])
     if compare:
-        from headedit.bench.compare.tasks import compare_methods
-        from headedit.bench.plots.compare import tasks as draw_tasks
-        from headedit.demo.comparison import DEMO_TASKS
-
-        named = [task] if tasks is None else listed(tasks)
-        numbers = range(seed, seed + seeds)
-        compared = compare_methods(DEMO_TASKS, named, whole_numbers(sizes, "--sizes"), numbers, jobs=jobs)
+        compared = compare_methods(DEMO_TASKS, chosen, counts, numbers, jobs=jobs)
         files = write_bench(compared, output, "compare", draw_tasks(compared.rows))
         add_to_summary(output, compared)
         print_files(files)
+    print_next("report", output)

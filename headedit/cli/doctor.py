@@ -5,9 +5,12 @@ from typing import Annotated
 
 import typer
 
+from headedit.cli.json_output import Json, put_json, takes_json
+from headedit.cli.next_step import print_next
 from headedit.cli.shared import Device, Dtype, DtypeOption, print_rows
 
 
+@takes_json
 def doctor(
     model: Annotated[str, typer.Argument(help="Folder or hub id of the base model.")],
     spec: Annotated[
@@ -15,12 +18,17 @@ def doctor(
     ] = None,
     dtype: DtypeOption = Dtype.auto,
     device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Show what `attach` would change in a model, what will not work with it, and why.
 
     Example: `headedit doctor ./my-model`
     """
-    from headedit.checks.doctor import doctor as examine
+    from headedit.checks.doctor import doctor_rows, examine
     from headedit.hf.loading import load_model
 
-    print_rows(f"headedit doctor {model}", examine(load_model(model, dtype=dtype.value, device=device), spec))
+    found = examine(load_model(model, dtype=dtype.value, device=device), spec)
+    print_rows(f"headedit doctor {model}", doctor_rows(found))
+    put_json({"model": model, **found})
+    given = [] if spec is None else ["--spec", spec]
+    print_next("train", "--model", model, *given, "--data", "FILE", "--output", "FOLDER")

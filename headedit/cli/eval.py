@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from headedit.cli.json_output import Json, put_json, takes_json
+from headedit.cli.next_step import print_next, say_next
+from headedit.cli.processes import in_all_processes
 from headedit.cli.shared import (
     Device,
     Dtype,
@@ -20,6 +23,7 @@ from headedit.cli.shared import (
     listed,
     named,
     print_files,
+    say_plain,
     write_whole,
 )
 from headedit.errors import HeadEditError
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from headedit.evaluation.tasks.task import Task
 
 
+@takes_json
 def evaluate(
     model: Model,
     edits: Edits = None,
@@ -70,12 +75,16 @@ def evaluate(
     spec: SpecFile = None,
     skip_broken: Skip = False,
     fields: Fields = None,
+    as_json: Json = False,
 ) -> None:
     """Evaluate a model on tasks, with its edits and with them switched off; or exact match on your own examples.
 
-    A stopped evaluation is resumed when it is called again with the same output.
+    A stopped evaluation is resumed when it is called again with the same output. Started by torchrun or accelerate, all
+    processes share the examples out.
 
     Example: `headedit eval --model ./my-model --edits out --tasks arc_c,boolq --limit 500 --output reports`
+
+    Example: `torchrun --nproc-per-node 8 -m headedit eval --model ./my-model --tasks boolq --output reports`
     """
     from headedit import evaluation
     from headedit.edits import load
@@ -85,43 +94,58 @@ def evaluate(
     from headedit.hf.loading import load_model, load_tokenizer
     from headedit.io.strict import read_assignments
 
-    changes = read_assignments(settings or [])
-    changes |= {k: v for k, v in (("scoring", scoring), ("max_new_tokens", max_new_tokens)) if v is not None}
-    if tasks is not None:
-        chosen = find_tasks(listed(tasks), **changes)
-    elif data is not None:
-        chosen = find_tasks([EXACT_MATCH], **changes)
-    else:
-        raise HeadEditError(f"Give --tasks, --data, or both. Tasks: {', '.join(packaged_tasks())}.")
-    if not chosen:
-        raise HeadEditError("--tasks: names no task.")
-    files = _files(output, chosen)
-    loaded, tokenizer = load_model(model, dtype=dtype.value, device=device), load_tokenizer(model)
-    handle = load(loaded, edits, spec=spec) if edits else None
-    reports = [
-        evaluation.evaluate(
-            loaded,
-            task,
-            edits=handle,
-            tokenizer=tokenizer,
-            data=data,
-            train=train,
-            limit=limit,
-            seed=seed,
-            batch_size=batch_size,
-            output=file,
-            skip_broken=skip_broken,
-            fields=named(fields, "--fields"),
-        )
-        for task, file in zip(chosen, files, strict=True)
-    ]
-    console.print(rich_tables(reports))
-    if output is not None:
+    with in_all_processes() as processes:
+        changes = read_assignments(settings or [])
+        changes |= {k: v for k, v in (("scoring", scoring), ("max_new_tokens", max_new_tokens)) if v is not None}
+        if tasks is not None:
+            chosen = find_tasks(listed(tasks), **changes)
+        elif data is not None:
+            chosen = find_tasks([EXACT_MATCH], **changes)
+        else:
+            raise HeadEditError(f"Give --tasks, --data, or both. Tasks: {', '.join(packaged_tasks())}.")
+        if not chosen:
+            raise HeadEditError("--tasks: names no task.")
+        files = _files(output, chosen)
+        loaded, tokenizer = load_model(model, dtype=dtype.value, device=device), load_tokenizer(model)
+        handle = load(loaded, edits, spec=spec) if edits else None
+        reports = [
+            evaluation.evaluate(
+                loaded,
+                task,
+                edits=handle,
+                tokenizer=tokenizer,
+                data=data,
+                train=train,
+                limit=limit,
+                seed=seed,
+                batch_size=batch_size,
+                output=file,
+                skip_broken=skip_broken,
+                fields=named(fields, "--fields"),
+            )
+            for task, file in zip(chosen, files, strict=True)
+        ]
+        console.print(rich_tables(reports))
+        if handle is not None:
+            say_plain("model: with its edits; base: without them; p: of a paired test of the two; a / b: model / base.")
         written = [file for file in files if file is not None]
-        if len(reports) > 1:
-            written.append(output / "summary.md")
-            write_whole(written[-1], markdown(reports))
-        print_files(written)
+        if output is not None:
+            if len(reports) > 1:
+                written.append(output / "summary.md")
+                if processes.first:
+                    write_whole(written[-1], markdown(reports))
+            print_files(written)
+            print_next("table", output)
+        else:
+            say_next("the same command with --output FOLDER, which keeps the figures and every answer")
+        put_json(
+            {
+                "model": model,
+                "edits": edits,
+                "files": [str(file) for file in written],
+                "reports": [report.to_dict() for report in reports],
+            }
+        )
 
 
 def _files(output: Path | None, tasks: "list[Task]") -> list[Path | None]:

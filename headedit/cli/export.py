@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from headedit.cli.next_step import print_next
 from headedit.cli.shared import Limit, Seed, Skip, console, print_files, write_whole
+from headedit.errors import HeadEditError
 
 
 def export(
@@ -21,14 +23,27 @@ def export(
     limit: Limit = None,
     seed: Seed = 0,
     skip_broken: Skip = False,
+    preferences: Annotated[
+        bool, typer.Option("--preferences", help="Write pairs of a right and a wrong option, for `headedit dpo`.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="With --preferences: a field of the task, such as its prompt.")
+    ] = None,
 ) -> None:
     """Write a task's prompts and responses to a file that `headedit train` can read.
 
     Example: `headedit export mmlu_pro:law --split validation --output law.json`
     """
-    from headedit.evaluation.tasks.export import training_records
+    from headedit.evaluation.tasks.export import preference_records, training_records
+    from headedit.io.strict import read_assignments
 
-    records, broken = training_records(task, data=data, split=split, limit=limit, seed=seed, skip_broken=skip_broken)
+    if settings and not preferences:
+        raise HeadEditError("--set: changes the task of --preferences; give both, or copy the task's YAML file.")
+    options: dict[str, Any] = {"data": data, "split": split, "limit": limit, "seed": seed, "skip_broken": skip_broken}
+    if preferences:
+        records, broken = preference_records(task, **options, **read_assignments(settings or []))
+    else:
+        records, broken = training_records(task, **options)
     for message in broken:
         console.print(f"left out: {message}", markup=False)
     if output.suffix == ".jsonl":
@@ -38,3 +53,7 @@ def export(
     write_whole(output, text + "\n")
     console.print(f"{len(records)} records of {task}", markup=False)
     print_files([output])
+    if preferences:
+        print_next("dpo", "lofit-truthfulqa", "--set", f"train={output}", "--output", "FOLDER")
+    else:
+        print_next("train", "--model", "MODEL", "--data", output, "--output", "FOLDER")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from headedit.cli.next_step import say_next
 from headedit.cli.shared import (
     Device,
     Dtype,
@@ -16,6 +17,7 @@ from headedit.cli.shared import (
     console,
     listed,
     print_files,
+    say_plain,
     write_json,
     write_whole,
 )
@@ -77,8 +79,13 @@ def lm_eval(
     )
     header, rows = report.cells()
     console.print(rich_table("headedit lm-eval", header, rows, left=LEFT))
+    paired = " p: of a paired test that edited and base do not differ." if edits and base else ""
+    say_plain(f"After ± the standard error.{paired}")
     if folder is not None:
         files = [folder / "lm_eval.json", folder / "lm_eval.md"]
         write_json(files[0], {"model": model, "edits": edits, **report.to_dict()})
         write_whole(files[1], report.markdown())
         print_files(files)
+        say_next(f"read {files[1]}")
+    else:
+        say_next("the same command with --output FOLDER, which keeps the figures")

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headedit.cli.next_step import print_next
 from headedit.cli.shared import Dtype, SpecFile, print_files, print_rows
-from headedit.errors import HeadEditError
 
 if TYPE_CHECKING:
     from headedit.edits import HeadEdits
@@ -31,17 +31,22 @@ def merge(
     """
     from headedit.edits import load
     from headedit.hf.loading import load_model
+    from headedit.io.folders import check_free
+    from headedit.serving.merged import advice_on_biases
 
-    _check_free(output)
+    check_free(output)
     base: Any = load_model(model, dtype=dtype.value, device=device)
     handle = load(base, edits, spec=spec)
     note = describe(handle, model, edits)
+    biases = _biases(base)
     merged: Any = handle.merge_and_unload(safe_merge=safe)
     if merged is not base:
         note["rehomed_to"] = type(merged).__name__
     write_checkpoint(merged, _processor(model), note, output)
-    print_rows("headedit merge", _summary(note))
+    advice = advice_on_biases(type(merged).__name__, _biases(merged) > biases)
+    print_rows("headedit merge", _summary(note) + ([] if advice is None else [("when served", advice)]))
     print_files([output])
+    print_next("eval", "--model", output, "--data", "FILE")
 
 
 def describe(handle: "HeadEdits", model: str, edits: str) -> dict[str, Any]:
@@ -78,43 +83,19 @@ def write_checkpoint(model: Any, processor: Any | None, note: dict[str, Any], ou
     Raises:
         HeadEditError: it cannot be written, or the folder is not empty; nothing is left of the attempt.
     """
-    import os
-    import shutil
-    import tempfile
-
     from headedit.cli.shared import write_json, write_whole
+    from headedit.io.folders import whole_folder
 
-    _check_free(output)
-    missing = [path for path in output.absolute().parents if not path.exists()]
-    scratch = None
-    try:
-        output.absolute().parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=output.absolute().parent, prefix=f".{output.name}."))
-        umask = os.umask(0)
-        os.umask(umask)
-        scratch.chmod(0o777 & ~umask)
+    with whole_folder(output, "the merged model") as scratch:
         model.save_pretrained(scratch)
         if processor is not None:
             processor.save_pretrained(scratch)
         write_json(scratch / NOTE_FILE, note)
         write_whole(scratch / "README.md", _readme(note))
-        if output.is_dir():
-            output.rmdir()
-        scratch.rename(output)
-    except BaseException as error:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-        for path in missing:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        if isinstance(error, OSError):
-            raise HeadEditError(f"{output}: the merged model cannot be written ({error}).") from None
-        raise
 
 
-def _check_free(output: Path) -> None:
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise HeadEditError(f"{output}: already exists and is not an empty folder. Choose another one.")
+def _biases(model: Any) -> int:
+    return sum(name.endswith("bias") for name, _ in model.named_parameters())
 
 
 def _processor(model: str) -> Any | None:

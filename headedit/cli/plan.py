@@ -1,11 +1,17 @@
 """The command ``headedit plan``: how much memory a run needs on each device, and what to change if it does not fit."""
 
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from headedit.cli.shared import Dtype, console, print_rows
+from headedit.cli.json_output import Json, put_json, takes_json
+from headedit.cli.next_step import print_next, say_next
+from headedit.cli.plan_fit import fit_and_write
+from headedit.cli.shared import Dtype, console, print_rows, say
 from headedit.errors import HeadEditError
 from headedit.io.tables import rich_table
 
@@ -14,6 +20,7 @@ if TYPE_CHECKING:
     from headedit.training.memory_plan import Plan, Setup
 
 
+@takes_json
 def plan(
     config: Annotated[
         str | None,
@@ -40,7 +47,9 @@ def plan(
     split: Annotated[
         str | None,
         typer.Option(
-            "--split", help="How they share it: device_map puts whole layers on each, fsdp a part of every weight."
+            "--split",
+            help="How they share it: device_map puts whole layers on each, fsdp a part of every weight, "
+            "tensor_parallel a part of every layer.",
         ),
     ] = None,
     memory: Annotated[
@@ -48,24 +57,43 @@ def plan(
         typer.Option("--memory", help="Memory of one device, such as 24GiB.  [default: that of this machine]"),
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="Kind of device: cpu or cuda.")] = None,
+    fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit",
+            help="Find the changes with which the run fits and learns the same (smaller batches with more "
+            "accumulation, gradient checkpointing), print them, and write the changed config.",
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File for the config of --fit.  [default: CONFIG-fit.yaml]"),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A field of the config: section.key=value; may be repeated.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Show how much memory a run needs, before any weight is loaded, whether it fits, and what to change.
 
     Example: `headedit plan run.yaml --memory 24GiB`
 
+    Example: `headedit plan olmo2-13b-sharegpt --memory 40GiB --fit --output run.yaml`
+
     Example: `headedit plan --model ./my-model --batch-size 4 --max-length 2048 --checkpointing --memory 80GB`
+
+    Example: `headedit plan --model ./my-model --max-length 2048 --devices 4 --split tensor_parallel --memory 80GB`
     """
     from headedit.io.strict import read_assignments
     from headedit.training.config import read_run
     from headedit.training.memory_plan import Planner, advise
     from headedit.training.memory_plan.from_config import setup_of
-    from headedit.training.memory_plan.memory import memory_of, read_memory
+    from headedit.training.memory_plan.memory import memory_of, read_memory, show
 
     if config is None and model is None:
         raise HeadEditError("Give a run's file or name (headedit config list), or --model.")
+    if fit and config is None:
+        raise HeadEditError("--fit changes the config of a run; give its file or name.")
     named = {
         "model.name": model,
         "model.dtype": None if dtype is None else dtype.value,
@@ -87,8 +115,44 @@ def plan(
     planner = Planner(base, run.edits, spec=run.spec)
     found = planner.plan(setup)
     _print_plan(run, found, limit)
-    for change in advise(planner, found, limit):
+    if fit and config is not None:
+        if attention is not None:
+            given["model.attn_implementation"] = "flash_attention_2" if attention == "flash" else attention
+        fitted = fit_and_write(config, given, run, planner, found, limit, output)
+        put_json({**plan_record(run, found, limit), "fit": fitted})
+        print_next("train", fitted["file"] or config, *([] if fitted["file"] else _given(settings)))
+        return
+    advice = advise(planner, found, limit)
+    for change in advice:
         _print_change(change.what, change.plan, limit)
+    changes_of = [{"change": each.what, **_verdict(each.plan, limit)} for each in advice]
+    put_json({**plan_record(run, found, limit), "changes": changes_of})
+    if found.verdict(limit) == "fits":
+        of_run = ["--model", model, "--data", "FILE", "--output", "FOLDER"] if config is None else [config]
+        print_next("train", *of_run, *_given(settings))
+    elif config is not None:
+        print_next("plan", config, *_given(settings), "--memory", show(limit).replace(" ", ""), "--fit")
+    else:
+        say_next("the same command with one of these changes" if advice else "a smaller model, or more memory")
+
+
+def _given(settings: list[str] | None) -> list[str]:
+    return [word for setting in settings or [] for word in ("--set", setting)]
+
+
+def plan_record(run: "RunConfig", found: "Plan", memory: int) -> dict[str, Any]:
+    """A plan as plain data, in bytes.
+
+    Args:
+        run: the run.
+        found: its plan.
+        memory: bytes of a device.
+    """
+    return {"model": run.model.name, "memory": memory, **_verdict(found, memory), **asdict(found)}
+
+
+def _verdict(found: "Plan", memory: int) -> dict[str, Any]:
+    return {"verdict": found.verdict(memory), "total": found.total, "careful": found.careful}
 
 
 def _print_plan(run: "RunConfig", found: "Plan", memory: int) -> None:
@@ -98,19 +162,29 @@ def _print_plan(run: "RunConfig", found: "Plan", memory: int) -> None:
     rows = [("a training step", _described(found.setup)), *((what, show(size)) for what, size in found.rows())]
     rows.append(("parameters of the edits", f"{found.parameters:,}"))
     print_rows(f"headedit plan {run.model.name}", rows)
-    header = ["device", "base model", "edits", "saved", "working", "process", "in all"]
-    shares = []
-    for i, share in enumerate(found.shares):
-        parts = (share.base, share.trained, share.saved, share.working, share.process, share.total)
-        shares.append([str(i), *map(show, parts)])
-    console.print(rich_table("each device", header, shares))
+    header, cells = device_table(found)
+    console.print(rich_table("each device", header, cells))
     verdict = found.verdict(memory)
     colour = {"fits": "green", "tight": "yellow"}.get(verdict, "red")
-    console.print(
+    say(
         f"[{colour}]{verdict}[/]: {show(found.total)} of {show(memory)}; a step may take "
         f"{UNCERTAINTY:.0%} more, {show(found.careful)} in total",
-        soft_wrap=True,
     )
+
+
+def device_table(found: "Plan") -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table of devices, in which those with equal shares share a line."""
+    from headedit.training.memory_plan.memory import show
+
+    header = ["device", "base model", "edits", "saved", "working", "process", "in all"]
+    cells = []
+    for share, group in groupby(range(len(found.shares)), found.shares.__getitem__):
+        members = list(group)
+        base = share.base + share.gathered
+        parts = (base, share.trained, share.saved, share.working, share.process, share.total)
+        device = str(members[0]) if len(members) == 1 else f"{members[0]} to {members[-1]}"
+        cells.append([device, *map(show, parts)])
+    return header, cells
 
 
 def _described(setup: "Setup") -> str:
@@ -128,4 +202,4 @@ def _described(setup: "Setup") -> str:
 def _print_change(what: str, found: "Plan", memory: int) -> None:
     from headedit.training.memory_plan.memory import show
 
-    console.print(f"  {escape(what)}: {show(found.total)}, {found.verdict(memory)}", soft_wrap=True)
+    say(f"  {escape(what)}: {show(found.total)}, {found.verdict(memory)}")

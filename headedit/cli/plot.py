@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from headedit.cli.next_step import print_next
 from headedit.cli.shared import print_files
 
 
@@ -46,3 +47,5 @@ def plot(
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=150)
     print_files([folder / name for name in figures])
+    if (run / RUN_FILE).is_file():
+        print_next("report", run)

@@ -1,6 +1,7 @@
 """The command ``headedit report``: a run as one HTML file, with evidence if its model and data are available."""
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from rich.markup import escape
 
+from headedit.cli.next_step import say_next
 from headedit.cli.shared import Device, Dtype, DtypeOption, Seed, Skip, console, print_files, write_whole
 from headedit.errors import HeadEditError
 
@@ -77,8 +79,35 @@ def report(
     elif evidence is None:
         console.print(f"There is no {RUN_YAML} in the run, so effects and tokens are left out; --data FILE adds them.")
     file = run / REPORT_FILE if output is None else output
-    write_whole(file, page(run, evidence=frame, tables=tables))
+    chosen: dict[str, Any] = {
+        "--model": model,
+        "--data": data,
+        "--tokenizer": tokenizer,
+        "--eval": evaluations,
+        "--spec": spec,
+        **({} if frame is None else {"--limit": limit, "--batch-size": batch_size, "--seed": seed}),
+        **({} if dtype is Dtype.auto else {"--dtype": dtype.value}),
+        "--device": device,
+    }
+    flags = [
+        *(["--no-evidence"] if evidence is False else []),
+        *(["--no-probes"] if frame is not None and not probes else []),
+        *(["--skip-broken"] if skip_broken else []),
+    ]
+    write_whole(file, page(run, evidence=frame, tables=tables, command=_command(run, chosen, flags)))
     print_files([file])
+    say_next(f"open {file} in a browser")
+
+
+def _command(run: Path, options: dict[str, Any], flags: Sequence[str]) -> str:
+    """The command that makes the page again, with files and folders named without those that they are in."""
+    words = ["headedit", "report", run.resolve().name]
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None:
+                is_path = isinstance(one, Path) or (isinstance(one, str) and Path(one).exists())
+                words += [name, Path(one).resolve().name if is_path else str(one)]
+    return shlex.join([*words, *flags])
 
 
 _SHOWN = 5

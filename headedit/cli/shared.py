@@ -1,8 +1,11 @@
 """What the commands share: options, reading a data file, writing reports, printing tables and file names."""
 
+import logging
+import shutil
+import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -10,6 +13,7 @@ from rich.markup import escape
 
 from headedit.errors import HeadEditError
 from headedit.io.tables import rich_table
+from headedit.io.wrapping import wrap, wrap_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
     from headedit.bench.results import BenchResult
 
 console = Console(highlight=False)
+
+HELP_MARKUP: Literal["markdown"] | None = "markdown" if console.width >= 100 else None
+"""How help is shown: in a terminal of less than 100 columns as plain text, for typer's tables cut names of options."""
 
 
 class Dtype(str, Enum):
@@ -60,6 +67,51 @@ def write_whole(path: Path, text: str) -> None:
         write_atomically(path, text.encode())
     except OSError as error:
         raise HeadEditError(f"{path}: cannot be written ({error.strerror}).") from None
+
+
+def narrow_width() -> int | None:
+    """The width of the terminal, at which lines are broken; None where output is for a file or another program."""
+    return console.width if console.is_terminal else None
+
+
+def say(text: str) -> None:
+    """Prints a sentence, with rich's markup, in lines of a narrow terminal or as one line for a file."""
+    console.print(text, soft_wrap=narrow_width() is None)
+
+
+def say_plain(text: str) -> None:
+    """The same of text without markup; what begins with spaces is indented in all its lines."""
+    width = narrow_width()
+    if width is not None:
+        text = wrap(text, width, indent=" " * (len(text) - len(text.lstrip())))
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def tell_error(message: str) -> None:
+    """Prints a message on stderr, in lines of a narrow terminal; a command after ``To …:`` stays one for the shell."""
+    print(_in_lines(message), file=sys.stderr)
+
+
+class NarrowFormatter(logging.Formatter):
+    """Formats what is logged as ``tell_error`` prints it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, in lines of a narrow terminal."""
+        return _in_lines(super().format(record))
+
+
+def _in_lines(message: str) -> str:
+    if not sys.stderr.isatty():
+        return message
+    width = shutil.get_terminal_size().columns
+    return "\n".join(_narrow(line, width) for line in message.split("\n"))
+
+
+def _narrow(line: str, width: int) -> str:
+    lead, command, rest = line.partition("headedit ")
+    if command and lead.startswith(("To ", "For ")) and lead.endswith(": "):
+        return wrap_command(lead, command + rest, width)
+    return wrap(line, width)
 
 
 def print_rows(title: str, rows: list[tuple[str, str]]) -> None:

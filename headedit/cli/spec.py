@@ -1,19 +1,24 @@
 """The commands ``headedit spec …``: the files that say where a model's heads are."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from headedit.cli.shared import console, print_files, write_whole
+from headedit.cli.help import Commands
+from headedit.cli.json_output import Json, put_json, takes_json
+from headedit.cli.next_step import print_next
+from headedit.cli.shared import console, print_files, say, write_whole
 from headedit.io.tables import markdown_table, rich_table
 
-app = typer.Typer(
+if TYPE_CHECKING:
+    from headedit.edits.certificate import Certificate
+
+app = Commands(
     name="spec",
     help="List, show, check and draft the specs that say where a model's heads are.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
 )
 
 
@@ -70,6 +75,7 @@ def schema() -> None:
 
 
 @app.command()
+@takes_json
 def check(
     model: Annotated[
         str | None, typer.Argument(help="A model: folder or hub id; or a model type, built tiny with random weights.")
@@ -81,6 +87,7 @@ def check(
         list[str] | None, typer.Option("--kind", help="Check only this kind of site; may be repeated.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Check every causal-LM type, on tiny models.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Prove on a real model that its heads are where the spec says, and print the certificate.
 
@@ -114,7 +121,7 @@ def draft(
     print(drafted.yaml, end="")
     for proof in drafted.proofs:
         for problem in proof.problems:
-            console.print(f"problem: {escape(proof.path)}: {escape(problem)}", soft_wrap=True)
+            say(f"problem: {escape(proof.path)}: {escape(problem)}")
     if not drafted.ok and not force:
         raise HeadEditError(
             "The drafted spec could not be proved on this model, so it is not written. Correct it by hand and check it "
@@ -123,6 +130,7 @@ def draft(
     if output is not None:
         write_whole(output, drafted.yaml)
         print_files([output])
+        print_next("spec", "check", model, "--spec", output)
 
 
 def _print_certificate(model: str, spec: Path | None, kinds: list[str] | None) -> bool:
@@ -148,9 +156,48 @@ def _print_certificate(model: str, spec: Path | None, kinds: list[str] | None) -
         *(("note", note) for note in dict.fromkeys(note for proof in certificate.proofs for note in proof.notes)),
         *(("problem", problem) for problem in certificate.problems),
     ):
-        console.print(f"{what}: {escape(outcome)}", soft_wrap=True)
+        say(f"{what}: {escape(outcome)}")
     console.print(certificate.verdict)
+    put_json(_record(model, certificate))
+    given = [] if spec is None else ["--spec", spec]
+    if not certificate.ok:
+        print_next("spec", "draft", "MODEL" if is_type else model, "--output", "FILE")
+    else:
+        print_next("train", "--model", "MODEL" if is_type else model, *given, "--data", "FILE", "--output", "FOLDER")
     return certificate.ok
+
+
+def _record(model: str, certificate: "Certificate") -> dict[str, Any]:
+    """A certificate as plain data."""
+    sites = [
+        {
+            "path": site.path,
+            "kind": site.kind,
+            "layer": site.layer,
+            "heads": site.heads,
+            "width": site.head_dim,
+            "position": site.position,
+            "proved_under": proof.proved,
+            "probed": proof.probed,
+            "ok": proof.ok,
+            "problems": proof.problems,
+            "notes": proof.notes,
+        }
+        for site, proof in zip(certificate.sites, certificate.proofs, strict=True)
+    ]
+    return {
+        "model": model,
+        "class": certificate.model,
+        "spec": str(certificate.spec.source),
+        "ok": certificate.ok,
+        "verdict": certificate.verdict,
+        "exact": certificate.exact,
+        "cache": certificate.cache,
+        "checkpointing": certificate.checkpointing,
+        "offset_merges": certificate.spec.offset,
+        "problems": certificate.problems,
+        "sites": sites,
+    }
 
 
 def _check_all() -> None:
@@ -178,6 +225,7 @@ def _check_all() -> None:
         for outcome, names in sorted(groups.items(), key=lambda group: -len(group[1]))
     ]
     console.print(rich_table(None, ["certificate", "types", "which"], rows, left=None, framed=True))
+    put_json({"ok": "WRONG" not in groups, "types": groups})
     if "WRONG" in groups:
         raise typer.Exit(1)
 

@@ -1,13 +1,14 @@
 """How a command ends that was stopped by Ctrl-C: one message and exit code 130."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperGroup
+
+from headedit.cli.help import HelpfulGroup
+from headedit.cli.shared import tell_error
 
 if TYPE_CHECKING:
     from headedit.training.sweep.config import PlannedRun
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _SHOWN = 8
 
 
-class StoppableGroup(TyperGroup):
+class StoppableGroup(HelpfulGroup):
     """Commands whose KeyboardInterrupt is printed with its message, where typer prints ``Aborted`` alone."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -23,7 +24,7 @@ class StoppableGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            print(f"headedit: {stop or 'stopped.'}", file=sys.stderr)
+            tell_error(f"headedit: {str(stop) or 'stopped.'}")
             raise typer.Exit(130) from None
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from headedit.cli.next_step import say_next
 from headedit.cli.shared import console, print_files, write_json, write_whole
 from headedit.io.tables import rich_table
 
@@ -31,7 +32,8 @@ def table(
     from headedit.evaluation.reports.saved_runs import read_run
 
     comparison = compare_runs([read_run(run) for run in runs or []], with_published=published, model=model)
-    for title, header, cells in comparison.tables():
+    tables = [table for table in comparison.tables() if any(any(row[LEFT:]) for row in table[2])]
+    for title, header, cells in tables:
         console.print(rich_table(title, header, cells, left=LEFT))
     for note in comparison.notes:
         console.print(note, markup=False)
@@ -41,3 +43,5 @@ def table(
         else:
             write_whole(output, comparison.markdown())
         print_files([output])
+    else:
+        say_next("the same command with --output FILE, which writes the tables as Markdown or JSON")

@@ -1,6 +1,9 @@
 """The command ``headedit train``: a run from a file, from a name, or from options alone."""
 
+import io
 import os
+from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,10 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from headedit.cli.next_step import eval_command
-from headedit.cli.shared import Device, Dtype, Fields, Limit, Skip, SpecFile, console, named, print_files, print_rows
+from headedit.cli.json_output import Json, put_json, takes_json
+from headedit.cli.next_step import eval_command, print_command
+from headedit.cli.run_options import BaseModel, Resume, RunDtype, RunSeed, run_fields
+from headedit.cli.shared import (
+    Device,
+    Fields,
+    Limit,
+    Skip,
+    SpecFile,
+    console,
+    named,
+    print_files,
+    print_rows,
+    say_plain,
+)
 from headedit.cli.stopping import stopped_message
-from headedit.errors import HeadEditError
 
 if TYPE_CHECKING:
     from headedit.data import Data
@@ -25,12 +40,13 @@ NOTHING_LEARNT = 3
 """Exit code of a run after which the unedited model is the better one."""
 
 
+@takes_json
 def train(
     config: Annotated[
         str | None,
         typer.Argument(metavar="CONFIG", help="YAML file of a run, or a name from `headedit config list`."),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id of the base model.")] = None,
+    model: BaseModel = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -48,9 +64,7 @@ def train(
             "may be repeated.",
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume the run that was stopped in the output folder.")
-    ] = False,
+    resume: Resume = False,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Remove the run in the output folder first: all that headedit wrote there."),
@@ -95,11 +109,18 @@ def train(
         int | None, typer.Option("--max-length", min=2, help="Drop examples of more tokens than this.")
     ] = None,
     limit: Limit = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Random seed.  [default: 0]")] = None,
-    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Dtype to load the model in.")] = None,
+    seed: RunSeed = None,
+    dtype: RunDtype = None,
     device: Device = None,
+    no_memory_check: Annotated[
+        bool, typer.Option("--no-memory-check", help="Start a run that seems to need more memory than is free.")
+    ] = False,
+    no_wandb: Annotated[
+        bool, typer.Option("--no-wandb", help="Do not log to Weights & Biases, whatever the config says.")
+    ] = False,
     skip_broken: Skip = False,
     fields: Fields = None,
+    as_json: Json = False,
 ) -> None:
     """Train edits for a model, by a config file or by options; options win over the file.
 
@@ -109,34 +130,33 @@ def train(
     """
     from headedit.io.strict import read_assignments
     from headedit.training.config import read_run
+    from headedit.training.config.trackers import without_wandb
     from headedit.training.train import train as train_run
 
-    if config is None and None in (model, data, output):
-        raise HeadEditError(
-            "Give a run's file or name (headedit config list), or all of --model, --data and --output. "
-            "'headedit train --help' has an example of each."
-        )
-    options: dict[str, Any] = {
-        "model.name": model,
-        "model.dtype": None if dtype is None else dtype.value,
-        "model.device": device,
-        "data.train": data,
+    own = {
         "data.valid": valid,
-        "data.examples": limit,
         "data.fields": named(fields, "--fields"),
         "data.max_length": max_length,
         "data.skip_malformed": skip_broken or None,
-        "data.seed": seed,
         "recipe.name": recipe,
         "edits.layers": layers,
         "spec": None if spec is None else str(spec),
-        "seed": seed,
         "seeds": seeds,
         "controls": controls or None,
         "bootstrap": bootstrap,
-        "output": output,
     }
-    given = {key: value for key, value in options.items() if value is not None}
+    given = run_fields(
+        "train",
+        config,
+        model=model,
+        data=data,
+        output=output,
+        limit=limit,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        others=own,
+    )
     if valid is None and valid_share is not None:
         given["data.valid"] = valid_share or None
     given |= {f"edits.{key}": value for key, value in read_assignments(shape or []).items()}
@@ -144,10 +164,18 @@ def train(
     if config is None:
         given = _held_out(given)
     run = read_run(config, given)
+    if no_wandb:
+        run = replace(run, logging=without_wandb(run.logging))
     if int(os.environ.get("RANK", "0")) != 0:
         console.quiet = True  # of several processes only the first one prints
     try:
-        trained = train_run(run, resume=resume, overwrite=overwrite, ready=partial(print_start, run))
+        trained = train_run(
+            run,
+            resume=resume,
+            overwrite=overwrite,
+            memory_check=not no_memory_check,
+            ready=partial(print_start, run),
+        )
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(stopped_message(Path(run.output or ""), str(stop))) from None
     worse = trained.worse_than_base
@@ -155,6 +183,8 @@ def train(
         console.print(f"[bold red]nothing learnt:[/] {escape(worse)}")
     print_rows(f"headedit train ({run.recipe_name})", rows_of(trained))
     print_files([trained.output_dir])
+    result = {"output": str(trained.output_dir), "learnt": worse is None, **trained.record}
+    put_json({**result, "next": eval_command(run)[0] if worse is None else None})
     if worse is not None:
         raise typer.Exit(NOTHING_LEARNT)
     print_next(run)
@@ -180,14 +210,15 @@ def print_data(edits: "HeadEdits", data: "Data") -> None:
         console.print(f"{count} broken records of {escape(sources)} are left out.")
     print_rows("data", data.rows())
     if not console.quiet:
-        edits.print_trainable_parameters()
+        with redirect_stdout(io.StringIO()) as told:
+            edits.print_trainable_parameters()
+        say_plain(told.getvalue().rstrip("\n"))
 
 
 def print_next(run: "RunConfig") -> None:
     """Prints the command that evaluates the edits of a finished run."""
     command, held_out = eval_command(run)
-    remark = "" if held_out else "  (these examples were trained on; better give others)"
-    console.print(f"next: {escape(command)}{remark}", soft_wrap=True)
+    print_command(command, remark="" if held_out else "these examples were trained on; better give others")
 
 
 def rows_of(run: "Run") -> list[tuple[str, str]]:

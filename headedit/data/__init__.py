@@ -1,5 +1,6 @@
 """Reads files as records, records as conversations, and conversations as tokens, for training and evaluation."""
 
+from headedit.data.alternating import data_from_list
 from headedit.data.config import DataConfig
 from headedit.data.conversation import Tokens, conversation_tokens, default_template, last_exchange, to_pair
 from headedit.data.formats import Format, Message, to_messages
@@ -20,6 +21,7 @@ __all__ = [
     "Template",
     "Tokens",
     "conversation_tokens",
+    "data_from_list",
     "default_template",
     "last_exchange",
     "load_data",

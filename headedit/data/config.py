@@ -18,9 +18,10 @@ class DataConfig:
     """Sources, format, template, lengths, samples and splits.
 
     A source is a JSON list, JSON lines, CSV or Parquet file (``.json``, ``.jsonl``, ``.csv``, ``.parquet``), several
-    of them in a list, a folder that ``datasets`` saved, or a dataset's id: ``owner/name``, ``owner/name/config``, each
-    perhaps with ``:split``. Without one, the split is ``train``, ``validation`` or ``test``, by what it is for. Records
-    that hold ``input_ids`` and ``labels``, and perhaps an ``attention_mask``, are taken as they are.
+    of them in a list, a folder that ``datasets`` saved or that has such a file per split (``train.json``,
+    ``valid.json``, ``test.json``), or a dataset's id: ``owner/name``, ``owner/name/config``, each perhaps with
+    ``:split``. Without one, the split is ``train``, ``validation`` or ``test``, by what it is for. Records that hold
+    ``input_ids`` and ``labels``, and perhaps an ``attention_mask``, are taken as they are.
 
     Fields:
         train: the source of the training examples.
@@ -94,5 +95,5 @@ def check_fields(fields: dict[str, str] | None) -> None:
         raise HeadEditError("fields: is empty, expected names such as prompt: question.")
     for name in fields or {}:
         if name not in NAMES:
-            hint = suggest(name, NAMES)
+            hint = suggest(name, NAMES, elsewhere=True)
             raise HeadEditError(f"fields: no format has a field {name!r}; expected {', '.join(NAMES)}.{hint}")

@@ -16,6 +16,7 @@ from headedit.data.records import Conversation, read_examples
 from headedit.data.rows import Vocabulary
 from headedit.data.splits import draw, overlap
 from headedit.errors import HeadEditError
+from headedit.hf.tokenizers import as_tokenizer
 
 Split = Literal["train", "valid", "test"]
 _SHOWN = 20
@@ -89,7 +90,7 @@ def load_data(
 
     Args:
         config: the data section of a run.
-        tokenizer: the model's tokenizer.
+        tokenizer: the model's tokenizer, its name or its folder.
         context: the most tokens that the model can read, which is the limit if the config has none.
         vocabulary: how many token ids the model has; an example with another one is malformed.
         progress: show bars.
@@ -99,7 +100,7 @@ def load_data(
             is too long and ``too_long`` says to fail.
     """
     encoder = Encoder(
-        tokenizer,
+        as_tokenizer(tokenizer),
         config.max_length or context,
         config.template,
         config.too_long,

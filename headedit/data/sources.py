@@ -10,12 +10,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from headedit.data.alternating import data_from_list, is_alternating
 from headedit.errors import HeadEditError
 from headedit.io.bars import bars_of_libraries
 from headedit.io.json import items_as_text, parse_json
 from headedit.io.optional import import_optional
 
 _ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:+-]+))?")
+
+
+_ENDINGS = (".json", ".jsonl", ".csv", ".parquet")
+_SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves in a folder
+_VALIDATION = ("validation", "valid", "val", "dev")
 
 
 class SourceRow(NamedTuple):
@@ -27,11 +33,12 @@ class SourceRow(NamedTuple):
 
 
 def read_rows(source: str, split: str = "train") -> Iterator[SourceRow]:
-    """Reads the rows of a file, of a folder that ``datasets`` saved, or of a dataset by its id.
+    """Reads the rows of a file, of a folder that ``datasets`` saved or that has a file per split, or of a dataset.
 
     Args:
-        source: a path; a file is read by its ending, as JSON if that is unknown. A path that does not exist and has no
-            ending is read as a dataset's id: ``owner/name``, ``owner/name/config``, perhaps with ``:split``.
+        source: a path; a file is read by its ending, as JSON if that is unknown. A JSON list of nothing but texts is
+            one of instructions and answers in turn. A path that does not exist and has no ending is read as a dataset's
+            id: ``owner/name``, ``owner/name/config``, perhaps with ``:split``.
         split: the split of a dataset, if the source names none.
 
     Raises:
@@ -40,11 +47,35 @@ def read_rows(source: str, split: str = "train") -> Iterator[SourceRow]:
     path, colon, named = source.rpartition(":")
     folder, chosen = (Path(path), named) if colon and os.path.isdir(path) else (Path(source), split)
     if os.path.isdir(folder):
+        file = _split_file(folder, chosen)
+        if file is not None:
+            return read_rows(str(file))
         return _saved_rows(folder, chosen)
-    found = None if os.path.exists(folder) or source.startswith(("/", ".", "~")) else _ID.fullmatch(source)
-    if found is not None and folder.suffix.lower() not in {".json", ".jsonl", *_READERS}:
+    found = dataset_id(source)
+    if found is not None:
         return _hub_rows(found["name"], found["config"], found["split"] or split)
     return _READERS.get(folder.suffix.lower(), _json_rows)(folder)
+
+
+def dataset_id(source: str) -> re.Match[str] | None:
+    """The parts of a dataset's id, ``name``, ``config`` and ``split``; None for what is read as a path."""
+    path = Path(source)
+    if (
+        os.path.exists(path)
+        or source.startswith(("/", ".", "~"))
+        or path.suffix.lower() in {".json", ".jsonl", *_READERS}
+    ):
+        return None
+    return _ID.fullmatch(source)
+
+
+def _split_file(folder: Path, split: str) -> Path | None:
+    """The file of a split in a folder such as those of JoLA, ``train.json``; None in one that ``datasets`` saved."""
+    if any((folder / name).exists() for name in _SAVED):
+        return None
+    names = (split, *_VALIDATION) if split in _VALIDATION else (split,)
+    files = (folder / f"{name}{ending}" for name in names for ending in _ENDINGS)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _bytes(file: Path) -> bytes:
@@ -75,7 +106,8 @@ def _json_rows(file: Path) -> Iterator[SourceRow]:
         return
     text = _text(payload, str(file))
     try:
-        rows = [SourceRow("", value) for value in parse_json(text, str(file))]
+        values = parse_json(text, str(file))
+        rows = [SourceRow("", v) for v in (data_from_list(values, str(file)) if is_alternating(values) else values)]
     except HeadEditError as error:
         items = items_as_text(text)
         if items is None:
@@ -143,7 +175,9 @@ def _saved_rows(folder: Path, split: str) -> Iterator[SourceRow]:
         with bars_of_libraries():
             saved = datasets.load_from_disk(str(folder))
     except Exception as error:  # datasets raises its own, and pyarrow's
-        raise HeadEditError(f"{folder}: is not a dataset that save_to_disk wrote ({_first_line(error)}).") from None
+        raise HeadEditError(
+            f"{folder}: is not a dataset that save_to_disk wrote ({_first_line(error)}), and holds no {split}.json."
+        ) from None
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
             raise HeadEditError(

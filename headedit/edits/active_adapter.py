@@ -88,7 +88,8 @@ class ActiveAdapter(AdapterSet):
         """
         if vector not in (None, *VECTORS):
             raise HeadEditError(
-                f"vector: found {describe(vector)}, expected one of {', '.join(VECTORS)}.{suggest(vector, VECTORS)}"
+                f"vector: found {describe(vector)}, expected one of {', '.join(VECTORS)}."
+                f"{suggest(vector, VECTORS, elsewhere=True)}"
             )
         return self.module.penalty(vector, share=share)
 
@@ -120,7 +121,9 @@ class ActiveAdapter(AdapterSet):
         kind = self.module.kinds()[0] if kind is None else kind
         if kind not in SITE_KINDS:
             kinds = self.module.kinds()
-            raise HeadEditError(f"kind: found {describe(kind)}, expected {' or '.join(kinds)}.{suggest(kind, kinds)}")
+            raise HeadEditError(
+                f"kind: found {describe(kind)}, expected {' or '.join(kinds)}.{suggest(kind, kinds, elsewhere=True)}"
+            )
         columns = list(self.module.columns(kind))
         wanted, index = whole_number(layer, "layer", _INDEX), whole_number(head, "head", _INDEX)
         layers = max((site.layers for site, _, _ in columns), default=0)

@@ -17,6 +17,7 @@ from headedit.edits.choices import NOTHING, Choice, choice_of, new_choices
 from headedit.edits.hooks import SiteHooks
 from headedit.edits.weight_change import WeightChange
 from headedit.errors import HeadEditError, suggest
+from headedit.hf.sharding import from_first
 from headedit.io.describe import describe
 from headedit.specs import MODULE_NAME, Spec
 
@@ -202,6 +203,9 @@ class AdapterState(Arithmetic):
             )
         adapter.train(self.model.training)
         self._hooks.add(adapter.sites, adapter.config.positions)
+        if adapter.config.init_std and (group := self._hooks.group()) is not None:
+            for parameter in adapter.parameters():
+                from_first(parameter.data, group)
         self._adapters[name] = adapter
         if name != self._active:
             adapter.freeze()
@@ -217,8 +221,7 @@ class AdapterState(Arithmetic):
                 f"Found {describe(name)}, expected the name of one adapter. Adapters: {', '.join(self._adapters)}."
             )
         if name not in self._adapters:
-            known = ", ".join(self._adapters)
-            raise HeadEditError(f"There is no adapter '{name}'.{suggest(str(name), self.adapters)} Adapters: {known}.")
+            raise HeadEditError(f"There is no adapter '{name}'.{suggest(str(name), self._adapters, title='Adapters')}")
 
     def _refuse_merged(self, what: str) -> None:
         if self.merged is not None:

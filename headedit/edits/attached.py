@@ -16,6 +16,7 @@ from headedit.edits.adapter import Adapter
 from headedit.edits.edited_sites import edited_sites
 from headedit.edits.files.compatibility import refuse, site_differences, site_row
 from headedit.edits.files.state import EXTRA_STATE, pack_state, set_frozen_gates, unpack_state
+from headedit.edits.replicas import KeptWhole
 from headedit.errors import HeadEditError
 from headedit.specs import MODULE_NAME
 
@@ -23,7 +24,7 @@ _NO_STATE = "_EXTRA_STATE"  # the class that torch.distributed.checkpoint puts w
 _SAVERS = {("transformers.modeling_utils", "save_pretrained")}
 
 
-class AttachedAdapters(nn.ModuleDict):
+class AttachedAdapters(KeptWhole, nn.ModuleDict):
     """The adapters of a model by name, as its submodule ``headedit``; it leads to their handle, in copies too."""
 
     _handle: Any

@@ -13,11 +13,17 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from headedit.edits.adapter import Adapter
+from headedit.edits.affine import Heads
 from headedit.edits.strength import Strength
 
 
-class Effective(Protocol):
+class Effective(Heads, Protocol):
     """Whatever a hook can apply: the edit of a site, or another edit for each row of a batch."""
+
+    @property
+    def positions(self) -> str | tuple[str, ...]:
+        """The tokens that it acts on: of all rows, or of each."""
+        ...
 
     @property
     def idle(self) -> bool:

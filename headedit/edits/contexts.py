@@ -75,6 +75,19 @@ class AdapterContexts(AdapterState):
         multiply-add however many adapters there are. A batch that is a multiple of the rows holds each of them several
         times, one after the other, as ``num_beams`` and ``num_return_sequences`` do.
 
+        >>> import torch
+        >>> from headedit.demo import MODEL_FOLDER  # a tiny model that comes with headedit; any causal LM will do
+        >>> model = headedit.load_model(str(MODEL_FOLDER), device="cpu")
+        >>> edits = headedit.attach(model)
+        >>> edits.add_adapter("quiet")
+        >>> edits.set_adapter("quiet")
+        >>> edits.set_head(1, 5, scale=0.0)
+        >>> rows = torch.tensor([[3, 4, 5], [3, 4, 5]])
+        >>> with torch.no_grad(), edits.route(["quiet", None]):  # edits for the first row, none for the second
+        ...     logits = model(rows).logits
+        >>> torch.equal(logits[0], logits[1])
+        False
+
         Args:
             adapter_names: an adapter for each row of the batch; None or ``"__base__"`` for the base model.
 
@@ -164,15 +177,40 @@ class AdapterContexts(AdapterState):
         Gradients reach them all the same. Log-probabilities of several passes can be compared then, as in preference
         and reinforcement learning. It holds for every thread, and for the backward passes within it.
         """
+        with self._on_every_site("deterministic", True):
+            yield
+
+    @contextmanager
+    def head_dropout(self, share: float) -> Iterator[None]:
+        """A context in which each pass in training mode leaves the active adapter's edits of some heads out.
+
+        It is dropout (Srivastava et al., JMLR 2014) with a head's edit as the unit: every pass draws its heads,
+        for both vectors alike, and multiplies the edits of the others by 1 / (1 − share). Nothing is left out in eval
+        mode and with deterministic gates.
+
+        Args:
+            share: probability that a head is left out, from 0 to below 1.
+
+        Raises:
+            HeadEditError: the share is not in that range.
+        """
+        if not 0 <= share < 1:
+            raise HeadEditError(f"share: found {share}, expected a probability from 0 to below 1.")
+        with self._on_every_site("dropout", share):
+            yield
+
+    @contextmanager
+    def _on_every_site(self, name: str, value: object) -> Iterator[None]:
+        """A context in which a field of the active adapter's edit has a value at all sites."""
         edits = list(self.module)
-        before = [edit.deterministic for edit in edits]
+        before = [getattr(edit, name) for edit in edits]
         for edit in edits:
-            edit.deterministic = True
+            setattr(edit, name, value)
         try:
             yield
         finally:
-            for edit, value in zip(edits, before, strict=True):
-                edit.deterministic = value
+            for edit, found in zip(edits, before, strict=True):
+                setattr(edit, name, found)
 
     def _count_off(self) -> int:
         return sum(asked.choice is NOTHING for asked in list(self._choices.live))

@@ -5,8 +5,6 @@ from collections.abc import Collection
 from torch import nn
 
 from headedit.edits.config import EditConfig
-from headedit.errors import HeadEditError
-from headedit.hf.sharding import is_tensor_parallel
 from headedit.specs import HeadSite, Spec, find_sites
 
 
@@ -22,15 +20,9 @@ def edited_sites(
         names: only the sites of these names, in place of the config's layers.
 
     Raises:
-        HeadEditError: the spec does not fit the model, the config names layers or sites that the model lacks, or the
-            heads are split over processes.
+        HeadEditError: the spec does not fit the model, or the config names layers or sites that the model lacks.
     """
     sites = find_sites(model, spec, config.sites, mlp_groups=config.mlp_groups)
-    if is_tensor_parallel(model, [site.module for site in sites]):
-        raise HeadEditError(
-            f"This {type(model).__name__} is tensor-parallel: each process has some of its heads, and edits are of "
-            "all. Load it without tp_plan, whole or with device_map, or shard it by FSDP2 after attaching."
-        )
     if names is not None:
         return [site for site in sites if site.name in names]
     layers = set(config.select_layers(sorted({site.layer for site in sites})))

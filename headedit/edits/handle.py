@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from headedit.edits.adapter import Adapter
 from headedit.edits.arguments import folder_to_save_in, naming_contents, saved_edits
 from headedit.edits.files.hub import push_to_hub
 from headedit.edits.files.storage import read_adapter, save
+from headedit.edits.merge.control_vector import to_control_vector
 from headedit.edits.merge.export import export_as, must_export
 from headedit.edits.merge.fold import check_attached
 from headedit.edits.merge.merge import check_not_disabled, merge, unmerge
@@ -20,6 +22,21 @@ from headedit.edits.status import ModelStatus, model_status
 from headedit.errors import HeadEditError
 from headedit.io.notebook import html_of
 from headedit.specs import Spec
+
+_INTERNAL = frozenset(
+    (
+        "applying",
+        "change_weights",
+        "check_acting",
+        "check_trainable",
+        "deterministic_gates",
+        "in_context",
+        "measured",
+        "refuse_contexts",
+        "writing",
+    )
+)
+"""Methods that training, evaluation and the recipes call, and nobody else needs to."""
 
 
 class HeadEdits(ActiveAdapter):
@@ -101,7 +118,7 @@ class HeadEdits(ActiveAdapter):
         save_directory: "str | PathLike[str]",
         *,
         hardened: bool = False,
-        card: bool = True,
+        card: bool | Mapping[str, Any] = True,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Writes ``headedit.safetensors`` into a folder in one step, a copy of its config to read, and a model card.
@@ -111,12 +128,15 @@ class HeadEdits(ActiveAdapter):
         Args:
             save_directory: the folder; it is made if it does not exist.
             hardened: store only the open heads, with their effective values; hardened edits are always stored so.
-            card: write the card, ``README.md``, unless the folder has one that headedit did not write.
+            card: write the card, ``README.md``, unless the folder has one that headedit did not write; or what it is to
+                say for the hub: ``license``, ``license_name``, ``license_link``, ``datasets``, ``language``, ``tags``,
+                ``base_model`` and ``pipeline_tag``. By default the license is the one that the base model's card
+                names, where that is on disk, and the data sets are those of the run in this folder.
             metrics: names and values that the card reports.
 
         Raises:
             HeadEditError: a vector or gate is NaN, infinite, sharded or on the meta device, the folder cannot be made
-                or written, or a metric is not a number; nothing on disk has changed then.
+                or written, a metric is not a number, or a field is not one of a card; nothing on disk has changed then.
         """
         save(self, folder_to_save_in(save_directory), hardened=hardened, card=card, metrics=metrics)
 
@@ -130,6 +150,7 @@ class HeadEdits(ActiveAdapter):
         commit_message: str | None = None,
         hardened: bool = False,
         metrics: Mapping[str, float] | None = None,
+        card: Mapping[str, Any] | None = None,
     ) -> str:
         """Uploads the edits and their card to the hub, and returns the commit's address.
 
@@ -141,10 +162,11 @@ class HeadEdits(ActiveAdapter):
             commit_message: by default "Upload edits by headedit".
             hardened: upload only the open heads; see ``save_pretrained``.
             metrics: names and values for the card.
+            card: what the card says for the hub, such as ``license`` and ``datasets``; see ``save_pretrained``.
 
         Raises:
-            HeadEditError: a vector or gate is not finite, the hub refuses or cannot be reached, or a metric is not a
-                number.
+            HeadEditError: a vector or gate is not finite, the hub refuses or cannot be reached, a metric is not a
+                number, or a field is not one of a card.
         """
         return push_to_hub(
             self,
@@ -155,6 +177,7 @@ class HeadEdits(ActiveAdapter):
             commit_message=commit_message,
             hardened=hardened,
             metrics=metrics,
+            card=card,
         )
 
     def merge_adapter(self, adapter_names: list[str] | None = None, *, safe_merge: bool = False) -> None:
@@ -220,14 +243,38 @@ class HeadEdits(ActiveAdapter):
             bias.requires_grad_(weight is not None and weight.requires_grad)
         return self.model
 
-    def to_peft(self, directory: "str | PathLike[str]") -> None:
+    def to_peft(self, directory: "str | PathLike[str]", *, form: str = "auto") -> None:
         """Writes the edits as a PEFT adapter: (IA)³, or LoRA where there is an offset.
+
+        Args:
+            directory: the folder; it is made if it does not exist.
+            form: ``auto``, as above; or ``lora``, a LoRA without a bias and of one rank, as servers such as vLLM read
+                it, of edits without an offset. The rank is the largest number of scaled input dimensions of a site.
 
         Raises:
             HeadEditError: a value is NaN or infinite, the edits act on some tokens alone, PEFT is not installed, or
-                cannot hold an edit of these sites.
+                cannot hold an edit of these sites; or with ``form="lora"`` there is an offset.
         """
-        to_peft(self, folder_to_save_in(directory))
+        to_peft(self, folder_to_save_in(directory), form)
+
+    def to_control_vector(self, path: "str | PathLike[str]", *, approximate: bool = False) -> float:
+        """Writes offsets as a control vector of llama.cpp, a GGUF file for its option ``--control-vector``.
+
+        llama.cpp adds it to the output of whole layers. That equals the edits where attention and MLP stand side by
+        side in a layer (GPT-NeoX, Falcon, Phi, Cohere); elsewhere, as for Llama, it is refused unless ``approximate``.
+
+        Returns:
+            How far the logits are off, as a share of what the edits change; 0 where that is not more than rounding.
+
+        Raises:
+            HeadEditError: the edits have a scale, act on some tokens alone or at the first layer, the model is not in
+                float32, the package gguf is not installed, or the vectors would be another function.
+        """
+        return to_control_vector(self, path, approximate=approximate)
+
+    def __dir__(self) -> list[str]:
+        """The names that somebody who edits a model needs; what the package itself calls is left out."""
+        return sorted(name for name in super().__dir__() if not name.startswith("_") and name not in _INTERNAL)
 
     def _repr_html_(self) -> str | None:
         """A summary for notebooks; None where nothing draws one, so that they show the text."""

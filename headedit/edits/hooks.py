@@ -13,13 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from headedit.edits.affine import heads_shape
+from headedit.edits.affine import Affine, heads_shape
 from headedit.edits.choices import Choices
 from headedit.edits.passes import Passes
 from headedit.edits.positions import acts_on
+from headedit.edits.replicas import begin_pass
 from headedit.edits.site_edit import SiteEdit
+from headedit.edits.site_input import SiteInput, site_input
 from headedit.edits.token_hooks import TokenHooks, refuse_compiled
 from headedit.edits.uncalled import Uncalled
+from headedit.edits.whole import several_processes
+from headedit.hf.compiled import uncompiled
+from headedit.hf.sharding import tensor_parallel_group
 from headedit.specs import HeadSite, Spec
 
 
@@ -33,22 +38,25 @@ class SiteHook:
         choices: of the handle and of contexts.
         passes: the passes under way.
         tokens: which of their tokens are prompt.
+
+    Fields:
+        module: the module that it is on.
     """
 
     def __init__(
         self, site: str, parent: nn.Module, name: str, choices: Choices, passes: Passes, tokens: TokenHooks
     ) -> None:
         self._site, self._choices, self._passes, self._tokens = site, choices, passes, tokens
-        self._siblings, self._name = parent._modules, name
-        self._module = parent.get_submodule(name)
-        self._hook = self._module.register_forward_pre_hook(self._edit)
+        self._siblings, self._name = uncompiled(parent)._modules, name
+        self.module = parent.get_submodule(name)
+        self._hook = self.module.register_forward_pre_hook(self._edit)
 
     def follow(self) -> None:
         """Moves the hook to the module at the site, if that was exchanged for another."""
         module = self._siblings[self._name]
-        if module is not self._module and module is not None:
+        if module is not self.module and module is not None:
             self._hook.remove()
-            self._module, self._hook = module, module.register_forward_pre_hook(self._edit)
+            self.module, self._hook = module, module.register_forward_pre_hook(self._edit)
 
     def remove(self) -> None:
         """Removes the hook."""
@@ -65,21 +73,26 @@ class SiteHook:
         else:
             choice, strength = self._passes.outside()
             effective, affine = choice.by_site.get(self._site), None
+        if effective is None:
+            return None
         if affine is None:
-            if effective is None or effective.idle:
+            if effective.idle:
                 return None
             if isinstance(effective, SiteEdit):
-                affine = effective.affine(strength)
-        z: Tensor = args[0]
-        if getattr(effective, "positions", "all") != "all":
-            return self._edit_some(module, effective, affine, args)
-        return (effective(z) if affine is None else effective(z, affine), *args[1:])  # type: ignore[misc]
+                affine = effective.affine(strength, self._passes.group if effective.draws else None)
+        given = site_input(module, args[0], effective.heads * effective.head_dim, effective.path)
+        if effective.positions == "all":
+            edited = _applied(effective, affine, given)
+        else:
+            some = self._edit_some(module, effective, affine, given)
+            if some is None:
+                return None
+            edited = some
+        return (given.put_back(edited), *args[1:])
 
-    def _edit_some(
-        self, module: nn.Module, effective: Any, affine: Any, args: tuple[Any, ...]
-    ) -> tuple[Any, ...] | None:
+    def _edit_some(self, module: nn.Module, effective: Any, affine: Any, given: SiteInput) -> Tensor | None:
         """The edit where it acts on some tokens alone; the others stay as they are, bit for bit."""
-        z: Tensor = args[0]
+        z = given.values
         if torch.compiler.is_compiling():
             refuse_compiled(effective.path)
         tokens = self._tokens.current()
@@ -88,10 +101,16 @@ class SiteHook:
             return None
         if module.training and torch.is_grad_enabled():
             self._tokens.check_learns(found, effective.positions)
-        width = len(heads_shape(z, effective.heads, effective.head_dim, effective.path))
+        width = 1 if given.part is not None else len(heads_shape(z, effective))
         mask = acts_on(found, z, tokens, width, effective.path)
-        edited = effective(z) if affine is None else effective(z, affine)
-        return (edited if mask is None else torch.where(mask, edited, z), *args[1:])
+        edited = _applied(effective, affine, given)
+        return edited if mask is None else torch.where(mask, edited, z)
+
+
+def _applied(effective: Any, affine: Affine | None, given: SiteInput) -> Tensor:
+    part = given.part
+    found: Tensor = effective(given.values, part=part) if affine is None else effective(given.values, affine, part)
+    return found
 
 
 class SiteHooks:
@@ -129,6 +148,7 @@ class SiteHooks:
             self._by_site[site.name] = SiteHook(site.name, module, name, self._choices, self.passes, self._tokens)
             self._parents.append(parent)
             self._uncalled.add(site)
+        self.passes.group = self.group()
         holder = self._holder()
         if holder is not self._held_by:
             before, self._held_by = self._around, holder
@@ -143,7 +163,10 @@ class SiteHooks:
             self._tokens.put_on(self._around_layers())
             new = new or list(sites)
         if new and "torch._dynamo" in sys.modules:
-            torch.compiler.reset()  # a compiled model does not notice hooks that were added later
+            # so that a graph is never used for another model of the same code, or for this one before or after, whose
+            # hooks are others: by default a compiled model does not look at hooks again
+            sys.modules["torch._dynamo"].config.skip_nnmodule_hook_guards = False
+            torch.compiler.reset()
 
     def remove(self) -> None:
         """Removes all hooks."""
@@ -153,11 +176,21 @@ class SiteHooks:
             handle.remove()
         self._tokens.remove()
 
+    def group(self) -> Any:
+        """The processes that share the layers of the model; None for this one alone."""
+        return tensor_parallel_group(self._model, (hook.module for hook in self._by_site.values()))
+
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         for hook in self._by_site.values():
             hook.follow()
         if not torch.compiler.is_compiling():
-            self._uncalled.begin(self.passes.begin(module.training), module)
+            if several_processes():
+                acting = (edit for edit in self._choices.now().by_site.values() if isinstance(edit, SiteEdit))
+                begin_pass(self._model, acting, learning=torch.is_grad_enabled())
+            running = self.passes.begin(module.training)
+            if module.training:
+                running.group = self.passes.group = self.group()
+            self._uncalled.begin(running, module)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if torch.compiler.is_compiling():

@@ -1,9 +1,12 @@
 """Vectors, or gates, of a site as a module: parameters by name that are never without values."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from headedit.edits.whole import check_whole
 
 
 class NamedParameters(nn.ParameterDict):
@@ -15,10 +18,12 @@ class NamedParameters(nn.ParameterDict):
     """
 
     _fresh: tuple[float, float]
+    _shapes: dict[str, tuple[int, ...]]
 
     def __init__(self, mean: float, std: float) -> None:
         super().__init__()
         object.__setattr__(self, "_fresh", (mean, std))  # a ParameterDict counts attributes as its entries
+        object.__setattr__(self, "_shapes", {})
 
     def forward(self) -> dict[str, Tensor]:
         """The tensors by name."""
@@ -30,8 +35,23 @@ class NamedParameters(nn.ParameterDict):
         mean, std = self._fresh
         value = torch.tensor(mean, dtype=torch.float32, device=device).repeat(shape)
         self[name] = value.normal_(std=std) if std else value
+        self._shapes[name] = shape
         if self[name].is_meta and not value.is_meta:
             self._parameters[name] = nn.Parameter(value)
+
+    def check_whole(self, where: str, *, gathers: bool = False) -> None:
+        """Raises a HeadEditError where this process has a part of a parameter; see ``whole.check_whole``.
+
+        Args:
+            where: what the names are of, for the message, such as ``layers.0.self_attn.o_proj.``.
+            gathers: whether what reads them can put the parts of a ``DTensor`` together.
+        """
+        for name, value in self.items():
+            check_whole(value, self._shapes[name], f"{where}{name}", gathers=gathers)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self.check_whole(prefix, gathers=True)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     @torch.no_grad()
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NamedParameters":

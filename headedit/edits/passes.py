@@ -41,6 +41,7 @@ class Pass:
         found: the affine maps of ``together``, once they are computed.
         fired: the sites whose hook was called.
         kind: the modes of the model and of autograd, by which passes that should call the same sites are told.
+        group: the processes that draw the same gates in it; None for this one alone.
     """
 
     choice: Choice
@@ -53,6 +54,7 @@ class Pass:
     found: dict[SiteEdit, Affine] | None = None
     fired: set[str] = field(default_factory=set)
     kind: Hashable = None
+    group: Any = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Passes:
 
     Fields:
         lock: held while the values of a pass are read, and by whoever writes several of them.
+        group: the processes that draw the same gates, as the last training pass knew; None for this one alone.
         count: how many passes in which edits act have begun; those of a compiled model are not counted.
     """
 
@@ -87,6 +90,7 @@ class Passes:
         self._recorded: list[_Recorded] = []
         self._graph: tuple[weakref.ref[Any], threading.Thread] | None = None
         self.lock = threading.RLock()
+        self.group: Any = None
         self.count = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -166,7 +170,7 @@ class Passes:
             with self.lock:
                 if running.choice.dial is None:
                     running.strength = running.choice.strength  # as it is together with the vectors
-                found = affine_all(running.together, running.strength)
+                found = affine_all(running.together, running.strength, running.group)
             running.found = dict(zip(running.together, found, strict=True))
             if running.training:
                 self._note_graph(running)

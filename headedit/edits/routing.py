@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from headedit.edits.adapter import Adapter
 from headedit.edits.affine import apply_affine, heads_shape
 from headedit.edits.site_edit import SiteEdit
+from headedit.edits.site_input import take
 from headedit.errors import HeadEditError
+from headedit.hf.sharding import Part
 from headedit.specs import HeadSite
 
 
@@ -33,7 +35,7 @@ class RoutedEdit(nn.Module):
             index: which of them each row has, [rows].
         """
         super().__init__()
-        self.heads, self.head_dim, self.path = site.heads, site.head_dim, site.path
+        self.heads, self.head_dim, self.groups, self.path = site.heads, site.head_dim, site.groups, site.path
         kinds = {edit.positions for edit in edits if edit is not None}
         of_each = ["all" if edit is None else edit.positions for edit in edits]
         self.positions = kinds.pop() if len(kinds) == 1 else tuple(of_each[i] for i in index.tolist())
@@ -46,11 +48,15 @@ class RoutedEdit(nn.Module):
             table = torch.stack([vector.to(device) for vector in vectors])
             self.register_buffer(name, table[index.to(device)], persistent=False)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, part: Part | None = None) -> Tensor:
         """The edited input of the projection, in the shape and dtype it came in.
 
         The batch is the first dimension. It may hold each row several times, one after the other, as beams and
         several returned sequences do.
+
+        Args:
+            z: the input, or the part of its last dimension that this process has.
+            part: which part that is; None for all.
 
         Raises:
             HeadEditError: its size is not a multiple of the number of rows.
@@ -61,10 +67,11 @@ class RoutedEdit(nn.Module):
                 f"route() was given {rows} rows, but the batch has {z.shape[0]}, which is not a multiple of it. Name "
                 "an adapter, or None, for every row of the batch."
             )
-        heads = heads_shape(z, self.heads, self.head_dim, self.path)
+        scale, offset = (self.scale, self.offset) if part is None else take((self.scale, self.offset), part)
+        heads = heads_shape(z, self) if part is None else z.shape[-1:]
         grouped = z.view(rows, z.shape[0] // rows, *z.shape[1:])
         shape = (rows, *(1,) * (grouped.dim() - 1 - len(heads)), *heads)
-        scale, offset = self.scale.to(z.device).view(shape), self.offset.to(z.device).view(shape)
+        scale, offset = (vector.to(z.device).reshape(shape) for vector in (scale, offset) if vector is not None)
         return apply_affine(grouped, scale, offset).view(z.shape)
 
 

@@ -5,16 +5,20 @@ JoLA (Lai, Fraser, Titov, ICML 2025, arXiv 2502.01179), section 3, z' = (1 + g_m
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from headedit.edits.affine import Affine, apply_affine, broadcast_to_heads, heads_shape
 from headedit.edits.config import EditConfig
+from headedit.edits.gate_noise import gate_noise
 from headedit.edits.gates import SATURATED, HardConcrete
 from headedit.edits.parameters import NamedParameters
+from headedit.edits.site_input import take
 from headedit.edits.strength import Strength
 from headedit.errors import HeadEditError
+from headedit.hf.sharding import Part
 from headedit.specs import HeadSite
 
 VECTORS = ("offset", "scale")
@@ -36,16 +40,17 @@ class SiteEdit(nn.Module):
         strength: the factor on both vectors, which all sites of an adapter share.
         positions: the tokens that the edit acts on; the hook sees to that.
         deterministic: whether the gates have their value in eval mode in training mode too, with gradients.
+        dropout: share of the heads whose edit is left out of a pass in training mode.
     """
 
     deterministic = False
+    dropout = 0.0
 
     def __init__(
         self, site: HeadSite, config: EditConfig, device: torch.device, strength: Strength | None = None
     ) -> None:
         super().__init__()
-        self.heads, self.head_dim = site.heads, site.head_dim
-        self.path = site.path
+        self.heads, self.head_dim, self.groups, self.path = site.heads, site.head_dim, site.groups, site.path
         self.shared = config.gates == "shared"
         self.distribution = HardConcrete(config.temperature, *config.stretch)
         self.expectation = config.eval_gate == "expectation"
@@ -62,7 +67,7 @@ class SiteEdit(nn.Module):
 
     @property
     def draws(self) -> bool:
-        """Whether the gates are drawn in each pass."""
+        """Whether the gates, and the heads that dropout leaves out, are drawn in each pass."""
         return self.training and not self.deterministic
 
     def gate(self, vector: str) -> nn.Parameter | None:
@@ -90,6 +95,11 @@ class SiteEdit(nn.Module):
         modules = self._modules  # read in every pass at every site, where the usual access costs as much again
         return modules["vectors"].forward() | modules["gates"].forward()  # type: ignore[union-attr, no-any-return]
 
+    def check_whole(self) -> None:
+        """Raises a HeadEditError where this process has only a part of the vectors or gates."""
+        for parameters in (self.vectors, self.gates):
+            parameters.check_whole(f"{self.path}.")
+
     def gate_values(self) -> dict[str, Tensor]:
         """The deterministic gate of each vector, [heads]; ones where it has no gate."""
         values = self.values()
@@ -116,32 +126,36 @@ class SiteEdit(nn.Module):
         like = next(vector for vector in (scale, offset) if vector is not None)
         return torch.ones_like(like) if scale is None else scale, torch.zeros_like(like) if offset is None else offset
 
-    def affine(self, strength: Tensor | None) -> Affine:
+    def affine(self, strength: Tensor | None, group: Any = None) -> Affine:
         """The affine map of this site alone; where its gates are drawn, again at each call.
 
         Args:
             strength: the factor on both vectors, a scalar; None for 1.
+            group: the processes that draw the same gates; None for this one alone.
         """
         values = self.values()
-        return _affine([self], [values], gate_noise([self], [values]) if self.draws else None, strength)[0]
+        return _affine([self], [values], gate_noise([self], [values], group) if self.draws else None, strength)[0]
 
-    def forward(self, z: Tensor, affine: Affine | None = None) -> Tensor:
+    def forward(self, z: Tensor, affine: Affine | None = None, part: Part | None = None) -> Tensor:
         """The edited input of the projection, in the shape and dtype it came in.
 
         Computed in the parameters' precision and rounded once.
 
         Args:
-            z: the input.
+            z: the input, or the part of its last dimension that this process has.
             affine: the map, where it was computed before, as together with those of other sites; see ``affine_all``.
+            part: which part of the input that is; None for all.
         """
         scale, offset = self.affine(self.strength.factor) if affine is None else affine
-        if not z.is_meta and any(part is not None and part.is_meta for part in (scale, offset)):
+        if not z.is_meta and any(vector is not None and vector.is_meta for vector in (scale, offset)):
             raise HeadEditError(
                 f"{self.path}: its edit is on the meta device, where it has no values, and the model is not. Call "
                 "model.headedit.to_empty(device=...) for fresh edits, which change nothing until they are trained, or "
                 "load a state dict that has their values with assign=True."
             )
-        shape = heads_shape(z, self.heads, self.head_dim, self.path)
+        shape = heads_shape(z, self) if part is None else z.shape[-1:]
+        if part is not None:
+            scale, offset = take((scale, offset), part)
         return apply_affine(z, broadcast_to_heads(scale, z, shape), broadcast_to_heads(offset, z, shape))
 
     @torch.no_grad()
@@ -173,46 +187,30 @@ class SiteEdit(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
-def affine_all(edits: Sequence[SiteEdit], strength: Tensor | None = None) -> list[Affine]:
+def affine_all(edits: Sequence[SiteEdit], strength: Tensor | None = None, group: Any = None) -> list[Affine]:
     """The affine maps of sites, those of a kind computed together, and all gates that are drawn at once.
 
     Args:
         edits: of the sites.
         strength: the factor on all vectors, a scalar; None for 1.
+        group: the processes that draw the same gates; None for this one alone.
     """
     values = [edit.values() for edit in edits]
-    noise = gate_noise(edits, values)
+    noise = gate_noise(edits, values, group)
     kinds: dict[Hashable, list[int]] = {}
     for i, kind in enumerate(_kinds(edits, values)):
         kinds.setdefault(kind, []).append(i)
     found: dict[int, Affine] = {}
     for members in kinds.values():
-        group, tensors_of = [edits[i] for i in members], [values[i] for i in members]
-        of_group = _affine(group, tensors_of, noise if group[0].draws else None, strength)
-        found |= zip(members, of_group, strict=True)
+        alike, tensors_of = [edits[i] for i in members], [values[i] for i in members]
+        of_alike = _affine(alike, tensors_of, noise if alike[0].draws else None, strength)
+        found |= zip(members, of_alike, strict=True)
     return [found[i] for i in range(len(edits))]
-
-
-def gate_noise(edits: Sequence[SiteEdit], values: Sequence[Values]) -> dict[SiteEdit, Tensor]:
-    """Numbers from [0, 1) by which the gates of sites are drawn, [gates] per site that draws.
-
-    They are drawn at once; on a CPU they are those that the sites would draw one after the other.
-    """
-    counts: dict[tuple[torch.device, torch.dtype], dict[SiteEdit, int]] = {}
-    for edit, tensors in zip(edits, values, strict=True):
-        if edit.draws and len(edit.gates):
-            gates = [tensors[name] for name in edit.gates]
-            counts.setdefault((gates[0].device, gates[0].dtype), {})[edit] = len(gates) * edit.heads
-    drawn: dict[SiteEdit, Tensor] = {}
-    for (device, dtype), sizes in counts.items():
-        numbers = torch.rand(sum(sizes.values()), device=device, dtype=dtype)
-        drawn |= zip(sizes, torch.split(numbers, list(sizes.values())), strict=True)
-    return drawn
 
 
 def _kinds(edits: Sequence[SiteEdit], values: Sequence[Values]) -> list[Hashable]:
     """For each edit the traits that it must share with others to be computed together with them."""
-    own = [(edit._traits, edit.draws) for edit in edits]
+    own = [(edit._traits, edit.draws, edit.dropout) for edit in edits]
     gradients = torch.is_grad_enabled()  # a site that is frozen must stay out of the graph
     if not gradients and len({(v.device, v.dtype) for of in values for v in of.values()}) == 1:
         return [*own]
@@ -255,16 +253,24 @@ def _effective(
 def _gates(
     edits: Sequence[SiteEdit], values: Sequence[Values], noise: Mapping[SiteEdit, Tensor] | None = None
 ) -> Tensor | None:
-    """All gates at once, [sites, vectors, heads], or [sites, 1, heads] where vectors share them; None without gates."""
+    """All gates at once, [sites, vectors, heads], or [sites, 1, heads] where vectors share them or have none.
+
+    With noise they are drawn, and those of heads that dropout leaves out are 0. None for ones.
+    """
     first = edits[0]
-    if not len(first.gates):
+    names, distribution = list(first.gates), first.distribution
+    if not names and (noise is None or not first.dropout):
         return None
-    log_alpha = _stack(values, list(first.gates))
-    if noise is not None:
-        numbers = [noise[edit] for edit in edits]
-        joined = torch.cat(numbers) if len(numbers) > 1 else numbers[0]
-        return first.distribution.sample(log_alpha, joined.view_as(log_alpha))
-    return first.distribution.expectation(log_alpha) if first.expectation else first.distribution.clip(log_alpha)
+    if noise is None:
+        log_alpha = _stack(values, names)
+        return distribution.expectation(log_alpha) if first.expectation else distribution.clip(log_alpha)
+    numbers = [noise[edit] for edit in edits]
+    drawn = (torch.cat(numbers) if len(numbers) > 1 else numbers[0]).view(len(edits), -1, first.heads)
+    gates = distribution.sample(_stack(values, names), drawn[:, : len(names)]) if names else None
+    if not first.dropout:
+        return gates
+    kept = (drawn[:, len(names) :] >= first.dropout).to(drawn.dtype) / (1 - first.dropout)
+    return kept if gates is None else gates * kept
 
 
 def _stack(values: Sequence[Values], names: Sequence[str]) -> Tensor:

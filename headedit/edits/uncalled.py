@@ -2,7 +2,8 @@
 
 Attention or a fused kernel can take the weight of a projection and never call the module. In the first pass of each
 mode, and wherever a site was missed, hooks on the modules that hold the sites tell whether those ran: a layer that was
-skipped as a whole (layer drop, early exit) is no fault.
+skipped as a whole (layer drop, early exit) is no fault. A site inside a compiled module cannot be seen, so it is not
+looked for; there the compiler traces hooks, or the engine is refused when the edits are attached.
 """
 
 from collections.abc import Callable, Hashable
@@ -14,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from headedit.edits.passes import Pass
 from headedit.errors import HeadEditError
-from headedit.hf.compiled import is_compiled
+from headedit.hf.compiled import is_compiled, is_inside_compiled
 from headedit.hf.config import drops_layers
 from headedit.io.describe import first_names
 from headedit.specs import HeadSite, Spec
@@ -32,6 +33,7 @@ class Uncalled:
         self._model, self._spec = model, spec
         self._sites: dict[str, HeadSite] = {}
         self._fired: dict[Hashable, set[str]] = {}
+        self._compiled: set[str] = set()
         self._missed = False
         self._watches: dict[Pass, Watch] = {}
 
@@ -42,8 +44,12 @@ class Uncalled:
     def begin(self, running: Pass, holder: nn.Module) -> None:
         """Begins a pass of the module that holds all sites."""
         running.kind = (holder.training, torch.is_grad_enabled())
-        if self._missed or not running.active.keys() <= self._fired.get(running.kind, set()):
-            self._watches[running] = Watch(self._model, holder, [self._sites[name] for name in running.active])
+        seen = self._fired.get(running.kind, set()) | self._compiled
+        if not self._missed and running.active.keys() <= seen:
+            return
+        self._compiled = {name for name in running.active if is_inside_compiled(self._model, self._sites[name].path)}
+        watched = [self._sites[name] for name in running.active if name not in self._compiled]
+        self._watches[running] = Watch(self._model, holder, watched)
 
     def end(self, running: Pass, *, completed: bool) -> None:
         """Ends a pass.
@@ -60,7 +66,7 @@ class Uncalled:
             watch.remove()
         if not completed:
             return
-        missing = running.active.keys() - running.fired
+        missing = running.active.keys() - running.fired - self._compiled
         self._missed = bool(missing)
         if watch is None:
             return

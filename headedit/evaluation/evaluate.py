@@ -1,6 +1,5 @@
 """``headedit.evaluate``: a model on a task, with its edits and without, next to the baselines."""
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,9 @@ from headedit.data.tokens import TokenisedPrompt, text_ids
 from headedit.edits.attached import handle_of
 from headedit.edits.handle import HeadEdits
 from headedit.errors import HeadEditError
-from headedit.evaluation.answers.answers import answers
 from headedit.evaluation.answers.generation import check_room
-from headedit.evaluation.answers.predictions import BASE, EDITED, Prediction, append, digest, resume
+from headedit.evaluation.answers.predictions import BASE, Prediction, digest
+from headedit.evaluation.answers.systems import predictions, settings_of_all
 from headedit.evaluation.reports.fingerprints import DIGESTS, fingerprint
 from headedit.evaluation.reports.report import Report
 from headedit.evaluation.reports.report_tables import markdown
@@ -29,7 +28,9 @@ from headedit.evaluation.tasks.task import Task
 from headedit.evaluation.tasks.task_files import find_task
 from headedit.hf.loading import load_tokenizer
 from headedit.hf.models import check_has_head, expect_model
+from headedit.hf.tokenizers import as_tokenizer
 from headedit.io.files import check_writable, write_atomically
+from headedit.io.launch import shared
 
 
 def evaluate(
@@ -47,16 +48,32 @@ def evaluate(
     skip_broken: bool = False,
     fields: Mapping[str, str] | None = None,
     progress: bool = True,
+    all_processes: bool = True,
     **changes: Any,
 ) -> Report:
     """Evaluates a model on a task; with edits also the base model, by switching them off.
+
+    Several processes, as torchrun or accelerate start them, share the examples out, batch by batch, and all return the
+    report that one process would; the first alone writes files and shows bars. A model that is itself spread over the
+    processes is run by all of them on every example.
+
+    >>> from headedit.demo import MODEL_FOLDER, tasks  # a tiny model that comes with headedit, and its tasks
+    >>> model = headedit.load_model(str(MODEL_FOLDER), device="cpu")
+    >>> edits = headedit.attach(model)
+    >>> task = headedit.Task(name="reverse", prompt="{{ prompt }}", answer="response", template="plain")
+    >>> rows = tasks.records("reverse", 20, cued=True, seed=0)
+    >>> report = headedit.evaluate(model, task, edits=edits, data=rows, progress=False)
+    >>> report
+    Report(reverse: accuracy 100.0 [83.9, 100.0], base 100.0, constant answer 5.0; n = 20)
+    >>> report.n, report.accuracy == report.base_accuracy  # fresh edits change nothing
+    (20, True)
 
     Args:
         model: a causal LM.
         task: the name of a task that comes with headedit, the path of a task file, or a ``Task``.
         edits: the handle of edits on the model; given, the base is measured in the same process. A chat template is
             told the date that it was told when they were trained.
-        tokenizer: by default the one at the model's own name or path.
+        tokenizer: the model's tokenizer, its name or its folder; by default the one at the model's own name or path.
         data: records, or where they are: a file, a folder, an address or an id on the hub; by default the task's. For a
             task without a prompt, examples of every form that ``headedit.fit`` takes.
         train: the same of training records, which the majority answer is taken from.
@@ -70,50 +87,85 @@ def evaluate(
         fields: for a task without a prompt, what the fields of a format are called in the records, as in
             ``headedit.DataConfig``.
         progress: show bars.
+        all_processes: False to evaluate in this process alone, where the others do not call it.
         changes: fields of the task to change, such as ``scoring="loglikelihood"`` or ``num_beams=1``.
 
     Raises:
-        HeadEditError: the task or a record is faulty, the split is empty, a prompt does not fit the model's context, or
-            the output holds another evaluation.
+        HeadEditError: the task or a record is faulty, the split is empty, a prompt does not fit the model's context,
+            the output holds another evaluation, or another process has failed or evaluates something else.
     """
-    task = find_task(task, **changes)
-    scoring.check_metrics(task)
-    model = expect_model(model)
-    check_has_head(model, "Evaluation")
-    if edits is not None and (not isinstance(edits, HeadEdits) or edits.model is not model or not edits.attached):
-        raise HeadEditError("edits: are not on this model; give the model that they were attached to or loaded on.")
-    if (limit is not None and limit < 1) or batch_size < 1:
-        raise HeadEditError("limit and batch_size: expected 1 or more.")
-    file = None if output is None else Path(output)
-    if file is not None:
-        check_writable(file.parent)
-    if tokenizer is None:
-        tokenizer = load_tokenizer(getattr(model.config, "_name_or_path", ""))
-    clock = Clock(_date(model, edits))
-    with clock:
-        examples, left_out = load_examples(
-            task, load_rows(task, data, fields), tokenizer, limit=limit, seed=seed, skip_broken=skip_broken
-        )
-    max_new_tokens = task.max_new_tokens or _longest_answer(tokenizer, examples)
-    if skip_broken:
-        examples, too_long = _fitting(model, tokenizer, task, examples, max_new_tokens)
-        left_out += too_long
-    training_rows = load_training_rows(task, data, train)
-    trained = None
-    if training_rows:
+    with shared(all_processes) as processes:
+        task = find_task(task, **changes)
+        scoring.check_metrics(task)
+        model = expect_model(model)
+        check_has_head(model, "Evaluation")
+        if edits is not None and (not isinstance(edits, HeadEdits) or edits.model is not model or not edits.attached):
+            raise HeadEditError("edits: are not on this model; give the model that they were attached to or loaded on.")
+        if (limit is not None and limit < 1) or batch_size < 1:
+            raise HeadEditError("limit and batch_size: expected 1 or more.")
+        file = None if output is None else Path(output)
+        if file is not None and processes.first:
+            check_writable(file.parent)
+        tokenizer = as_tokenizer(tokenizer)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(getattr(model.config, "_name_or_path", ""))
+        clock = Clock(_date(model, edits))
         with clock:
-            trained, _ = load_examples(task, training_rows, tokenizer, limit=None, seed=seed, skip_broken=True)
-    settings = {
-        "task": {k: v for k, v in dataclasses.asdict(task).items() if k not in ("data", "description", "suite")},
-        "examples": digest(dataclasses.astuple(example) for example in examples),
-        **fingerprint(model, edits, tokenizer, [example.prompt for example in examples]),
-    }
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": progress}
-    found = _predictions(model, tokenizer, task, examples, edits, file, settings, options)
-    draws = {system: scoring.draws(task, examples, predictions) for system, predictions in found.items()}
+            examples, left_out = load_examples(
+                task, load_rows(task, data, fields), tokenizer, limit=limit, seed=seed, skip_broken=skip_broken
+            )
+        max_new_tokens = task.max_new_tokens or _longest_answer(tokenizer, examples)
+        if skip_broken:
+            examples, too_long = _fitting(model, tokenizer, task, examples, max_new_tokens)
+            left_out += too_long
+        training_rows = load_training_rows(task, data, train)
+        trained = None
+        if training_rows:
+            with clock:
+                trained, _ = load_examples(task, training_rows, tokenizer, limit=None, seed=seed, skip_broken=True)
+        settings = {
+            "task": {k: v for k, v in dataclasses.asdict(task).items() if k not in ("data", "description", "suite")},
+            "examples": digest(dataclasses.astuple(example) for example in examples),
+            **fingerprint(model, edits, tokenizer, [example.prompt for example in examples]),
+        }
+        settings = settings_of_all(processes, model, settings, DIGESTS)
+        found = predictions(
+            processes,
+            model,
+            tokenizer,
+            task,
+            examples,
+            edits,
+            file=None if file is None else file.with_suffix(".predictions.jsonl"),
+            settings=settings,
+            digests=DIGESTS,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        settings = {**settings, "batch_size": batch_size, "limit": limit, "seed": seed}
+
+        def reported() -> Report:
+            report = _report(task, examples, found, trained, left_out, settings)
+            if file is not None:
+                _write_report(file, report)
+            return report
+
+        return processes.from_first(reported)
+
+
+def _report(
+    task: Task,
+    examples: Sequence[Example],
+    found: Mapping[str, Sequence[Prediction]],
+    trained: Sequence[Example] | None,
+    left_out: list[str],
+    settings: dict[str, Any],
+) -> Report:
+    draws = {system: scoring.draws(task, examples, of_system) for system, of_system in found.items()}
     scores = {system: scoring.score(task, examples, found[system], draws[system]) for system in found}
     first, *_ = scores.values()
-    report = Report(
+    return Report(
         task=task.name,
         n=len(examples),
         metric=next(iter(first.metrics)),
@@ -124,53 +176,14 @@ def evaluate(
         majority=scoring.constant(task, examples, trained) if trained else None,
         test=scoring.paired_test(task, examples, found, draws) if BASE in found else None,
         left_out=left_out,
-        settings={**settings, "batch_size": batch_size, "limit": limit, "seed": seed},
+        settings=settings,
     )
-    if file is not None:
-        _write_report(file, report)
-    return report
 
 
 def _date(model: nn.Module, edits: HeadEdits | None) -> str | None:
     """The date that a chat template was told when the active edits were trained."""
     found = (handle_of(module) for module in model.modules()) if edits is None else iter([edits])
     return next((handle.module.date for handle in found if handle is not None), None)
-
-
-def _predictions(
-    model: nn.Module,
-    tokenizer: Any,
-    task: Task,
-    examples: Sequence[Example],
-    edits: HeadEdits | None,
-    file: Path | None,
-    settings: dict[str, Any],
-    options: dict[str, Any],
-) -> dict[str, list[Prediction]]:
-    """The predictions of each system, by its name; those in the file next to the report are not made again."""
-    kept = None if file is None else file.with_suffix(".predictions.jsonl")
-    done = [] if kept is None else resume(kept, settings, DIGESTS)
-    found: dict[str, list[Prediction]] = {}
-    for system in ["model"] if edits is None else [EDITED, BASE]:
-        by_row = {prediction.row: prediction for prediction in done if prediction.system == system}
-        missing = [(row, example) for row, example in enumerate(examples) if row not in by_row]
-        coming = answers(model, tokenizer, task, missing, system=system, **options)
-        with _system(edits, system, missing), contextlib.closing(coming):
-            for batch in coming:
-                if kept is not None:
-                    append(kept, batch)
-                by_row |= {prediction.row: prediction for prediction in batch}
-        found[system] = [by_row[row] for row in range(len(examples))]
-    return found
-
-
-def _system(
-    edits: HeadEdits | None, system: str, missing: Sequence[Any]
-) -> "contextlib.AbstractContextManager[object]":
-    """A context in which the model is the system of a name."""
-    if edits is None or not missing:
-        return contextlib.nullcontext()
-    return edits.disable_adapter() if system == BASE else edits.measured()
 
 
 def _longest_answer(tokenizer: Any, examples: Sequence[Example]) -> int:

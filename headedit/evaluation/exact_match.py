@@ -30,6 +30,7 @@ def exact_match(
     max_new_tokens: int | None = None,
     batch_size: int = 32,
     progress: bool = True,
+    all_processes: bool = True,
 ) -> Report:
     """Compares greedy responses with the expected ones, first line with first line.
 
@@ -44,6 +45,7 @@ def exact_match(
         max_new_tokens: longest response; by default the longest expected one and what ends it.
         batch_size: prompts per batch.
         progress: show bars.
+        all_processes: share the prompts out, as ``headedit.evaluate`` does.
 
     Raises:
         HeadEditError: there are no examples, one is of another form, or a prompt does not fit the context.
@@ -56,5 +58,6 @@ def exact_match(
         tokenizer=tokenizer,
         batch_size=batch_size,
         progress=progress,
+        all_processes=all_processes,
         max_new_tokens=max_new_tokens,
     )

@@ -4,9 +4,11 @@ import importlib
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 
-from headedit.hf.config import text_config
+from headedit.errors import HeadEditError
+from headedit.hf.config import check_decoder, text_config
 
 
 def build_model(config: Any, **options: Any) -> nn.Module:
@@ -36,6 +38,23 @@ def build_model(config: Any, **options: Any) -> nn.Module:
     model = found._from_config(chosen, **options)
     assert isinstance(model, nn.Module)
     return model
+
+
+def build_without_weights(config: Any, **options: Any) -> nn.Module:
+    """``build_model`` on the meta device.
+
+    Raises:
+        HeadEditError: transformers cannot build it, or it has an encoder and a decoder.
+    """
+    check_decoder(config)
+    try:
+        with torch.device("meta"):
+            return build_model(config, **options)
+    except Exception as error:  # whatever a config or model class raises
+        raise HeadEditError(
+            f"transformers cannot build a causal LM from this {type(config).__name__} "
+            f"({type(error).__name__}: {error})."
+        ) from None
 
 
 def _class_of_text_decoder(config: Any) -> Any:

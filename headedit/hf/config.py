@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from headedit.errors import HeadEditError
+
 
 def text_config(of: Any) -> Any:
     """The config of the text decoder, of a model or of a config.
@@ -20,6 +22,24 @@ def text_config(of: Any) -> Any:
     found = config.get_text_config(decoder=True)
     flat = config.is_encoder_decoder and type(found) is type(config)  # a copy under other names, read by nobody else
     return config if flat else found
+
+
+def check_decoder(config: Any) -> None:
+    """Raises a HeadEditError where a config is of a type that has an encoder and of which there is no causal LM.
+
+    A type such as BART's, of whose decoder transformers makes a causal LM, passes.
+
+    Args:
+        config: of a model of transformers.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    model_type = getattr(config, "model_type", "")
+    if getattr(config, "is_encoder_decoder", False) and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise HeadEditError(
+            f"A model of the type '{model_type}' has an encoder and a decoder, and headedit edits causal LMs, which "
+            "have a decoder alone, so give a causal LM in its place."
+        )
 
 
 def context_length(of: Any) -> int | None:

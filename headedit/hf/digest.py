@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headedit.hf.compiled import uncompiled, uncompiled_path
+
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _AT_ONCE = 2**24  # elements, so that no large copy is made
 _TAKEN = 64
@@ -38,7 +40,7 @@ def weights_digest(model: nn.Module, without: Collection[nn.Module] = ()) -> str
     for path, module in model.named_modules():
         if module in left_out:
             continue
-        path = path.replace("_orig_mod.", "").removeprefix("_orig_mod")  # of a compiled model
+        path = uncompiled_path(path)
         for name, tensor in _tensors(module):
             found.update(f"{path}.{name}".encode())
             for part in tensor_bytes(tensor):
@@ -50,7 +52,7 @@ def weights_digest(model: nn.Module, without: Collection[nn.Module] = ()) -> str
 def settings_digest(model: nn.Module) -> str:
     """A digest of the class of a model, its config and its settings of generation, without paths and versions."""
     config, generation = getattr(model, "config", None), getattr(model, "generation_config", None)
-    parts = [type(getattr(model, "_orig_mod", model)).__name__]
+    parts = [type(uncompiled(model)).__name__]
     for found in (config, generation):
         as_data: Any = getattr(found, "to_dict", dict)
         parts.append(_without(as_data(), (*_INCIDENTAL, "pad_token_id", "_from_model_config")))

@@ -6,7 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from headedit.errors import HeadEditError
+from headedit.errors import HeadEditError, released_name
+from headedit.hf.config import check_decoder
 from headedit.io import strict
 from headedit.io.bars import bars_of_libraries
 from headedit.io.describe import describe
@@ -62,7 +63,11 @@ def load_model(
         options["device_map"] = device_map
     if attn_implementation not in (None, BEST):
         options["attn_implementation"] = attn_implementation
-    model = _from_pretrained(AutoModelForCausalLM, folder, "model", shown=name, **options)
+    try:
+        model = _from_pretrained(AutoModelForCausalLM, folder, "model", shown=name, **options)
+    except HeadEditError:
+        _check_decoder_of(name, revision)
+        raise
     if gguf and os.path.isdir(folder):
         model.config._name_or_path = str(name)  # from which the tokenizer and the config are found again
     if device_map is None:
@@ -75,6 +80,15 @@ def load_model(
         _try_flash_attention(model)
     assert isinstance(model, nn.Module)
     return model
+
+
+def _check_decoder_of(name: str, revision: str | None) -> None:
+    """Raises a HeadEditError where the config of a model that could not be loaded is that of an encoder and decoder."""
+    try:
+        config = load_config(name, revision=revision)
+    except HeadEditError:
+        return  # the error of the model itself says more
+    check_decoder(config)
 
 
 def load_config(name: str, *, revision: str | None = None) -> Any:
@@ -208,8 +222,9 @@ def _from_pretrained(auto: Any, name: Any, what: str, *, shown: Any, **options: 
             return auto.from_pretrained(name, **options)
     except Exception as error:  # transformers, the hub client and safetensors each raise their own
         raise HeadEditError(
-            f"No {what} could be loaded from '{shown}'. Give a folder that save_pretrained wrote, or the id of a "
-            f"causal LM on the Hugging Face hub. The loader said: {type(error).__name__}: {_first_line(error)}"
+            f"No {what} could be loaded from '{shown}'.{released_name(shown)} Give a folder of save_pretrained, or "
+            "the id of a causal LM on the Hugging Face hub. "
+            f"The loader said: {type(error).__name__}: {_first_line(error)}"
         ) from None
 
 

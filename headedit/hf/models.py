@@ -7,7 +7,9 @@ from typing import Any
 from torch import nn
 
 from headedit.errors import HeadEditError
+from headedit.hf.compiled import uncompiled
 from headedit.hf.config import text_config
+from headedit.hf.engines import PLUGIN
 from headedit.io.describe import describe, with_article
 
 _WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"}
@@ -24,7 +26,7 @@ def expect_model(given: Any) -> nn.Module:
         HeadEditError: it is none; the message says what it is, and how to get a model from it.
     """
     if isinstance(given, nn.Module):
-        given = given._modules.get("_orig_mod", given)  # torch's OptimizedModule
+        given = uncompiled(given)
     if not isinstance(given, nn.Module):
         raise HeadEditError(f"Expected a transformers model, found {describe(given)}. {_way_to_a_model(given)}")
     wrapper = next((cls.__name__ for cls in type(given).__mro__ if cls.__name__ in _WRAPPERS), None)
@@ -114,6 +116,8 @@ def _way_to_a_model(given: Any) -> str:
         return f"Load it first: model = headedit.load_model({str(given)!r})."
     if isinstance(given, type):
         return "Load one: headedit.load_model('name'), or AutoModelForCausalLM.from_pretrained('name')."
+    if type(given).__module__.partition(".")[0] == "vllm":
+        return f"Edits are served in vLLM by the plugin: {PLUGIN}."
     if isinstance(getattr(given, "model", None), nn.Module):
         return "Give its model: the attribute .model."
     if hasattr(given, "convert_tokens_to_ids") or hasattr(given, "tokenizer"):

@@ -1,5 +1,6 @@
 """What quantities are called, with their units: one table for all pictures, the report and the tables of results."""
 
+import math
 import textwrap
 from dataclasses import dataclass
 
@@ -103,7 +104,7 @@ LABELS = {
     ),
     "logit_measured": Label(short="logit", full="mean change of a logit on data"),
     # how sure a gate is
-    "proportion": Label(short="selected", full="share of the halves that select the gate"),
+    "proportion": Label(short="selected", full="share of the halves of the examples that select the gate"),
     "sure_offset": Label(
         short="offset selected", meaning="Share of the halves of the examples that select the offset's gate."
     ),
@@ -138,6 +139,8 @@ LABELS = {
     "loss": Label(short="loss", unit=_LOSS),
     "training_loss": Label(short="training loss", unit=_LOSS),
     "validation_loss": Label(short="validation loss", unit=_LOSS),
+    "base_loss": Label(short="base model", full="validation loss of the base model", unit=_LOSS),
+    "refit_loss": Label(short="refit", full="validation loss of a refit", unit=_LOSS),
     "test_loss": Label(short="test loss", unit=_LOSS),
     "penalty": Label(short="penalty", full="penalty  λ·Σ P(g ≠ 0)", unit="nats"),
     "lambda_offset": Label(short="λ of offsets", unit="nats per gate"),
@@ -195,6 +198,21 @@ LABELS = {
     "against_bare": Label(short="over the bare model"),
 }
 """By quantity: the columns of the evidence, the keys of a history and of the benches' rows, and what pictures show."""
+
+
+def head_name(layer: int, head: int) -> str:
+    """What a head is called, such as ``L1H5`` for head 5 of layer 1."""
+    return f"L{layer}H{head}"
+
+
+def with_error(value: float, error: float) -> str:
+    """A value with its error: the error with two digits, the value with as many decimals, such as ``5.98 ± 0.13``."""
+    if not (math.isfinite(value) and math.isfinite(error)):
+        return f"{value:.4g}"
+    if error <= 0:
+        return f"{value:.4g} ± 0"
+    decimals = min(9, max(0, 1 - math.floor(math.log10(error))))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def short(quantity: str) -> str:

@@ -23,6 +23,7 @@ COLOURS = {
     "vector_rate": "#332288",
     "gate_rate": "#a98600",
     "kept": "#444444",
+    "refit": "#a98600",
     # seeds, and sets of heads
     "heads": "#332288",
     "jaccard": "#332288",
@@ -30,9 +31,9 @@ COLOURS = {
     "chance": "#949494",
     "mean": "#444444",
     "neither_set": "#ececec",
-    "first_set": "#56b4e9",
-    "second_set": "#e69f00",
-    "both_sets": "#222222",
+    "first_set": "#d9c400",
+    "second_set": "#332288",
+    "both_sets": "#7fbf7b",
     # cost
     "step": "#994f00",
     "forward": "#2f9bd6",
@@ -45,6 +46,9 @@ COLOURS = {
     "reference": "#444444",
 }
 """By quantity."""
+
+COUNTS = "Greys"
+"""The colour map of counts in a figure where every hue means something else."""
 
 DARK = {"none": "#3a3f45"}
 """Colours that are others on a dark page, where cells without an edit are to step back."""
@@ -63,6 +67,36 @@ METHODS = {
 """By recipe or other method of the benches."""
 
 OTHER_METHOD = "#949494"
+
+OWN_STYLES = {
+    "localise": ("#0072b2", "o"),
+    "jola": ("#cc79a7", "s"),
+    "no gate": ("#009e73", "^"),
+    "offset only": ("#009e73", "<"),
+    "scale only": ("#009e73", ">"),
+    "lofit": ("#332288", "D"),
+    "ist": ("#2f9bd6", "v"),
+    "rst": ("#000000", "P"),
+}
+PEER_STYLES = {
+    "lora": ("#d55e00", "o"),
+    "dora": ("#d55e00", "s"),
+    "ia3": ("#e69f00", "^"),
+    "ln": ("#e69f00", "D"),
+    "bitfit": ("#a6761d", "v"),
+    "red": ("#a6761d", "P"),
+    "loreft": ("#8c510a", "X"),
+    "prompt tuning": ("#8c510a", "*"),
+}
+STYLES = {
+    **OWN_STYLES,
+    **PEER_STYLES,
+    "few-shot": ("#444444", "x"),
+    "zero-shot": (OTHER_METHOD, "."),
+    "LoRA r 8": ("#d55e00", "o"),
+    "LoRA": ("#d55e00", "o"),
+}
+"""Colour and marker by method, of the pictures that hold very many; the methods of this package, and others."""
 
 LAYERS = {
     "full": "#555555",

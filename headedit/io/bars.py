@@ -1,5 +1,6 @@
 """Progress bars: shown in a terminal and in a notebook, and not written into log files."""
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -7,10 +8,19 @@ from typing import Any
 
 from tqdm.auto import tqdm as any_tqdm
 
+from headedit.io.wrapping import wrap
+
 
 def is_shown() -> bool:
     """Whether a bar would be seen: stderr is a terminal, or this is a notebook."""
-    return "ipykernel" in sys.modules or bool(getattr(sys.stderr, "isatty", lambda: False)())
+    return _is_notebook() or bool(getattr(sys.stderr, "isatty", lambda: False)())
+
+
+def _is_notebook() -> bool:
+    """Whether a kernel of Jupyter runs this program; that its package is imported does not tell."""
+    ipython: Any = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if hasattr(ipython, "get_ipython") else None
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 def tqdm(*args: Any, disable: bool = False, **kwargs: Any) -> Any:
@@ -19,9 +29,9 @@ def tqdm(*args: Any, disable: bool = False, **kwargs: Any) -> Any:
 
 
 def write_above_bars(text: str) -> None:
-    """Writes a line to stderr, above any bar, where bars are shown."""
+    """Writes a text to stderr, above any bar, in lines as wide as the terminal, where bars are shown."""
     if is_shown():
-        any_tqdm.write(text, file=sys.stderr)
+        any_tqdm.write(wrap(text, shutil.get_terminal_size().columns, indent="  "), file=sys.stderr)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def convert(hint: Any, value: object, where: str) -> Any:
         if value not in arguments or isinstance(value, bool) != any(
             a is value for a in arguments if isinstance(a, bool)
         ):
-            hint_text = suggest(value, map(str, arguments))
+            hint_text = suggest(value, map(str, arguments), elsewhere=True)
             raise HeadEditError(f"{where}: found {_show(value)}, expected {_describe(hint)}.{hint_text}")
         return value
     if dataclasses.is_dataclass(hint):

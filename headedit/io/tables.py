@@ -1,10 +1,10 @@
 """Tables: as Markdown for a file, and of rich for a terminal."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from headedit.io.fitted_table import FittedTable
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, left: int = 1) -> str:
@@ -29,8 +29,8 @@ def rich_table(
     left: int | None = 1,
     framed: bool = False,
     no_wrap: bool = False,
-) -> "Table":
-    """A table that a console of rich prints.
+) -> "FittedTable":
+    """A table that a console of rich prints, at any width without cutting a number.
 
     Args:
         title: what stands above it.
@@ -40,26 +40,20 @@ def rich_table(
         framed: draw lines around it.
         no_wrap: let no cell take more than one line.
     """
-    from rich.box import HEAVY_HEAD
-    from rich.markup import escape
-    from rich.table import Table
     from rich.text import Text
 
-    cells = [[cell if isinstance(cell, Text) else escape(format_cell(cell)) for cell in row] for row in rows]
-    columns = list(header) if header is not None else [""] * max(map(len, cells), default=0)
-    table = Table(
-        title=None if title is None else escape(title),
-        title_justify="left",
-        show_header=header is not None,
-        box=HEAVY_HEAD if framed else None,
-        padding=(0, 1) if framed else (0, 1, 0, 0),
+    from headedit.io.fitted_table import FittedTable
+
+    cells = [[cell if isinstance(cell, Text) else format_cell(cell) for cell in row] for row in rows]
+    columns = len(header) if header is not None else max(map(len, cells), default=0)
+    return FittedTable(
+        title=title,
+        header=header,
+        rows=[[*row, *[""] * (columns - len(row))] for row in cells],
+        left=columns if left is None else left,
+        framed=framed,
+        no_wrap=no_wrap,
     )
-    for i, column in enumerate(columns):
-        justify: Literal["left", "right"] = "left" if left is None or i < left else "right"
-        table.add_column(escape(column), justify=justify, no_wrap=no_wrap, overflow="fold")
-    for row in cells:
-        table.add_row(*row)
-    return table
 
 
 def format_cell(value: Any) -> str:

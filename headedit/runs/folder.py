@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,6 +123,12 @@ def check_output(folder: Path, *, resume: bool, overwrite: bool, base: Any = Non
         f"{folder}: {found}. Choose another output folder; or overwrite=True, or --overwrite, removes what is there "
         "first."
     )
+
+
+def check_outputs(folders: Iterable[Path], *, resume: bool, overwrite: bool, base: Any = None) -> None:
+    """Checks that training into some folders destroys nothing; see ``check_output``."""
+    for folder in folders:
+        check_output(folder, resume=resume, overwrite=overwrite, base=base)
 
 
 def check_own_checkpoints(folder: Path) -> None:

@@ -28,6 +28,12 @@ class History:
         self.path = path
         self.rows = list(rows)
 
+    def __repr__(self) -> str:
+        steps = [row["step"] for row in self.rows]
+        stages = list(dict.fromkeys(str(row["stage"]) for row in self.rows if "stage" in row))
+        span = f", steps {steps[0]} to {steps[-1]}" if steps else ""
+        return f"History({len(steps)} rows{span}{'; ' if stages else ''}{', '.join(stages)})"
+
     def restart(self, step: int) -> None:
         """Keeps the rows up to this step, with which a new or resumed run begins, and writes the file again."""
         self.rows = [row for row in self.rows if row["step"] <= step and "kept" not in row]

@@ -19,8 +19,11 @@ from headedit.edits.gate_set import GateIndex, freeze_gates, heads_of
 from headedit.errors import HeadEditError
 from headedit.io import strict
 from headedit.io.files import write_atomically
+from headedit.io.html import html_block, html_note, html_table
 from headedit.io.json import parse_json
 from headedit.runs.files import PATH_FILE, PATH_TENSOR_FILE
+
+_LEVEL_COLUMNS = ("gates", "heads", "validation loss (nats per token)", "± against the best")
 
 Vectors = dict[str, Tensor]
 """By ``site.vector``: effective vectors, g ⊙ vector, of the heads with an open gate, in order, [heads, head_dim]."""
@@ -52,6 +55,22 @@ class Level:
         """Number of heads with an open gate."""
         return len(heads_of(self.order))
 
+    def __repr__(self) -> str:
+        return f"Level({_gates(self.gates)} on {_heads(self.heads)}{self._loss_text()})"
+
+    def _repr_html_(self) -> str:
+        return html_block("Level of a pruning path", html_table(_LEVEL_COLUMNS, [self._cells()]))
+
+    def _loss_text(self) -> str:
+        if self.loss is None:
+            return ""
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.2g}"
+        return f", validation loss {self.loss:.4g}{error} nats per token"
+
+    def _cells(self) -> list[Any]:
+        figures = ["" if value is None else f"{value:.4g}" for value in (self.loss, self.standard_error)]
+        return [self.gates, self.heads, *figures]
+
 
 @dataclass(frozen=True)
 class PruningPath:
@@ -60,10 +79,35 @@ class PruningPath:
     Fields:
         levels: the one with most gates first.
         chosen: number of gates that the recipe kept.
+        base_loss: mean validation loss of the unedited model, in nats per token; None where it is not known.
+        refits: mean validation loss of the refits that checked the choice, in nats per token, by number of gates.
     """
 
     levels: list[Level]
     chosen: int
+    base_loss: float | None = None
+    refits: dict[int, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        if not self.levels:
+            return "PruningPath(no level)"
+        sizes = f"{len(self.levels)} levels from {self.levels[0].gates} to {self.levels[-1].gates} gates"
+        return f"PruningPath({sizes}; chosen: {self._chosen_text()})"
+
+    def _repr_html_(self) -> str:
+        chosen = next((i for i, level in enumerate(self.levels) if level is self._chosen_level()), None)
+        table = html_table(_LEVEL_COLUMNS, [level._cells() for level in self.levels], strong=chosen)
+        base = [] if self.base_loss is None else [html_note(f"Base model: {self.base_loss:.4g} nats per token.")]
+        return html_block(f"Pruning path: {self._chosen_text()}", table, *base)
+
+    def _chosen_level(self) -> Level | None:
+        fitting = [level for level in self.levels if level.gates >= self.chosen]
+        return min(fitting, key=lambda level: level.gates, default=None)
+
+    def _chosen_text(self) -> str:
+        level = self._chosen_level()
+        on = "" if level is None else f" on {_heads(level.heads)}{level._loss_text()}"
+        return f"{_gates(self.chosen)}{on}"
 
     def first(self, *, gates: int | None = None, heads: int | None = None) -> list[GateIndex]:
         """The most important gates: this many, or those of this many heads.
@@ -104,6 +148,8 @@ class PruningPath:
         """Writes ``path.json`` and ``path.safetensors``."""
         data = {
             "chosen": self.chosen,
+            "base_loss": self.base_loss,
+            "refits": {str(gates): loss for gates, loss in self.refits.items()},
             "levels": [
                 {"loss": level.loss, "standard_error": level.standard_error, "order": [list(g) for g in level.order]}
                 for level in self.levels
@@ -140,9 +186,23 @@ class PruningPath:
             ]
             if not levels:
                 raise HeadEditError("it has no level")
-            return PruningPath(levels, strict.convert(int, data["chosen"], "chosen"))
+            refits = strict.convert(dict[str, float], data.get("refits", {}), "refits")
+            return PruningPath(
+                levels,
+                strict.convert(int, data["chosen"], "chosen"),
+                strict.convert(float | None, data.get("base_loss"), "base_loss"),
+                {int(gates): loss for gates, loss in refits.items()},
+            )
         except Exception as error:  # of the system, of JSON and safetensors, and of what the files lack
             raise HeadEditError(f"{folder}: the pruning path is damaged ({error}).") from None
+
+
+def _gates(count: int) -> str:
+    return f"{count} gate{'s' if count != 1 else ''}"
+
+
+def _heads(count: int) -> str:
+    return f"{count} head{'s' if count != 1 else ''}"
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,18 @@ from typing import Any
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.io.files import write_atomically
+from headedit.io.html import html_block, html_table
 from headedit.runs.files import RUN_FILE
 from headedit.runs.history import History
 from headedit.runs.pruning_path import Level, PruningPath
 from headedit.runs.record import read_record, worse_than_base
 from headedit.runs.selection import Selection
 from headedit.runs.stability import Stability
+
+
+def times(seconds: float) -> dict[str, Any]:
+    """What a record says of time: how long the run took, and the day on which it ended, in UTC."""
+    return {"seconds": round(seconds, 2), "date": f"{datetime.now(timezone.utc):%Y-%m-%d}"}
 
 
 @dataclass(frozen=True)
@@ -24,8 +31,8 @@ class Run:
     Fields:
         output_dir: the folder, which holds the edits, ``history.jsonl`` and ``run.json``.
         history: the logged steps.
-        record: recipe, settings, seed, sizes of the sets, steps, seconds, best validation loss, losses of base and
-            edited model on held-out examples, open gates.
+        record: recipe, settings, seed, sizes of the sets, steps, seconds, date, best validation loss, losses of base
+            and edited model on held-out examples, open gates.
         edits: the handle of the trained edits; None for a run read from disk.
     """
 
@@ -33,6 +40,32 @@ class Run:
     history: History
     record: dict[str, Any]
     edits: HeadEdits | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({'; '.join([self._name(), *self._figures(), str(self.output_dir)])})"
+
+    def _repr_html_(self) -> str:
+        try:
+            rows = self.rows()
+        except (KeyError, TypeError, ValueError):  # of a record that another version wrote
+            rows = []
+        return html_block(f"Run: {self._name()}", html_table([], [*rows, ("folder", str(self.output_dir))]))
+
+    def _name(self) -> str:
+        """Recipe, base model and seed, as far as the record has them."""
+        record = self.record
+        on = f" on {record['base_model']}" if record.get("base_model") else ""
+        seed = f", seed {record['seed']}" if record.get("seed") is not None else ""
+        return f"{record.get('recipe') or 'no recipe'}{on}{seed}"
+
+    def _figures(self) -> list[str]:
+        """Edited heads and held-out loss, as far as the record has them."""
+        heads, losses = (self.record.get("open") or {}).get("any") or {}, self.record.get("held_out") or {}
+        found = [f"{heads['open']} of {heads['of']} heads edited"] if {"open", "of"} <= heads.keys() else []
+        edited, base = losses.get("edited"), losses.get("base")
+        if isinstance(edited, int | float) and isinstance(base, int | float):
+            found.append(f"held-out loss {edited:.4g}, base {base:.4g} nats per token")
+        return found
 
     @property
     def stability(self) -> Stability | None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from headedit.edits.gate_set import GateIndex
 from headedit.errors import HeadEditError
 from headedit.io import strict
+from headedit.io.html import html_block, html_note, html_table
 from headedit.runs.error_bounds import r_concave_bound, worst_case_bound
 
 RATE = 0.1
@@ -22,6 +23,7 @@ RATE = 0.1
 _GROWTH = 1.4
 _EITHER = 0.9
 _CHANCE = 0.01
+_SHOWN = 12  # gates in a notebook
 
 
 class Competitor(NamedTuple):
@@ -98,6 +100,21 @@ class Selection:
     decoys: int
     groups: list[list[tuple[int, str, int]]] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"Selection({'; '.join(f'{what}: {value}' for what, value in self.rows())})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (f"site {site}", vector, head, row.proportion, "yes" if row.chosen else "")
+            for row in self.gates[:_SHOWN]
+            for site, vector, head in [row.gate]
+        ]
+        more = (
+            [html_note(f"The {_SHOWN} most often selected of {len(self.gates)}.")] if len(self.gates) > _SHOWN else []
+        )
+        table = html_table(["site", "vector", "head", "selected", "sure"], rows, left=2)
+        return html_block("Stability selection", html_table([], self.rows()), table, *more)
 
     @property
     def chosen(self) -> list[GateIndex]:

@@ -37,6 +37,15 @@ def catalogue() -> list[Entry]:
     return [Entry(spec=specs[source], model_types=sorted(found[source])) for source in order]
 
 
+def types_without_spec() -> list[str]:
+    """The causal-LM types of the installed transformers that no spec knows, in alphabetical order.
+
+    Raises:
+        HeadEditError: as for ``catalogue``.
+    """
+    return sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(all_specs()))
+
+
 def counts() -> list[tuple[str, str]]:
     """Of the causal-LM types of the installed transformers, how many have what, as (what, how many).
 
@@ -47,7 +56,7 @@ def counts() -> list[tuple[str, str]]:
     types = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
     edited = [specs[t] for t in types if t in specs and specs[t].sites]
     refused = [t for t in types if t in specs and not specs[t].sites]
-    missing = [t for t in types if t not in specs]
+    missing = types_without_spec()
     merges = [spec.merge for spec in edited]
 
     def having(kind: str) -> str:

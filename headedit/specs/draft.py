@@ -9,7 +9,7 @@ import yaml
 from torch import Tensor, nn
 
 from headedit.errors import HeadEditError
-from headedit.hf.config import read_config, text_config
+from headedit.hf.config import check_decoder, read_config, text_config
 from headedit.io import strict
 from headedit.specs.probe import SiteProof, prove_sites, random_ids
 from headedit.specs.registry import model_type_of
@@ -89,15 +89,17 @@ def draft_spec(model: nn.Module, *, input_ids: Tensor | None = None) -> Draft:
         The draft; where it is not ``ok``, its proofs say what does not fit.
 
     Raises:
-        HeadEditError: no attention over heads was seen, no module takes its heads, layers differ in a way that the
-            config does not give, or the model cannot run.
+        HeadEditError: the model has an encoder and a decoder, no attention over heads was seen, no module takes its
+            heads, layers differ in a way that the config does not give, or the model cannot run.
     """
     model_type = model_type_of(model)
+    check_decoder(model.config)
     ids = random_ids(model) if input_ids is None else input_ids
     candidates = _choose(model, _candidates(trace_calls(model, ids)), ids)
     rules = [_rule(model, model_type, candidate) for candidate in candidates]
     data = {"model_types": [model_type], "sites": {"attention": rules[0] if len(rules) == 1 else rules}}
     spec = strict.build(Spec, data, "the draft")
+    object.__setattr__(spec, "source", "the draft")
     proofs = prove_sites(model, find_sites(model, spec, ["attention"]), input_ids=ids)
     text = _comment(model, proofs) + yaml.safe_dump(data, sort_keys=False, width=120)
     return Draft(yaml=text, spec=spec, proofs=proofs)

@@ -22,6 +22,7 @@ from transformers.utils import logging
 from headedit.errors import HeadEditError
 from headedit.hf.config import read_config, text_config
 from headedit.hf.modes import evaluating
+from headedit.hf.sharding import refuse_tensor_parallel
 from headedit.specs.head_pass import HeadPass
 from headedit.specs.parameter_probe import probe_by_parameters
 from headedit.specs.probe_result import ProbeResult, result_of_scaling
@@ -76,10 +77,12 @@ def prove_sites(
         A proof for each site, in the order given.
 
     Raises:
-        HeadEditError: the factor shows nothing, a site is not of this model, or the model cannot run.
+        HeadEditError: the factor shows nothing, a site is not of this model, or the model is tensor-parallel or cannot
+            run.
     """
     if not isfinite(factor) or factor in (0, 1):
         raise HeadEditError(f"factor: found {factor}, expected a number other than 0 and 1, such as 0.5.")
+    refuse_tensor_parallel(model, (site.module for site in sites), "Proving which head a slot is")
     modules = dict(model.named_modules(remove_duplicate=False))
     for site in sites:
         if modules.get(site.path) is not site.module:

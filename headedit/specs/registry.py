@@ -1,7 +1,7 @@
 """Which spec describes a model: a path that was given, the user's folders, installed packages, then ours."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from headedit.errors import HeadEditError, suggest
-from headedit.hf.config import text_config
+from headedit.hf.config import check_decoder, text_config
 from headedit.hf.models import expect_model
 from headedit.io.describe import describe
 from headedit.specs.schema import Spec, read_spec
@@ -39,7 +39,8 @@ def find_spec(model: nn.Module, spec: str | os.PathLike[str] | Spec | None = Non
             ``headedit.specs``, and the packaged specs, in this order.
 
     Raises:
-        HeadEditError: there is no spec for the type, a spec file is faulty, or two of equal rank claim it.
+        HeadEditError: there is no spec for the type, it has an encoder and a decoder, a spec file is faulty, or two of
+            equal rank claim it.
     """
     if isinstance(spec, Spec):
         return spec
@@ -54,8 +55,24 @@ def find_spec(model: nn.Module, spec: str | os.PathLike[str] | Spec | None = Non
             )
         return found
     known = all_specs()
-    inner = text_config(model).model_type
-    return _look_up(inner if model_type not in known and inner in known else model_type, known)
+    if model_type not in known:
+        check_decoder(model.config)
+    return _look_up(_known_type(model, known) or model_type, known)
+
+
+def has_spec(model: nn.Module) -> bool:
+    """Whether a spec is found by the model's type, or that of its text decoder.
+
+    Raises:
+        HeadEditError: the object is not a transformers model, a spec file is faulty, or two of equal rank claim a type.
+    """
+    return _known_type(model, all_specs()) is not None
+
+
+def _known_type(model: nn.Module, known: Mapping[str, Spec]) -> str | None:
+    """The model's type, or else that of its text decoder, whichever has a spec."""
+    types = (model_type_of(model), text_config(model).model_type)
+    return next((model_type for model_type in types if model_type in known), None)
 
 
 def _spec_file(given: Any) -> Path:
@@ -95,7 +112,7 @@ def _look_up(model_type: str, known: dict[str, Spec]) -> Spec:
         f"No spec knows the model type '{model_type}'.{suggest(model_type, known)} Draft one by a traced forward "
         f"pass with 'headedit spec draft MODEL --output {model_type}.yaml', or write its ten lines by hand, prove it "
         f"with 'headedit spec check MODEL --spec {model_type}.yaml', and give it: headedit.attach(model, "
-        f"spec='{model_type}.yaml')."
+        f"spec='{model_type}.yaml'). headedit.attach(model, draft=True) drafts and proves one in place."
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from headedit.errors import HeadEditError
+from headedit.hf.compiled import uncompiled_path
 from headedit.hf.config import read_config, text_config
 from headedit.specs.numbers import layer_type, meets, number
 from headedit.specs.schema import SITE_KINDS, NumberRule, Refusal, SiteRule, Spec
@@ -32,6 +33,7 @@ class HeadSite:
             model is wrapped, and names the site in saved files.
         heads: number of heads.
         head_dim: width of a head.
+        groups: into how many groups the input is split, [..., groups, heads * head_dim / groups]; 1 for none.
         position: ``raw`` or ``gated``, as in the spec.
         module: the module itself.
     """
@@ -43,6 +45,7 @@ class HeadSite:
     name: str
     heads: int
     head_dim: int
+    groups: int = 1
     position: Literal["raw", "gated"] = "raw"
     module: nn.Module = field(repr=False, compare=False)
 
@@ -72,7 +75,8 @@ def find_sites(
         if all(meets(config, key, wanted) for key, wanted in refusal.when.items()):
             raise HeadEditError(_refused(config, spec, refusal))
     edits = model._modules.get(MODULE_NAME)
-    modules = dict(model.named_modules(memo=set() if edits is None else {edits}))  # there may be a thousand adapters
+    named = model.named_modules(memo=set() if edits is None else {edits})  # there may be a thousand adapters
+    modules = {uncompiled_path(path): module for path, module in named}
     sites: list[HeadSite] = []
     for kind in spec.kinds()[:1] if kinds is None else kinds:
         rules = [
@@ -137,6 +141,7 @@ def _sites_of(
             name=path.removeprefix(prefix).lstrip("."),
             heads=heads,
             head_dim=dim,
+            groups=groups,
             position=rule.position,
             module=module,
         )

@@ -15,7 +15,7 @@ from headedit.specs.head_pass import HeadPass
 from headedit.specs.probe import attention_set_to
 from headedit.specs.sites import general, input_width
 
-BY_HAND = "Write the spec by hand, see 'Adding an architecture' in the README"
+BY_HAND = "Write the spec by hand, see 'Add an architecture' in the documentation"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from headedit.data import Data, Records
 from headedit.edits import EditConfig, HeadEdits
 from headedit.errors import HeadEditError, suggest
-from headedit.hf.loading import load_tokenizer
 from headedit.hf.models import check_causal_lm, expect_model
 from headedit.io.describe import describe
 from headedit.training.config.names import argument_hints, recipe_fields_of
@@ -78,7 +77,10 @@ def check_examples(given: Any, name: str, *, texts: bool = False) -> None:
     elif isinstance(given, HeadEdits | nn.Module):
         hint = "The edits come first: headedit.fit(edits, train, valid, output_dir=...)."
     elif not texts and isinstance(given, Sequence) and len(given) and isinstance(given[0], str):
-        hint = "Give pairs of a prompt and its response: [('2 + 2 =', ' 4')]."
+        hint = (
+            "Give pairs of a prompt and its response: [('2 + 2 =', ' 4')]; a list of instruction and answer in turn is "
+            "made into records by headedit.data.data_from_list(texts)."
+        )
     elif _is_set(given):
         return
     raise HeadEditError(f"{name}: found {describe(given)}, expected examples. {hint}")
@@ -157,23 +159,6 @@ def check_fields(name: str, overrides: Mapping[str, Any]) -> None:
         if key in argument_hints():
             raise HeadEditError(f"{where} Fields of TrainingArguments are given as arguments={{'{key}': ...}}.")
         raise HeadEditError(f"{where}{suggest(key, [*known, *_OF_FIT])}")
-
-
-def as_tokenizer(given: Any) -> Any:
-    """The tokenizer that was given: loaded where it is a name or a folder, the part of it of a processor.
-
-    Raises:
-        HeadEditError: it is something else.
-    """
-    if isinstance(given, str | PathLike):
-        return load_tokenizer(str(given))
-    inner = getattr(given, "tokenizer", given)
-    if given is not None and (isinstance(inner, nn.Module | type) or not callable(inner)):
-        raise HeadEditError(
-            f"tokenizer: found {describe(given)}, expected the model's tokenizer, its name or its folder; left out, it "
-            "is the one at the model's own name."
-        )
-    return inner
 
 
 def check_base(given: Any) -> None:

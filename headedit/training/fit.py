@@ -20,13 +20,14 @@ from headedit.errors import HeadEditError
 from headedit.hf.models import check_causal_lm
 from headedit.hf.names import portable_name
 from headedit.hf.quantized import differentiable
+from headedit.hf.tokenizers import as_tokenizer
 from headedit.io.bars import write_above_bars
 from headedit.io.files import check_writable
+from headedit.io.lock import writing_alone
 from headedit.runs.files import PATH_FILE, PATH_TENSOR_FILE
-from headedit.runs.folder import DATE, check_output, folder_state, run_date
-from headedit.runs.run import Run
+from headedit.runs.folder import DATE, check_outputs, folder_state, run_date
+from headedit.runs.run import Run, times
 from headedit.training.arguments import (
-    as_tokenizer,
     check_examples,
     check_fields,
     check_settings,
@@ -38,10 +39,11 @@ from headedit.training.examples import encode_examples
 from headedit.training.finished import finished_run
 from headedit.training.loop.other_weights import refuse_other_weights
 from headedit.training.prefix_cache import FrozenPrefix
+from headedit.training.processes import DEVICE_ARGUMENTS, device_arguments, is_first, join_processes, refuse_engines
 from headedit.training.recipes import DEFAULT, Recipe, make_recipe
 from headedit.training.recipes.effort import planned_text
-from headedit.training.recipes.journal import digest, digest_rows
-from headedit.training.recipes.session import Session, own_identity
+from headedit.training.recipes.journal import digest, digest_rows, own_identity
+from headedit.training.recipes.session import Session
 from headedit.training.recipes.stability_selection import check_halves, select_heads
 from headedit.training.trainable import edits_to_train
 
@@ -70,7 +72,16 @@ def fit(
 ) -> Run:
     """Trains edits in place by a recipe, and saves them with the history of the run.
 
-    >>> run = headedit.fit(edits, train, valid, output_dir="out", recipe="localise")  # doctest: +SKIP
+    >>> from headedit.demo import MODEL_FOLDER, tasks  # a tiny model that comes with headedit, and its tasks
+    >>> model = headedit.load_model(str(MODEL_FOLDER), device="cpu")
+    >>> edits = headedit.attach(model)
+    >>> examples = tasks.records("reverse", 48, cued=False, seed=0)  # of text: prompts and responses
+    >>> run = headedit.fit(
+    ...     edits, examples[:32], examples[32:], output_dir="out", recipe="jola", epochs=1, progress=False
+    ... )
+    >>> run.record["train_examples"], run.record["valid_examples"]
+    (32, 16)
+    >>> figure = headedit.plot.history(run)
 
     Args:
         edits: the handle, or the model that carries the edits; the base model is not changed.
@@ -82,7 +93,8 @@ def fit(
         output_dir: folder for the edits, ``history.jsonl``, ``run.json`` and, with ``localise``, the pruning path; it
             must be given. Until the run is finished, ``checkpoints/`` is there too. A folder that holds a run, or
             edits, is refused unless ``resume`` or ``overwrite`` is given, and the base model's always.
-        recipe: name of the recipe: ``localise``, ``jola``, ``lofit``, ``ist``, ``rst``, ``refit`` or ``ungated``.
+        recipe: name of the recipe: ``localise``, ``jola``, ``lofit``, ``ist``, ``rst``, ``refit`` or ``ungated``; or
+            ``jola-paper``, ``jola-released`` or ``lofit-released``, which are published runs.
         seed: seed of the order of examples and of the gates' noise; the same seed gives the same edits.
         seeds: number of runs, with the seeds ``seed``, ``seed + 1``, ...; all but the first in folders ``seed-<n>``.
             The edits of the first run are kept, and ``run.stability`` says how far the chosen heads agree.
@@ -124,8 +136,9 @@ def fit(
         HeadEditError: a set of examples is empty, malformed or smaller than the batch size; the recipe or one of its
             fields is unknown, or a value is of a wrong type or out of range; the model gives no logits for the next
             token; the edits are detached, merged, disabled or frozen; other weights of the model are trainable, which
-            only ``HeadEditTrainer`` saves; the folder cannot be written, or holds what would be lost; the loss becomes
-            NaN or infinite; or the run to resume differs from this one.
+            only ``HeadEditTrainer`` saves; several processes were started that would each train by itself; DeepSpeed or
+            FSDP1 is to run the model; another process trains into the folder; the folder cannot be written, or holds
+            what would be lost; the loss becomes NaN or infinite; or the run to resume differs from this one.
         KeyboardInterrupt: Ctrl-C or SIGTERM, raised at the end of the step in which it arrived; that step is saved, and
             ``resume=True`` continues from there.
     """
@@ -163,12 +176,15 @@ def fit(
     refuse_other_weights(
         edits.model, edits, "headedit.fit", "headedit.HeadEditTrainer trains and saves them together with the edits."
     )
-    arguments = checked_arguments(arguments or {})
+    arguments = device_arguments(checked_arguments(arguments or {}))
+    refuse_engines(arguments)
+    processes = join_processes(arguments, edits.model)
     prefix = FrozenPrefix(edits, dict(arguments)) if cache_prefix else None
     assert output_dir is not None
     folder = check_writable(output_dir)
-    for place in (folder, *(folder / f"seed-{number}" for number in range(seed + 1, seed + seeds))):
-        check_output(place, resume=resume, overwrite=overwrite, base=getattr(edits.model.config, "_name_or_path", ""))
+    places = [folder, *(folder / f"seed-{number}" for number in range(seed + 1, seed + seeds))]
+    base = getattr(edits.model.config, "_name_or_path", "")
+    check_outputs(places, resume=resume, overwrite=overwrite, base=base)
     with Clock(run_date(folder) if resume else None) as clock:
         train_rows, valid_rows, pad = encode_examples(
             edits, train, valid, as_tokenizer(tokenizer), max_length, progress, skip_malformed
@@ -180,49 +196,55 @@ def fit(
             f"more examples, or batch_size={len(train_rows)}."
         )
     identity = {
-        "settings": digest([recipe, vars(chosen), arguments]),
+        "settings": digest(
+            [recipe, vars(chosen), {name: v for name, v in arguments.items() if name not in DEVICE_ARGUMENTS}]
+        ),
         "training examples": digest_rows(train_rows),
         "validation examples": digest_rows(valid_rows),
         **({} if date is None else {DATE: date}),
         **({"cache_prefix": digest(True)} if cache_prefix else {}),
+        **({"number of processes": str(processes)} if processes > 1 else {}),
         **({"number of seeds": str(seeds)} if seeds > 1 else {}),
         **({"controls": digest(True)} if controls else {}),
         **({"bootstrap": str(bootstrap)} if bootstrap else {}),
     }
-    if resume and folder_state(folder) == "finished":
-        return finished_run(edits, folder, {**identity, **own_identity(seed, edits.snapshot())})
-    edits.module.date = date
-    controlled = functools.partial(run_controls, metric=metric) if controls else None
-    start, sessions, runs, figures = edits.snapshot(), [], [], []
-    for number in range(seed, seed + seeds):
-        edits.restore(start)
-        session = Session(
-            edits,
-            train_rows,
-            valid_rows,
-            folder if number == seed else folder / f"seed-{number}",
-            number,
-            pad,
-            progress,
-            identity=identity,
-            arguments=dict(arguments),
-            resume=resume,
-            overwrite=overwrite,
-            batch_size=chosen.batch_size,
-            prefix=prefix,
-        )
-        sessions.append(session)
-        runs.append(_run(session, recipe, chosen, controlled, bootstrap if number == seed else 0))
+    with writing_alone(folder, "trains") if is_first() else nullcontext():
+        if is_first():
+            check_outputs(places, resume=resume, overwrite=overwrite, base=base)  # again: another may have trained here
+        if resume and folder_state(folder) == "finished":
+            return finished_run(edits, folder, {**identity, **own_identity(seed, edits.snapshot())})
+        edits.module.date = date
+        controlled = functools.partial(run_controls, metric=metric) if controls else None
+        start, sessions, runs, figures = edits.snapshot(), [], [], []
+        for number in range(seed, seed + seeds):
+            edits.restore(start)
+            session = Session(
+                edits,
+                train_rows,
+                valid_rows,
+                folder if number == seed else folder / f"seed-{number}",
+                number,
+                pad,
+                progress,
+                identity=identity,
+                arguments=dict(arguments),
+                resume=resume,
+                overwrite=overwrite,
+                batch_size=chosen.batch_size,
+                prefix=prefix,
+            )
+            sessions.append(session)
+            runs.append(_run(session, recipe, chosen, controlled, bootstrap if number == seed else 0))
+            if seeds > 1:
+                figures.append({**figures_of(session, metric), "heads": heads_of(open_gates(edits.module))})
         if seeds > 1:
-            figures.append({**figures_of(session, metric), "heads": heads_of(open_gates(edits.module))})
-    if seeds > 1:
-        load_tensors(edits, folder)
-        runs[0].record["stability"] = stability_of(edits, seed, figures).to_dict()
-        if sessions[0].main:
-            runs[0].save()
-    for session in reversed(sessions):  # while there is a journal in the run's own folder, the run can be resumed
-        session.journal.clear()
-    return runs[0]
+            load_tensors(edits, folder)
+            runs[0].record["stability"] = stability_of(edits, seed, figures).to_dict()
+            if sessions[0].main:
+                runs[0].save()
+        for session in reversed(sessions):  # while there is a journal in the run's own folder, the run can be resumed
+            session.journal.clear()
+        return runs[0]
 
 
 def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., Any] | None, bootstrap: int) -> Run:
@@ -261,7 +283,7 @@ def _run(session: Session, name: str, recipe: Recipe, controls: Callable[..., An
         "best_eval_loss": held_out["edited"] if best is None and held_out is not None else best,
         "held_out": held_out,
         "open": {kind: {"open": n, "of": total} for kind, (n, total) in edits.count_open().items()},
-        "seconds": round(seconds, 2),
+        **times(seconds),
         "identity": session.key,
         **({} if control_figures is None else {"controls": control_figures}),
         **({} if selection is None else {"selection": selection.to_dict()}),

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -19,15 +20,20 @@ from headedit.data.loading import load_data
 from headedit.data.losses import example_losses
 from headedit.data.rows import Vocabulary
 from headedit.edits import HeadEdits, attach
+from headedit.edits.files.card import write_card
 from headedit.errors import HeadEditError
 from headedit.hf.config import context_length, text_config
 from headedit.io.files import check_writable, write_atomically
+from headedit.io.lock import writing_alone
 from headedit.runs.files import DATA_FILE, RUN_YAML
 from headedit.runs.folder import check_output, folder_state, remove_run, run_date
 from headedit.runs.run import Run
 from headedit.training.arguments import check_base, check_run
 from headedit.training.config import RunConfig, read_run
+from headedit.training.config.trackers import check_trackers, tell_trackers
 from headedit.training.fit import fit
+from headedit.training.memory_plan.check import check_memory
+from headedit.training.processes import check_together, device_arguments, is_first, refuse_engines
 from headedit.training.recipes.session import GIVEN
 from headedit.training.recipes.stage import merge_arguments
 
@@ -41,6 +47,7 @@ def train(
     overwrite: bool = False,
     base: nn.Module | None = None,
     progress: bool = True,
+    memory_check: bool = True,
     ready: Callable[[HeadEdits, Data], None] | None = None,
     **overrides: Any,
 ) -> Run:
@@ -60,6 +67,8 @@ def train(
         overwrite: remove the run in the output folder first: everything that headedit wrote there, and nothing else.
         base: the base model, if it is already loaded; None to load it as the config says.
         progress: show progress bars.
+        memory_check: refuse a run that needs more memory than is free, by the numbers of ``headedit plan`` and the
+            longest example, before any weight is loaded; not where ``base`` is given.
         ready: called with the handle and the data before training starts.
         overrides: values that replace those of the config: sections with some of their keys, such as
             ``model={"name": "./my-model"}``; keys of the run, such as ``output="out"``; or fields of the recipe, such
@@ -69,8 +78,8 @@ def train(
         The run. Its ``edits`` are attached to the model.
 
     Raises:
-        HeadEditError: the config is wrong or has no output folder, the data cannot be read or encoded, the model cannot
-            be loaded, or anything that ``headedit.fit`` raises.
+        HeadEditError: the config is wrong or has no output folder, the data cannot be read or encoded, there is too
+            little memory, the model cannot be loaded, or anything that ``headedit.fit`` raises.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the step in which it arrived is saved, and ``resume=True`` continues
             from there.
     """
@@ -85,46 +94,60 @@ def train(
         raise HeadEditError("There is no output folder: give output=..., or --output.")
     folder = check_writable(chosen.output)
     check_output(folder, resume=resume, overwrite=overwrite, base=chosen.model.name)
-    _check(chosen)
+    arguments = device_arguments(chosen.arguments(), chosen.model.device)
+    refuse_engines(arguments)
+    world_size = _check(chosen, arguments)
+    check_together(world_size, base)
     if resume and chosen.data.date is None:
         chosen = replace(chosen, data=replace(chosen.data, date=run_date(folder)))
     data, tokenizer = prepare(chosen, base=base, progress=progress)
     chosen = replace(chosen, data=replace(chosen.data, date=data.report["date"] or chosen.data.date))
+    if memory_check and base is None:
+        check_memory(chosen, longest(data))
     model = chosen.model.load() if base is None else base
     edits = attach(model, spec=chosen.spec, config=chosen.edits)
     if ready is not None:
         ready(edits, data)
-    main = PartialState().is_main_process
     wait_for_everyone()  # every process has checked the folder before the first one changes it
-    if overwrite and main:
-        remove_run(folder)
-    if main and (folder_state(folder) == "new" or not (folder / RUN_YAML).is_file()):
-        chosen.save(folder)
-        _write_report(folder / DATA_FILE, data.report)
-    wait_for_everyone()
-    run = fit(
-        edits,
-        data.train,
-        data.valid,
-        output_dir=folder,
-        recipe=chosen.recipe_name,
-        seed=chosen.seed,
-        seeds=chosen.seeds,
-        controls=chosen.controls,
-        bootstrap=chosen.bootstrap,
-        tokenizer=tokenizer,
-        max_length=chosen.data.max_length,
-        resume=resume,
-        cache_prefix=chosen.cache_prefix,
-        arguments=chosen.arguments(),
-        progress=progress,
-        **chosen.recipe_fields,
-    )
+    with writing_alone(folder, "trains") if is_first() else nullcontext():
+        if is_first():
+            check_output(folder, resume=resume, overwrite=overwrite, base=chosen.model.name)  # again, as in ``fit``
+            if overwrite:
+                remove_run(folder)
+            if folder_state(folder) == "new" or not (folder / RUN_YAML).is_file():
+                chosen.save(folder)
+                _write_report(folder / DATA_FILE, data.report)
+        wait_for_everyone()
+        run = fit(
+            edits,
+            data.train,
+            data.valid,
+            output_dir=folder,
+            recipe=chosen.recipe_name,
+            seed=chosen.seed,
+            seeds=chosen.seeds,
+            controls=chosen.controls,
+            bootstrap=chosen.bootstrap,
+            tokenizer=tokenizer,
+            max_length=chosen.data.max_length,
+            resume=resume,
+            cache_prefix=chosen.cache_prefix,
+            arguments=arguments,
+            progress=progress,
+            **chosen.recipe_fields,
+        )
     _name_held_out(run, chosen.data)
     if data.test is not None and "test_loss" not in run.record:
         batch = chosen.training.get("per_device_eval_batch_size", chosen.recipe["batch_size"])
         _add_test_loss(run, edits, data, tokenizer.pad_token_id, batch)
+        if is_first():
+            write_card(edits, folder)  # again, with the test loss
     return run
+
+
+def longest(data: Data) -> int:
+    """The number of tokens of the longest example."""
+    return max(int(data.report[name]["tokens"]["max"]) for name in ("train", "valid", "test") if name in data.report)
 
 
 def prepare(config: RunConfig, *, base: nn.Module | None = None, progress: bool = True) -> tuple[Data, Any]:
@@ -156,22 +179,19 @@ def prepare(config: RunConfig, *, base: nn.Module | None = None, progress: bool 
     return load_data(config.data, tokenizer, context=context, vocabulary=vocabulary, progress=progress), tokenizer
 
 
-_PACKAGES = {"azure_ml": "azureml-mlflow"}
+def _check(config: RunConfig, arguments: Mapping[str, Any]) -> int:
+    """Refuses arguments and trackers that would otherwise fail after the model is loaded.
 
-
-def _check(config: RunConfig) -> None:
-    """Refuses arguments and trackers that would otherwise fail after the model is loaded."""
+    Returns:
+        The number of processes that work together, whose process group is in use from then on.
+    """
     from transformers import TrainingArguments
-    from transformers.integrations import get_available_reporting_integrations
 
-    available = {"all", "flyte", *get_available_reporting_integrations()}  # flyte is looked for by its own reporter
-    for tracker in config.logging.trackers:
-        if tracker not in available:
-            package = _PACKAGES.get(tracker, tracker)
-            raise HeadEditError(f"logging: report_to: {tracker} needs a package: pip install {package}.")
+    check_trackers(config.logging)
+    tell_trackers(config.logging)
     own = {"output_dir": config.output, "eval_strategy": "epoch", "load_best_model_at_end": False}
     try:
-        TrainingArguments(**merge_arguments(own, config.arguments(), validated=True))
+        return int(TrainingArguments(**merge_arguments(own, arguments, validated=True)).world_size)
     except (ValueError, ImportError, TypeError, KeyError) as error:
         raise HeadEditError(f"training: transformers refuses these arguments: {error}") from None
 

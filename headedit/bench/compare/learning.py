@@ -123,9 +123,7 @@ class Learned:
 def check_method(name: str, settings: Mapping[str, Any]) -> None:
     """Raises a HeadEditError where there is no such method, or its settings are impossible."""
     if name not in METHODS:
-        raise HeadEditError(
-            f"methods: there is no method '{name}'.{suggest(name, METHODS)} Methods: {', '.join(METHODS)}."
-        )
+        raise HeadEditError(f"methods: there is no method '{name}'.{suggest(name, METHODS, title='Methods')}")
     given = dict(settings)
     if name in RECIPES:
         make_recipe(RECIPES[name].name, given)

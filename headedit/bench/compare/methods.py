@@ -101,7 +101,7 @@ def method(name: str, *, planted: bool = False) -> Method:
     """
     known = methods(planted=planted)
     if name not in known:
-        raise HeadEditError(f"There is no method '{name}'.{suggest(name, known)} Methods: {', '.join(known)}.")
+        raise HeadEditError(f"There is no method '{name}'.{suggest(name, known, title='Methods')}")
     return known[name]
 
 

@@ -56,9 +56,7 @@ class TaskSet:
             HeadEditError: there is no such task, or a number is impossible.
         """
         if task not in self.names:
-            raise HeadEditError(
-                f"There is no task '{task}'.{suggest(task, self.names)} Tasks: {', '.join(self.names)}."
-            )
+            raise HeadEditError(f"There is no task '{task}'.{suggest(task, self.names, title='Tasks')}")
         if not 1 <= size <= LARGEST:
             raise HeadEditError(f"sizes: found {size}, expected 1 to {LARGEST} examples.")
         if test_examples < 1:
@@ -68,6 +66,30 @@ class TaskSet:
         unseen = self.records(task, test_examples, _TEST_SEED + seed, seen)
         train, test = ([to_pair(row, f"{task} example") for row in rows] for rows in (pool[:size], unseen))
         return train, test
+
+
+def check_comparison(
+    task_set: TaskSet,
+    tasks: Sequence[str],
+    sizes: Sequence[int],
+    seeds: Sequence[int],
+    names: Sequence[str] | None = None,
+    *,
+    test_examples: int = TEST,
+    changes: Changes | None = None,
+) -> None:
+    """Checks what ``compare_methods`` is given, before any work is done.
+
+    Raises:
+        HeadEditError: there is no such task or method, a number is impossible, or there is nothing to run.
+    """
+    chosen = list(methods()) if names is None else list(names)
+    check_changes(chosen, changes, planted=False)
+    if not (chosen and tasks and sizes and seeds):
+        raise HeadEditError("There is nothing to run: give at least one task, size, seed and method.")
+    for task in tasks:
+        for size in sizes:
+            task_set.examples(task, size, 0, test_examples)
 
 
 def compare_methods(
@@ -105,10 +127,7 @@ def compare_methods(
     """
     chosen_tasks = task_set.names if tasks is None else tasks
     chosen = list(methods()) if names is None else list(names)
-    check_changes(chosen, changes, planted=False)
-    for task in chosen_tasks:
-        for size in sizes:
-            task_set.examples(task, size, 0, test_examples)
+    check_comparison(task_set, chosen_tasks, sizes, seeds, chosen, test_examples=test_examples, changes=changes)
     units = [
         {
             "task_set": task_set,
@@ -124,8 +143,6 @@ def compare_methods(
         for seed in seeds
         for name in chosen
     ]
-    if not units:
-        raise HeadEditError("There is nothing to run: give at least one task, size, seed and method.")
     labels = [f"{unit['name']}, {unit['task']}, {unit['size']} examples, seed {unit['seed']}" for unit in units]
     rows = run_units(compare_unit, units, names=labels, jobs=jobs, progress=progress)
     summary = [

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _VIEWS = ("detach", "_unsafe_view")
+_ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 _SYNCHRONISING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
 
 
@@ -18,7 +19,7 @@ class OperatorCount:
     """Calls of aten operators.
 
     Fields:
-        kernels: calls that compute, by name.
+        kernels: calls that compute, by name; allocating memory is none.
         views: calls that only return a view, by name.
         large: how many kernels read or write a tensor of at least a given size.
         synchronising: how many calls make the host wait for the device.
@@ -67,6 +68,8 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func._schema.name.rpartition("::")[2]
         if func.is_view or name in _VIEWS:
             self.count.views[name] += 1
+            return result
+        if name in _ALLOCATIONS:
             return result
         self.count.kernels[name] += 1
         self.count.synchronising += name in _SYNCHRONISING

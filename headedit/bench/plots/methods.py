@@ -11,29 +11,8 @@ from matplotlib.figure import Figure
 from headedit.bench.plots.axes import WIDTH, check_rows
 from headedit.bench.results import Row, grouped
 from headedit.interpret.labels import axis_label
-from headedit.interpret.palette import GRID, OTHER_METHOD
-
-_OURS = {
-    "localise": ("#0072b2", "o"),
-    "jola": ("#cc79a7", "s"),
-    "no gate": ("#009e73", "^"),
-    "offset only": ("#009e73", "<"),
-    "scale only": ("#009e73", ">"),
-    "lofit": ("#332288", "D"),
-    "ist": ("#2f9bd6", "v"),
-    "rst": ("#000000", "P"),
-}
-_PEERS = {
-    "lora": ("#d55e00", "o"),
-    "dora": ("#d55e00", "s"),
-    "ia3": ("#e69f00", "^"),
-    "ln": ("#e69f00", "D"),
-    "bitfit": ("#a6761d", "v"),
-    "red": ("#a6761d", "P"),
-    "loreft": ("#8c510a", "X"),
-    "prompt tuning": ("#8c510a", "*"),
-}
-_STYLES = {**_OURS, **_PEERS, "few-shot": ("#444444", "x"), "zero-shot": (OTHER_METHOD, ".")}
+from headedit.interpret.palette import GRID, OWN_STYLES, PEER_STYLES, STYLES
+from headedit.interpret.plots.parameters import scores_by_parameters
 
 
 def by_examples(summary: Sequence[Row]) -> Figure:
@@ -49,13 +28,13 @@ def by_examples(summary: Sequence[Row]) -> Figure:
     figure, axes, names = _panels(summary)
     for axis, task in zip(axes, names, strict=True):
         for (method,), lines in grouped([line for line in summary if line["task"] == task], "method").items():
-            colour, marker = _STYLES[method]
+            colour, marker = STYLES[method]
             lines = sorted(lines, key=lambda line: int(line["size"]))
-            shift = 1 + 0.01 * (list(_STYLES).index(method) - len(_STYLES) / 2)
+            shift = 1 + 0.01 * (list(STYLES).index(method) - len(STYLES) / 2)
             sizes, scores = [line["size"] * shift for line in lines], [line["score"] for line in lines]
             ends = [[s - line["score_low"] for s, line in zip(scores, lines, strict=True)]]
             ends.append([line["score_high"] - s for s, line in zip(scores, lines, strict=True)])
-            style = "-" if method in _OURS else "--" if method in _PEERS else ":"
+            style = "-" if method in OWN_STYLES else "--" if method in PEER_STYLES else ":"
             axis.errorbar(
                 sizes, scores, yerr=ends, color=colour, marker=marker, markersize=5, linewidth=1.2, linestyle=style,
                 elinewidth=0.6, label=method,
@@ -79,24 +58,7 @@ def by_parameters(summary: Sequence[Row]) -> Figure:
         HeadEditError: there are none.
     """
     check_rows(summary)
-    largest = max(line["size"] for line in summary)
-    figure, axes, names = _panels(summary)
-    for axis, task in zip(axes, names, strict=True):
-        lines = [line for line in summary if line["task"] == task and line["size"] == largest]
-        for line in lines:
-            colour, marker = _STYLES[line["method"]]
-            if not line["parameters"]:
-                axis.axhline(line["score"], color=colour, linestyle=":", linewidth=1.2, label=line["method"])
-                continue
-            ends = [[line["score"] - line["score_low"]], [line["score_high"] - line["score"]]]
-            axis.errorbar(
-                line["parameters"], line["score"], yerr=ends, color=colour, marker=marker, markersize=6, linestyle="",
-                elinewidth=0.6, label=line["method"],
-            )  # fmt: skip
-        axis.set_xscale("log")
-        axis.set_xlabel(axis_label("parameters"))
-    _finish(figure, axes, summary, f"Score by the number of parameters, from {largest} examples (bars: 95 % interval)")
-    return figure
+    return scores_by_parameters(summary)
 
 
 def _panels(summary: Sequence[Row]) -> tuple[Figure, list[Axes], list[str]]:

@@ -17,7 +17,7 @@ OUTPUT_STD = 0.5
 def check_shape(shape: str) -> None:
     """Raises a HeadEditError if there is no such shape."""
     if shape not in SHAPES:
-        raise HeadEditError(f"There is no shape '{shape}'.{suggest(shape, SHAPES)} Shapes: {', '.join(SHAPES)}.")
+        raise HeadEditError(f"There is no shape '{shape}'.{suggest(shape, SHAPES, title='Shapes')}")
 
 
 def build(shape: str, seed: int) -> nn.Module:

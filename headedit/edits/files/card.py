@@ -10,9 +10,9 @@ import yaml
 
 from headedit.edits.adapter import Adapter
 from headedit.edits.adapter_set import AdapterSet
+from headedit.edits.files.card_metadata import base_name, check_fields, front_matter
 from headedit.edits.positions import IN_WORDS
 from headedit.errors import HeadEditError
-from headedit.hf.names import hub_id
 from headedit.io.files import write_atomically
 from headedit.io.tables import markdown_table
 
@@ -31,6 +31,7 @@ def write_card(
     *,
     metrics: Mapping[str, float] | None = None,
     repo_id: str | None = None,
+    fields: Mapping[str, Any] | None = None,
 ) -> bool:
     """Writes ``README.md`` into the folder of saved edits, unless it has one that headedit did not write.
 
@@ -39,20 +40,22 @@ def write_card(
         directory: a folder that exists; recipe, seed and validation loss of a ``run.json`` in it are reported.
         metrics: names and values to report.
         repo_id: the id of the hub repository to load from; by default this folder.
+        fields: fields of the front matter, such as ``license`` and ``datasets``; see ``card_metadata.FIELDS``.
 
     Returns:
         Whether it was written.
 
     Raises:
-        HeadEditError: it cannot be written, or a metric is not a number.
+        HeadEditError: it cannot be written, a metric is not a number, or a field is not one of a card.
     """
     check_metrics(metrics)
+    check_fields(fields or {})
     folder = Path(directory)
     file = folder / CARD_FILE
     if file.exists() and not is_ours(file):
         return False
     try:
-        write_atomically(file, card(edits, metrics, _run_of(folder), repo_id).encode())
+        write_atomically(file, card(edits, folder, metrics or {}, fields or {}, repo_id).encode())
     except OSError as error:
         raise HeadEditError(f"{file}: the model card cannot be written ({error.strerror}).") from None
     return True
@@ -74,22 +77,20 @@ def check_metrics(metrics: Mapping[str, float] | None) -> None:
 
 
 def card(
-    edits: AdapterSet, metrics: Mapping[str, float] | None, run: Mapping[str, Any], repo_id: str | None = None
+    edits: AdapterSet, folder: Path, metrics: Mapping[str, float], fields: Mapping[str, Any], repo_id: str | None = None
 ) -> str:
     """The text of a model card: YAML front matter for the hub, then Markdown.
 
     Args:
         edits: the adapter set.
+        folder: the folder of the edits, with the record of the run that made them where there is one.
         metrics: names and values to report.
-        run: the record of the run that made the edits, as in ``run.json``; empty where there is none.
+        fields: fields of the front matter that the user gives.
         repo_id: the id to load from; by default a placeholder.
     """
-    name = hub_id(getattr(edits.model.config, "_name_or_path", ""))
-    model_type = str(getattr(edits.model.config, "model_type", ""))
-    front: dict[str, Any] = {"library_name": "headedit"}
-    if name is not None:
-        front |= {"base_model": name, "base_model_relation": "adapter"}
-    front["tags"] = ["headedit", "attention-heads", "activation-editing", *([model_type] if model_type else [])]
+    record = _record_of(folder)
+    front = front_matter(edits.model, folder, fields=fields, metrics=metrics, run=record, repo_id=repo_id)
+    run, name = _reported(record), base_name(edits.model, fields)
     base = f"a {type(edits.model).__name__}" if name is None else f"`{name}`"
     counts = edits.module.count_open()
     rows = [("edited heads", _of(counts["any"])), ("open offset gates", _of(counts["offset"]))]
@@ -117,18 +118,25 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def _run_of(folder: Path) -> dict[str, Any]:
-    """The facts that a card reports of the run in a folder; none where there is no run, or it cannot be read."""
+def _record_of(folder: Path) -> dict[str, Any]:
+    """The record of the run in a folder; empty where there is no run, or it cannot be read."""
     try:
         record = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    if not isinstance(record, dict):
-        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _reported(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a run that a card reports."""
     labels = {"recipe": "recipe", "seed": "seed", "train_examples": "examples", "steps": "steps"}
     reported = {label: record[key] for key, label in labels.items() if isinstance(record.get(key), int | str)}
-    loss = record.get("best_eval_loss")
-    return reported | ({"validation loss": f"{loss:.4f} nats per token"} if isinstance(loss, float) else {})
+    losses = {"best_eval_loss": "validation loss", "test_loss": "test loss", "test_loss_base": "test loss, unedited"}
+    return reported | {
+        label: f"{record[key]:.4f} nats per token"
+        for key, label in losses.items()
+        if isinstance(record.get(key), float)
+    }
 
 
 def _map(adapter: Adapter, kind: str) -> str:

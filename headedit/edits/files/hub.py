@@ -21,6 +21,7 @@ def push_to_hub(
     commit_message: str | None = None,
     hardened: bool = False,
     metrics: Mapping[str, float] | None = None,
+    card: Mapping[str, Any] | None = None,
 ) -> str:
     """Uploads the edits and their model card to a repository of the hub, which is made if it does not exist.
 
@@ -35,17 +36,19 @@ def push_to_hub(
         commit_message: by default "Upload edits by headedit".
         hardened: upload only the open heads; see ``HeadEdits.save_pretrained``.
         metrics: names and values for the card.
+        card: fields of the card's front matter, such as ``license`` and ``datasets``.
 
     Returns:
         The address of the commit.
 
     Raises:
-        HeadEditError: a vector or gate is not finite, the hub refuses, cannot be reached, or a metric is not a number.
+        HeadEditError: a vector or gate is not finite, the hub refuses, cannot be reached, a metric is not a number, or
+            a field is not one of a card.
     """
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory() as folder:
-        save(edits, folder, hardened=hardened, metrics=metrics, repo_id=repo_id)
+        save(edits, folder, hardened=hardened, metrics=metrics, repo_id=repo_id, card=True if card is None else card)
         api = HfApi(token=token)
         try:
             name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

@@ -18,6 +18,7 @@ from headedit.edits.adapter_set import AdapterSet
 from headedit.edits.config import EditConfig
 from headedit.edits.edited_sites import edited_sites
 from headedit.edits.files.card import check_metrics, write_card
+from headedit.edits.files.card_metadata import check_fields
 from headedit.edits.files.compatibility import check_model, check_sites
 from headedit.edits.files.format import FULL, HARDENED, TENSOR_FILE, holds_edits, locate, read_pair, write_pair
 from headedit.edits.files.hardened import FLOATS, is_hardened, pack, unpack
@@ -62,7 +63,7 @@ def save(
     directory: "str | PathLike[str]",
     *,
     hardened: bool = False,
-    card: bool = True,
+    card: bool | Mapping[str, Any] = True,
     metrics: Mapping[str, float] | None = None,
     repo_id: str | None = None,
 ) -> None:
@@ -73,24 +74,29 @@ def save(
         directory: the folder.
         hardened: store only the open heads with their effective values, as after ``edits.harden()``; hardened edits
             are always stored so.
-        card: write a model card, unless the folder has a README.md that headedit did not write.
+        card: write a model card, unless the folder has a README.md that headedit did not write; or fields of its front
+            matter, such as ``license`` and ``datasets``.
         metrics: names and values for the card.
         repo_id: the id of the hub repository that the card says to load from; by default this folder.
 
     Raises:
-        HeadEditError: a vector or gate is NaN or infinite, the folder cannot be made or written, or a metric is not a
-            number; nothing on disk has changed then.
+        HeadEditError: a vector or gate is NaN, infinite or not whole in this process, the folder cannot be made or
+            written, a metric is not a number, or a field is not one of a card; nothing on disk has changed then.
     """
     check_metrics(metrics)
+    fields = {} if isinstance(card, bool) else card
+    check_fields(fields)
     adapter = edits.module
+    for edit in adapter:
+        edit.check_whole()
     short = hardened or is_hardened(adapter)
     tensors = pack(adapter) if short else tensors_of(adapter)
     config = {**base_record(edits.model, edits.spec), "spec_sha256": edits.spec.digest(), **adapter_record(adapter)}
     if short:
         config["strength"] = 1.0  # is part of the values
     write_pair(Path(directory), config, tensors, HARDENED if short else FULL)
-    if card:
-        write_card(edits, directory, metrics=metrics, repo_id=repo_id)
+    if card is not False:
+        write_card(edits, directory, metrics=metrics, repo_id=repo_id, fields=fields)
 
 
 def read_adapter(

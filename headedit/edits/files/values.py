@@ -25,21 +25,9 @@ def tensors_of(adapter: Adapter) -> dict[str, Tensor]:
     """
     tensors = {}
     for site, edit in adapter.pairs():
+        edit.check_whole()
         for name, value in edit.values().items():
             where = f"{site.name}.{name}"
-            shape = (edit.heads, edit.head_dim) if name in edit.vectors else (edit.heads,)
-            if value.shape != shape:
-                raise HeadEditError(
-                    f"{where} has shape {tuple(value.shape)} in this process, expected {shape}, as FSDP1 "
-                    "(FullyShardedDataParallel) shards it. Save within FullyShardedDataParallel.summon_full_params; or "
-                    "keep the edits whole, with ignored_states=list(model.headedit.parameters())."
-                )
-            if hasattr(value, "full_tensor"):
-                raise HeadEditError(
-                    f"{where} is sharded over processes, as FSDP2 does. Call model.unshard() in every process before "
-                    "saving, and model.reshard() afterwards; or keep the edits whole, with "
-                    "fully_shard(model, ignored_params=set(model.headedit.parameters()))."
-                )
             if value.is_meta:
                 raise HeadEditError(
                     f"{where} is on the meta device and has no value. Load the edits, or move the model off the meta "

@@ -2,7 +2,7 @@
 
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,12 @@ from torch import Tensor
 
 from headedit.errors import HeadEditError
 
+_STATE_OF_A_RUN = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
+"""What the names of files begin with that a Trainer writes next to the weights."""
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+"""Keys below which a file may hold the tensors by name, instead of at its top."""
+
 _KEY = re.compile(r"(?:.*\.)?layers\.(\d{1,6})\.self_attn\.(attn_A|attn_v|log_g1|log_g2)(?:\.(\d{1,6}))?")
 
 Parts = dict[int | None, Tensor]
@@ -25,22 +31,21 @@ def read_layers(path: Path, needed: tuple[str, ...]) -> dict[int, dict[str, Part
     """The tensors ``attn_A``, ``attn_v``, ``log_g1`` and ``log_g2`` of each layer's ``self_attn`` in a checkpoint.
 
     Args:
-        path: a folder with safetensors or ``pytorch_model*.bin`` files, or one such file.
+        path: a folder with safetensors, ``.bin`` or ``.pt`` files, or one such file.
         needed: those that every layer must have.
 
     Raises:
         HeadEditError: a file cannot be read, none of these is there, one needed is missing, or one is there twice.
     """
     found: dict[int, dict[str, Parts]] = {}
-    for file in _files(path):
-        for name, tensor in _read(file, lambda name: _KEY.fullmatch(name) is not None).items():
-            match = _KEY.fullmatch(name)
-            assert match is not None
-            parts = found.setdefault(int(match[1]), {}).setdefault(match[2], {})
-            head = None if match[3] is None else int(match[3])
-            if head in parts:
-                raise HeadEditError(f"{file}: the tensor '{name}' is in the checkpoint twice.")
-            parts[head] = tensor
+    for name, tensor in each_tensor(path, is_edit):
+        match = _KEY.fullmatch(name)
+        assert match is not None
+        parts = found.setdefault(int(match[1]), {}).setdefault(match[2], {})
+        head = None if match[3] is None else int(match[3])
+        if head in parts:
+            raise HeadEditError(f"{path}: the tensor '{name}' is in the checkpoint twice.")
+        parts[head] = tensor
     if not found:
         raise HeadEditError(
             f"{path}: holds no edits: no tensor is named like model.layers.0.self_attn.{needed[0]}. Give the folder of "
@@ -92,6 +97,22 @@ def read_lofit(paths: "Sequence[str | PathLike[str]]") -> tuple[Tensor, Tensor, 
     return torch.tensor(heads), torch.cat(offsets), scale if scale.any() else None
 
 
+def read_heads(path: "str | PathLike[str]") -> list[list[int]]:
+    """The layer and the head in each row of an ``.npy`` file, [K, 2], as LoFiT's code saves its chosen heads.
+
+    Raises:
+        HeadEditError: the file cannot be read or holds something else.
+    """
+    array = _read_npy(Path(path))
+    if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iu":
+        raise HeadEditError(
+            f"{path}: found {array.dtype} of shape {array.shape}, expected whole numbers of shape (K, 2), a layer and "
+            "a head in each row."
+        )
+    found: list[list[int]] = array.tolist()
+    return found
+
+
 def stacked(parts: Parts, shape: tuple[int, ...], where: str) -> Tensor:
     """One array in single precision, from the whole or from one tensor per head; [heads, 1] counts as [heads].
 
@@ -136,32 +157,62 @@ def described(values: Tensor) -> str:
     return f"{str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape)}"
 
 
+def is_edit(name: str) -> bool:
+    """Whether a tensor of a checkpoint is a part of the edits by its name."""
+    return _KEY.fullmatch(name) is not None
+
+
+def each_tensor(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint whose names are wanted, with their names; of safetensors one at a time is in memory.
+
+    Args:
+        path: a folder with safetensors, ``.bin`` or ``.pt`` files, perhaps in several parts, or one such file.
+        wanted: says of a name whether its tensor is wanted.
+
+    Raises:
+        HeadEditError: a file cannot be read, or holds something else than tensors under such a name.
+    """
+    for file in _files(path):
+        yield from _each(file, wanted)
+
+
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
-    if not files:
-        raise HeadEditError(f"{path}: holds neither *.safetensors nor pytorch_model*.bin.")
-    return files
+    for patterns in (("*.safetensors",), ("pytorch_model*.bin",), ("*.bin", "*.pt", "*.pth")):
+        files = sorted(file for pattern in patterns for file in path.glob(pattern))
+        files = [file for file in files if not file.name.startswith(_STATE_OF_A_RUN)]
+        if files:
+            return files
+    raise HeadEditError(f"{path}: holds neither *.safetensors nor pytorch_model*.bin, *.bin, *.pt or *.pth.")
 
 
 def _read(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     """The tensors in a file whose names are wanted."""
+    return dict(_each(file, wanted))
+
+
+def _each(file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in a file whose names are wanted, one after the other."""
     try:
         if file.suffix == ".safetensors":
             with safetensors.safe_open(file, framework="pt") as opened:
-                return {name: opened.get_tensor(name) for name in opened.keys() if wanted(name)}  # noqa: SIM118
+                for name in filter(wanted, opened.keys()):
+                    yield name, opened.get_tensor(name)
+            return
         content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # safetensors', torch's and the system's
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise HeadEditError(f"{file}: no tensors can be read from it ({reason[0]}).") from None
     if not isinstance(content, dict):
         raise HeadEditError(f"{file}: holds a {type(content).__name__}, expected tensors by name.")
-    found = {name: value for name, value in content.items() if isinstance(name, str) and wanted(name)}
-    for name, value in found.items():
+    content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
+    for name, value in content.items():
+        if not isinstance(name, str) or not wanted(name):
+            continue
         if not isinstance(value, Tensor) or value.layout != torch.strided:
             raise HeadEditError(f"{file}: '{name}' is a {type(value).__name__}, expected a dense tensor.")
-    return found
+        yield name, value
 
 
 def _read_npy(file: Path) -> NDArray[Any]:

@@ -6,12 +6,14 @@ JoLA (arXiv 2502.01179, code ``wenlai-lavine/jola``) saves the whole model; a la
     z' = (1 + g2 · A) ⊙ z + g1 · v        g = clip(1.2 · σ(log g) − 0.1, 0, 1)
 
 so that ``log_g1`` gates the offset v and ``log_g2`` the scale A; ``swap_gates`` is for code that has it the other way
-round. Only these tensors are taken. JoLA's Llama works with a rotary base of 10000 and no scaling: edits it made for
-Llama 3 belong to a model that differs from the published one, and an untied ``lm_head`` may have moved with them.
+round. Only these tensors are taken; the base weights next to them are compared with the model's, as an untied
+``lm_head`` is trained along, and JoLA's Llama works with a rotary base of 10000 and no scaling, so that edits it made
+for Llama 3 belong to a model that differs from the published one. What differs is a warning.
 
 LoFiT (arXiv 2406.01563) has the same two vectors without gates, z' = (1 + A) ⊙ z + v, on the heads it chose.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -25,9 +27,13 @@ from headedit.edits.attach import attach
 from headedit.edits.config import EditConfig
 from headedit.edits.gate_set import GateIndex, freeze_gates, harden
 from headedit.edits.handle import HeadEdits
+from headedit.edits.importing.base_weights import compare_base
 from headedit.edits.importing.checkpoints import checked, described, read_layers, read_lofit, stacked
+from headedit.edits.importing.rotary import rotary_fault
 from headedit.errors import HeadEditError
 from headedit.specs import Spec
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["import_jola", "import_lofit", "read_lofit"]
 
@@ -38,15 +44,20 @@ def import_jola(
     *,
     spec: "str | PathLike[str] | Spec | None" = None,
     swap_gates: bool = False,
+    compare: bool = True,
 ) -> HeadEdits:
     """Attaches the edits in a checkpoint that JoLA's code saved.
 
+    A warning names the base weights that the checkpoint has otherwise than the model, which is not changed, and what
+    JoLA's Llama class computes otherwise. ``headedit import jola --with-base`` writes the base with those weights.
+
     Args:
         model: the base model, without edits.
-        path: the folder of the checkpoint, or one file: safetensors, or ``pytorch_model.bin``, of which nothing but
-            tensors is read.
+        path: the folder of the checkpoint, or one file: safetensors, or one of torch's, such as ``pytorch_model.bin``,
+            of which nothing but tensors is read.
         spec: a spec or spec file to use; by default the registry's.
         swap_gates: ``log_g1`` gates the scale and ``log_g2`` the offset.
+        compare: compare the base weights, too, which reads the whole checkpoint.
 
     Returns:
         The handle, with gates that can be trained on.
@@ -72,7 +83,13 @@ def import_jola(
                 values = stacked(found[site.layer][key], shape, f"{path}: layer {site.layer}: {key}")
                 (edit.gates if field.endswith("_gate") else edit.vectors)[field].copy_(values)
 
-    return _attached(model, spec, EditConfig(), fill)
+    edits = _attached(model, spec, EditConfig(), fill)
+    if compare:
+        comparison, fault = compare_base(model, path), rotary_fault(model)
+        said = [] if comparison.same else comparison.lines()
+        if said or fault:
+            logger.warning("%s", "\n".join([f"{path}:", *said, *([fault] if fault else [])]))
+    return edits
 
 
 def import_lofit(

@@ -3,7 +3,8 @@
 A scale of a projection's input is (IA)³ with the projection as a feedforward module (Liu et al. 2022, arXiv
 2205.05638).
 An offset needs LoRA with a bias: W·z' + b = W·z + b + B·A·z + c with A = diag(g_m·m), B = W in the columns whose scale
-is not 1, and c = W·(g_a·a) (Hu et al. 2022, arXiv 2106.09685; ``lora_bias`` of PEFT).
+is not 1, and c = W·(g_a·a) (Hu et al. 2022, arXiv 2106.09685; ``lora_bias`` of PEFT). Servers of many LoRAs read no
+bias, and neither (IA)³ nor a rank per site: for them a scale alone is a LoRA whose sites all have one rank.
 """
 
 import tempfile
@@ -21,17 +22,20 @@ from headedit.edits.files.values import check_effective
 from headedit.edits.merge.fold import check_attached, wide_scale_and_offset
 from headedit.edits.merge.projection import weight_owners, why_not_mergeable
 from headedit.edits.positions import check_everywhere
-from headedit.errors import HeadEditError
+from headedit.errors import HeadEditError, suggest
 from headedit.hf.names import portable_name
+from headedit.io.describe import first_names
 from headedit.io.files import write_atomically
 from headedit.io.optional import import_optional
+from headedit.specs import HeadSite
 
+FORMS = ("auto", "lora")
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 
 
 @torch.no_grad()
-def to_peft(edits: AdapterSet, directory: "str | PathLike[str]") -> None:
+def to_peft(edits: AdapterSet, directory: "str | PathLike[str]", form: str = "auto") -> None:
     """Writes the effective values of the active adapter into a folder that ``PeftModel.from_pretrained`` loads.
 
     Edits without an offset become an (IA)³ adapter of one vector per site. Others become a LoRA with a bias, whose rank
@@ -40,12 +44,18 @@ def to_peft(edits: AdapterSet, directory: "str | PathLike[str]") -> None:
     Args:
         edits: the adapter set; not merged.
         directory: the folder; it is made if it does not exist.
+        form: ``auto``, as above; or ``lora``, a LoRA without a bias and with the same rank at every site, as servers of
+            LoRAs read it, of edits without an offset.
 
     Raises:
         HeadEditError: PEFT is not installed, the edits act on some tokens alone, a value is NaN or infinite, a site is
-            not a linear projection, or its weight, which a LoRA is computed from, is quantized, offloaded or shared; or
-            the folder cannot be written.
+            not a linear projection, or its weight, which a LoRA is computed from, is quantized, offloaded or shared; an
+            offset cannot be held by the form, or the form is not known; or the folder cannot be written.
     """
+    if form not in FORMS:
+        raise HeadEditError(
+            f"form: found {form!r}, expected one of {', '.join(FORMS)}.{suggest(form, FORMS, elsewhere=True)}"
+        )
     check_attached(edits)
     if edits.merged is not None:
         raise HeadEditError("These edits are merged; call unmerge_adapter() first, as the base model must be plain.")
@@ -67,26 +77,59 @@ def to_peft(edits: AdapterSet, directory: "str | PathLike[str]") -> None:
         "fan_in_fan_out": isinstance(rows[0][0].module, Conv1D),
         "inference_mode": True,
     }
-    tensors: dict[str, Tensor] = {}
-    config: Any
-    if not any(bool(offset.any()) for _, _, offset in rows):
-        for site, scale, _ in rows:
-            tensors[f"base_model.model.{site.path}.ia3_l"] = scale.float().cpu().view(1, -1)
+    offsets = [site for site, _, offset in rows if bool(offset.any())]
+    if form == "lora" and offsets:
+        raise HeadEditError(_no_offset(offsets))
+    if form == "auto" and not offsets:
+        tensors = {f"base_model.model.{site.path}.ia3_l": scale.float().cpu().view(1, -1) for site, scale, _ in rows}
         config = peft.IA3Config(**common, feedforward_modules=common["target_modules"])
     else:
-        owners = weight_owners(edits.model)
-        ranks = {}
-        for site, scale, offset in rows:
-            reason = why_not_mergeable(edits.model, site, owners)
-            if reason is not None:
-                raise HeadEditError(f"{site.path} cannot be a LoRA: {reason}")
-            lora = _lora(site.module, scale, offset)
-            tensors |= {f"base_model.model.{site.path}.{name}": t.cpu() for name, t in lora.items()}
-            ranks[site.path] = len(lora["lora_A.weight"])
-        config = peft.LoraConfig(
-            **common, r=1, lora_alpha=1, rank_pattern=ranks, alpha_pattern=dict(ranks), lora_bias=True
-        )
+        loras = _loras(edits, rows)
+        ranks = {path: len(lora["lora_A.weight"]) for path, lora in loras.items()}
+        if form == "lora":
+            most = max(ranks.values())
+            loras = {path: _padded(lora, most) for path, lora in loras.items()}
+            config = peft.LoraConfig(**common, r=most, lora_alpha=most)
+        else:
+            config = peft.LoraConfig(
+                **common, r=1, lora_alpha=1, rank_pattern=ranks, alpha_pattern=dict(ranks), lora_bias=True
+            )
+        tensors = {f"base_model.model.{path}.{name}": t for path, lora in loras.items() for name, t in lora.items()}
     _write(config, tensors, Path(directory))
+
+
+def _loras(edits: AdapterSet, rows: list[tuple[HeadSite, Tensor, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """A, B and bias of every site, by its path, on the CPU.
+
+    Raises:
+        HeadEditError: a weight cannot be read; the message says why.
+    """
+    owners = weight_owners(edits.model)
+    loras = {}
+    for site, scale, offset in rows:
+        reason = why_not_mergeable(edits.model, site, owners)
+        if reason is not None:
+            raise HeadEditError(f"{site.path} cannot be a LoRA: {reason}")
+        loras[site.path] = {name: t.cpu() for name, t in _lora(site.module, scale, offset).items()}
+    return loras
+
+
+def _padded(lora: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """The same product in a higher rank, with zeros, and without its bias, which is zero."""
+    a, b = lora["lora_A.weight"], lora["lora_B.weight"]
+    more = rank - len(a)
+    return {
+        "lora_A.weight": torch.cat([a, a.new_zeros(more, a.shape[1])]),
+        "lora_B.weight": torch.cat([b, b.new_zeros(len(b), more)], dim=1),
+    }
+
+
+def _no_offset(sites: list[HeadSite]) -> str:
+    return (
+        f"The edits of {first_names([site.path for site in sites])} have an offset, and a LoRA as servers read it has "
+        "no bias that could hold one. Merge the edits (headedit merge MODEL EDITS OUT) and serve that checkpoint; or "
+        "learn edits without an offset, EditConfig(vectors='scale')."
+    )
 
 
 def _lora(module: nn.Module, scale: Tensor, offset: Tensor) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ def answers(
     max_new_tokens: int,
     batch_size: int,
     progress: bool,
+    share: tuple[int, int] = (0, 1),
 ) -> Generator[list[Prediction], None, None]:
     """Yields predictions batch by batch; none if there are no examples.
 
@@ -38,6 +39,7 @@ def answers(
         max_new_tokens: longest answer, in tokens.
         batch_size: examples per batch.
         progress: show a bar.
+        share: (k, n) for batches k, k + n, … alone.
 
     Raises:
         HeadEditError: an example does not fit the model's context, or a batch does not fit the memory.
@@ -47,6 +49,7 @@ def answers(
     common: dict[str, Any] = {
         "batch_size": batch_size,
         "names": [example.where for _, example in examples],
+        "share": share,
         "progress": progress,
         "describe": f"{task.name}, {system}",
     }
@@ -67,8 +70,8 @@ def answers(
         found = option_scores(model, tokenizer, questions, normalise=task.normalise, **common)
     started = time.perf_counter()
     for batch in _within_memory(found, batch_size):
-        share = (time.perf_counter() - started) / len(batch)
-        yield [_prediction(examples[i], outcome, system, share) for i, outcome in batch]
+        seconds = (time.perf_counter() - started) / len(batch)
+        yield [_prediction(examples[i], outcome, system, seconds) for i, outcome in batch]
         started = time.perf_counter()
 
 

@@ -1,5 +1,6 @@
 """Batched generation, greedy or by beam search: left-padded, sorted by length, with attention masks and the cache."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from headedit.evaluation.answers.prompt_start import PromptStart
 from headedit.hf.config import context_length
 from headedit.hf.modes import evaluating
 from headedit.io.bars import tqdm
+
+logger = logging.getLogger(__name__)
 
 _PLAIN = {
     "do_sample": False,
@@ -67,6 +70,7 @@ def continuations(
     batch_size: int = 32,
     first_line: bool = False,
     names: Sequence[str] | None = None,
+    share: tuple[int, int] = (0, 1),
     progress: bool = True,
     describe: str = "generating",
 ) -> Iterator[list[tuple[int, Continuation]]]:
@@ -83,6 +87,7 @@ def continuations(
         batch_size: prompts per batch of the longest; shorter ones make larger batches of as many tokens.
         first_line: the first line alone is needed, so a row of a greedy batch may end after it.
         names: what messages call each prompt; by default its number.
+        share: (k, n) for batches k, k + n, … alone.
         progress: show a bar.
         describe: what the bar says.
 
@@ -108,7 +113,7 @@ def continuations(
         parted = num_beams == 1 and greedy.in_parts is not False
         start = PromptStart(model, ids, possible=parted and not equal)
         for rows in by_length(
-            [len(row) for row in ids], batch_size, progress, describe, equal_for=model if equal else None
+            [len(row) for row in ids], batch_size, progress, describe, share, equal_for=model if equal else None
         ):
             width = max(len(ids[i]) for i in rows)
             cache = start.cache([ids[i] for i in rows])
@@ -144,7 +149,12 @@ def _filled(values: list[int], filler: int, width: int, before: int) -> list[int
 
 
 def by_length(
-    lengths: Sequence[int], batch_size: int, progress: bool, describe: str, equal_for: nn.Module | None = None
+    lengths: Sequence[int],
+    batch_size: int,
+    progress: bool,
+    describe: str,
+    share: tuple[int, int] = (0, 1),
+    equal_for: nn.Module | None = None,
 ) -> Iterator[list[int]]:
     """Yields indices in batches of similar length, the longest first, so that too little memory shows at once.
 
@@ -155,6 +165,7 @@ def by_length(
         batch_size: sequences per batch of the longest.
         progress: show a bar that counts sequences.
         describe: what the bar says.
+        share: (k, n) for batches k, k + n, … alone.
         equal_for: a model that cannot take padding on the left, so that only equal lengths share a batch; this is
             reported.
     """
@@ -163,8 +174,17 @@ def by_length(
     found = list(batches_of(order, lengths, batch_size, equal=equal_for is not None, tokens=tokens))
     if equal_for is not None and len(found) > math.ceil(len(order) / batch_size):
         report_equal_lengths(equal_for, "left", len(order), len(found))
-    with tqdm(total=len(order), desc=describe, unit="example", disable=not progress, leave=False) as bar:
-        for rows in found:
+    first, processes = share
+    if first == 0 and len(found) < processes:
+        logger.warning(
+            "%s: %d batches for %d processes, so some have nothing to do; a lower batch_size makes more batches.",
+            describe,
+            len(found),
+            processes,
+        )
+    own = found[first::processes]
+    with tqdm(total=sum(map(len, own)), desc=describe, unit="example", disable=not progress, leave=False) as bar:
+        for rows in own:
             yield rows
             bar.update(len(rows))
 

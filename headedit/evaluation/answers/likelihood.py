@@ -57,6 +57,7 @@ def option_scores(
     normalise: Normalise = "none",
     batch_size: int = 32,
     names: Sequence[str] | None = None,
+    share: tuple[int, int] = (0, 1),
     progress: bool = True,
     describe: str = "scoring",
 ) -> Iterator[list[tuple[int, Scores]]]:
@@ -69,6 +70,7 @@ def option_scores(
         normalise: divide by the option's number of tokens, or of its bytes in UTF-8.
         batch_size: questions per batch of the longest; shorter ones make larger batches of as many tokens.
         names: what messages call each question; by default its number.
+        share: (k, n) for batches k, k + n, … alone.
         progress: show a bar.
         describe: what the bar says.
 
@@ -104,7 +106,7 @@ def option_scores(
     if not takes_padding(model, "right"):
         _report_passes(reader, planned, batch_size)
     with evaluating(model):
-        for batch in by_length(lengths, batch_size, progress, describe):
+        for batch in by_length(lengths, batch_size, progress, describe, share):
             several = [i for i in batch if len(passes(planned[i][1])) > 1]
             asked = [planned[i] for i in several]
             tried = (way.scores(asked) for way in ways) if several else iter(())

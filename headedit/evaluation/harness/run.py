@@ -19,6 +19,7 @@ from headedit.errors import HeadEditError, suggest
 from headedit.evaluation.harness.report import HarnessReport, HarnessRow
 from headedit.evaluation.scores.statistics import PairedTest, bootstrap, mcnemar, paired_bootstrap
 from headedit.hf.modes import evaluating
+from headedit.hf.tokenizers import as_tokenizer
 
 _BOOTSTRAP = 1000  # resamples of the harness, for metrics whose standard error has no formula
 
@@ -41,7 +42,7 @@ def run_harness(
 
     Args:
         model: a causal LM of transformers; in eval mode during the call.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer, or the name or folder of it.
         tasks: names of tasks, groups or tags, or patterns such as ``mmlu_*``.
         edits: the handle of the edits on the model.
         base: with edits, measure the base model too, by switching them off.
@@ -75,7 +76,7 @@ def run_harness(
     def run_tasks() -> dict[str, Any]:
         try:
             result = lm_eval.simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+                model=HFLM(pretrained=model, tokenizer=as_tokenizer(tokenizer), batch_size=batch_size),
                 tasks=list(names),
                 task_manager=manager,
                 num_fewshot=num_fewshot,

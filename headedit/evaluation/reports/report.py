@@ -5,6 +5,7 @@ from typing import Any
 
 from headedit.evaluation.scores.statistics import PairedTest
 from headedit.evaluation.tasks.task import ACCURACY
+from headedit.io.html import html_block, html_note, html_table
 
 _TELLING = 0.1  # the share of unparsed answers from which a remark is due
 
@@ -17,7 +18,7 @@ class Score:
         metrics: figures by name, the headline first; accuracy as a share, 0 to 1.
         interval: 95 % interval of the headline: Wilson's for accuracy, of the bootstrap for the others.
         unparsed: answers that could not be parsed, or that are empty.
-        seconds: time of generating or scoring.
+        seconds: time of generating or scoring, that of all processes added up.
         tokens: tokens generated or scored.
         groups: number of examples and headline of each group.
     """
@@ -41,7 +42,7 @@ class Score:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens generated or scored per second."""
+        """Tokens generated or scored per second of a process."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
@@ -82,6 +83,27 @@ class Report:
     test: PairedTest | None
     left_out: list[str]
     settings: dict[str, Any]
+
+    def __repr__(self) -> str:
+        base = "" if self.base is None else f", base {shown(self.metric, self.base.value)}"
+        constant = f", constant answer {shown(self.metric, self.constant.value)}"
+        score = _with_interval(self.metric, self.score)
+        return f"Report({self.task}: {self.metric} {score}{base}{constant}; n = {self.n})"
+
+    def _repr_html_(self) -> str:
+        systems = [("model" if self.base is None else "edited model", self.score)]
+        systems += [] if self.base is None else [("base model", self.base)]
+        rows = [(name, *_with_interval(self.metric, score).split(" ", 1)) for name, score in systems]
+        rows.append((f"always '{self.constant.answer}'", shown(self.metric, self.constant.value), ""))
+        if self.majority is not None:
+            answer = f"always '{self.majority.answer}', the training split's most frequent"
+            rows.append((answer, shown(self.metric, self.majority.value), ""))
+        notes = [] if self.test is None else [f"Edited against base: p = {self.test.p:.2g} ({self.test.name})."]
+        return html_block(
+            f"{self.task}: {self.n} examples",
+            html_table(["", self.metric, "95 % interval"], rows, left=1),
+            *map(html_note, [*notes, *self.remarks]),
+        )
 
     @property
     def accuracy(self) -> float:
@@ -138,6 +160,12 @@ class Report:
                     "examples_per_second": self.n / score.seconds if score.seconds else None,
                 }
         return {**data, "remarks": self.remarks}
+
+
+def _with_interval(metric: str, score: Score) -> str:
+    """A headline with its 95 % interval, such as ``82.0 [76.1, 86.7]``."""
+    low, high = (shown(metric, end) for end in score.interval)
+    return f"{shown(metric, score.value)} [{low}, {high}]"
 
 
 def shown(metric: str, value: float) -> str:

@@ -1,5 +1,6 @@
 """Scores predictions: the metrics of a task, with intervals, groups, baselines and the paired test."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -11,7 +12,7 @@ from headedit.evaluation.reports.report import Baseline, Score
 from headedit.evaluation.scores.metrics import METRICS, compute
 from headedit.evaluation.scores.statistics import PairedTest, bootstrap, mcnemar, paired_bootstrap, percentiles, wilson
 from headedit.evaluation.tasks.examples import Example
-from headedit.evaluation.tasks.task import ACCURACY, Task
+from headedit.evaluation.tasks.task import ACCURACY, MC2, Task
 
 Answers = Sequence[str | None]
 
@@ -20,21 +21,33 @@ _MEANS_OVER_ROWS = ("rouge", "bertscore")
 
 def check_metrics(task: Task) -> None:
     """Raises a ``HeadEditError`` for an unknown metric, before any work is done."""
-    known = {ACCURACY, *METRICS}
+    known = {ACCURACY, MC2, *METRICS}
     for name in task.metrics:
         if name not in known:
             raise HeadEditError(f"The task '{task.name}' names the metric '{name}'.{suggest(name, known)}")
-    chosen = [name for name in task.metrics if name != ACCURACY]
+    chosen = [name for name in task.metrics if name not in (ACCURACY, MC2)]
     if chosen:
         compute(_metric_options(task, chosen), ["a b c d"], [["a b c d"]])  # says which library is missing
 
 
-def hits(examples: Sequence[Example], answers: Answers) -> list[bool]:
+def hits(task: Task, examples: Sequence[Example], answers: Answers) -> list[bool]:
     """Marks which answers are right: the right label, or the first line of a reference."""
+
+    def plain(text: str) -> str:
+        return first_line(text).casefold() if task.ignore_case else first_line(text)
+
     return [
-        answer is not None and answer in [first_line(a) for a in example.answers]
+        answer is not None and plain(answer) in [plain(a) for a in example.answers]
         for example, answer in zip(examples, answers, strict=True)
     ]
+
+
+def right_share(example: Example, scores: Sequence[float]) -> float:
+    """The probability of an example's right options among all its options, in per cent, from their log-likelihoods."""
+    largest = max(scores)
+    weights = [math.exp(score - largest) for score in scores]
+    right = sum(w for w, label in zip(weights, example.labels, strict=True) if label in example.answers)
+    return 100 * right / sum(weights)
 
 
 def compute_metrics(
@@ -45,7 +58,9 @@ def compute_metrics(
     figures: dict[str, float] = {}
     for name in names:
         if name == ACCURACY:
-            figures[ACCURACY] = sum(hits(examples, answers)) / len(examples)
+            figures[ACCURACY] = sum(hits(task, examples, answers)) / len(examples)
+        elif name == MC2:
+            raise HeadEditError(f"{task.name}: mc2 is made of the options' likelihoods, and not of answers.")
         else:
             texts, references = [answer or "" for answer in answers], [example.answers for example in examples]
             figures |= compute(_metric_options(task, [name]), texts, references)
@@ -62,8 +77,9 @@ def draws(task: Task, examples: Sequence[Example], predictions: Sequence[Predict
     everything = range(len(examples))
     if name == ACCURACY:
         return []
-    if name in _MEANS_OVER_ROWS:
-        values = [_of_rows(task, examples, answers, [row]) for row in everything]
+    if name == MC2 or name in _MEANS_OVER_ROWS:
+        values = _right_shares(examples, predictions) if name == MC2 else []
+        values = values or [_of_rows(task, examples, answers, [row]) for row in everything]
         return bootstrap(lambda rows: fmean(values[row] for row in rows), len(examples))
     return bootstrap(lambda rows: _of_rows(task, examples, answers, rows), len(examples))
 
@@ -75,18 +91,29 @@ def score(task: Task, examples: Sequence[Example], predictions: Sequence[Predict
     for i, example in enumerate(examples):
         if example.group is not None:
             groups.setdefault(example.group, []).append(i)
+    shares = _right_shares(examples, predictions) if MC2 in task.metrics else []
+
+    def headline(rows: Sequence[int]) -> float:
+        return fmean(shares[row] for row in rows) if shares else _of_rows(task, examples, answers, rows)
+
     return Score(
-        metrics=compute_metrics(task, examples, answers),
-        interval=percentiles(drawn) if drawn else wilson(sum(hits(examples, answers)), len(examples)),
+        metrics={MC2: fmean(shares)} if shares else compute_metrics(task, examples, answers),
+        interval=percentiles(drawn) if drawn else wilson(sum(hits(task, examples, answers)), len(examples)),
         unparsed=sum(answer is None for answer in answers),
         seconds=sum(prediction.seconds for prediction in predictions),
         tokens=sum(prediction.tokens for prediction in predictions),
-        groups={name: (len(rows), _of_rows(task, examples, answers, rows)) for name, rows in sorted(groups.items())},
+        groups={name: (len(rows), headline(rows)) for name, rows in sorted(groups.items())},
     )
 
 
 def constant(task: Task, examples: Sequence[Example], trained: Sequence[Example] | None = None) -> Baseline:
-    """Scores always giving the most frequent answer of the examples, or of training examples."""
+    """Scores always giving the most frequent answer of the examples, or of training examples.
+
+    For ``mc2`` it is the score of options that are all equally likely.
+    """
+    if MC2 in task.metrics:
+        equal = fmean(right_share(example, [0.0] * len(example.labels)) for example in examples)
+        return Baseline(answer="every option alike", value=equal)
     counted = Counter(example.answers[0] for example in (examples if trained is None else trained))
     answer = first_line(counted.most_common(1)[0][0])
     return Baseline(
@@ -103,13 +130,20 @@ def paired_test(
     """The paired test of the edited model against the base: McNemar's for accuracy, else the bootstrap."""
     edited, base = ([prediction.prediction for prediction in found[system]] for system in (EDITED, BASE))
     if not drawn[EDITED]:
-        return mcnemar(hits(examples, edited), hits(examples, base))
+        return mcnemar(hits(task, examples, edited), hits(task, examples, base))
+    if MC2 in task.metrics:
+        means = [fmean(_right_shares(examples, found[system])) for system in (EDITED, BASE)]
+        return paired_bootstrap(drawn[EDITED], drawn[BASE], means[0] - means[1])
     headlines = [_first(compute_metrics(task, examples, answers, headline=True)) for answers in (edited, base)]
     return paired_bootstrap(drawn[EDITED], drawn[BASE], headlines[0] - headlines[1])
 
 
 def _of_rows(task: Task, examples: Sequence[Example], answers: Answers, rows: Sequence[int]) -> float:
     return _first(compute_metrics(task, [examples[i] for i in rows], [answers[i] for i in rows], headline=True))
+
+
+def _right_shares(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[float]:
+    return [right_share(e, p.scores or []) for e, p in zip(examples, predictions, strict=True)]
 
 
 def _first(figures: Mapping[str, float]) -> float:

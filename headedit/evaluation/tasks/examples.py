@@ -9,7 +9,8 @@ from typing import Any
 from headedit.data import last_exchange
 from headedit.data.encoding import encode_for_generation
 from headedit.errors import HeadEditError
-from headedit.evaluation.tasks.task import Task
+from headedit.evaluation.tasks.readers import read_fields
+from headedit.evaluation.tasks.task import MC2, Task
 from headedit.evaluation.tasks.templates import render
 
 
@@ -20,7 +21,7 @@ class Example:
     Fields:
         where: the file and line, or number, of its record.
         prompt: what the model is given.
-        answers: the right label, or the references of a free text.
+        answers: the right label, or for the metric ``mc2`` all right ones; or the references of a free text.
         labels: what names each option; empty for a free text.
         options: the text of each option, its label where it has no other.
         group: the group it is counted in; None where the task has none.
@@ -51,12 +52,18 @@ def make_example(task: Task, record: object, tokenizer: Any, where: str) -> Exam
         return Example(where, question, _references(response, where))
     if not isinstance(record, Mapping):
         raise HeadEditError(f"{where}: expected an object with named fields, found {type(record).__name__}.")
+    if task.reader is not None:
+        record = read_fields(task.reader, record, where)
     labels, options = _labels_and_options(task, record, where)
     instruction = render(task.prompt, {**record, "labels": labels, "options": options}, where)
     if task.options_in_prompt:
         labels = options = tuple(label for label in labels if _names(instruction, label))
     answer = _answer(task.answer, record, where)
-    answers = _references(answer, where) if task.options is None else (_label(answer, labels, options, where),)
+    if task.options is None:
+        answers = _references(answer, where)
+    else:
+        right = answer if MC2 in task.metrics and isinstance(answer, list | tuple) else [answer]
+        answers = tuple(_label(one, labels, options, where) for one in right)
     turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": answers[0]}]
     assert task.template is not None  # as the task checks
     prompt, _ = last_exchange(turns, task.template, tokenizer, where)
@@ -72,8 +79,10 @@ def _labels_and_options(task: Task, record: Mapping[str, Any], where: str) -> tu
     found = _field(record, task.options, where)
     if not isinstance(found, list | tuple) or not all(isinstance(text, str) for text in found):
         raise HeadEditError(f"{where}: the field '{task.options}' should list the options as texts, found {found!r}.")
-    if not 2 <= len(found) <= len(string.ascii_uppercase):
-        raise HeadEditError(f"{where}: the field '{task.options}' lists {len(found)} options, expected 2 to 26.")
+    most = len(string.ascii_uppercase) if task.labels == "letters" else None
+    if len(found) < 2 or (most is not None and len(found) > most):
+        wanted = "2 or more" if most is None else f"2 to {most}"
+        raise HeadEditError(f"{where}: the field '{task.options}' lists {len(found)} options, expected {wanted}.")
     options = tuple(found)
     if task.labels == "letters":
         return tuple(string.ascii_uppercase[: len(options)]), options

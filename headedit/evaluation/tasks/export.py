@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 from os import PathLike
+from typing import Any
 
 from headedit.errors import HeadEditError
+from headedit.evaluation.tasks.examples import Example
 from headedit.evaluation.tasks.records import TaskData, load_examples, load_rows
 from headedit.evaluation.tasks.task import Source, Task
 from headedit.evaluation.tasks.task_files import find_task
@@ -19,7 +21,9 @@ def training_records(
     seed: int = 0,
     skip_broken: bool = False,
 ) -> tuple[list[dict[str, str]], list[str]]:
-    """Makes records of ``instruction`` and ``answer`` for ``headedit train``.
+    """Makes records of ``instruction`` and ``answer`` for ``headedit train``, or of ``prompt`` and ``response``.
+
+    The latter for a task whose template is ``plain``: training then leaves its prompts as they are, too.
 
     Args:
         task: a name, a file or a task.
@@ -35,6 +39,7 @@ def training_records(
     Raises:
         HeadEditError: there is no such task or split, or a record is broken.
     """
+    names = ("prompt", "response") if find_task(task).template == "plain" else ("instruction", "answer")
     found = find_task(task, template="plain")
     if found.prompt is None:
         raise HeadEditError(f"The records of '{found.name}' are training examples already; train on their file.")
@@ -44,10 +49,47 @@ def training_records(
     examples, broken = load_examples(
         found, load_rows(found, data), None, limit=limit, seed=seed, skip_broken=skip_broken
     )
-    return [
-        {
-            "instruction": example.prompt,
-            "answer": render(found.response, {"answer": example.answers[0]}, example.where),
-        }
-        for example in examples
-    ], broken
+    return [dict(zip(names, (example.prompt, _response(found, example)), strict=True)) for example in examples], broken
+
+
+def preference_records(
+    task: "str | PathLike[str] | Task",
+    *,
+    data: TaskData | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
+    skip_broken: bool = False,
+    **changes: Any,
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Makes records of ``prompt``, ``chosen`` and ``rejected`` of a task with options, for ``headedit dpo``.
+
+    Chosen is the right option, rejected the first of the others, as LoFiT takes them.
+
+    Args:
+        task, data, split, limit, seed, skip_broken: as in ``training_records``.
+        changes: fields of the task to change, such as its prompt.
+
+    Raises:
+        HeadEditError: the task has no options, or as in ``training_records``.
+    """
+    found = find_task(task, template="plain", **changes)
+    if found.options is None:
+        raise HeadEditError(f"The task '{found.name}' has no options, of which one could be rejected.")
+    if found.data is not None and data is None:
+        found = replace(found, data=replace(found.data, split=split))
+    examples, broken = load_examples(
+        found, load_rows(found, data), None, limit=limit, seed=seed, skip_broken=skip_broken
+    )
+    rows = []
+    for example in examples:
+        wrong = next(
+            o for label, o in zip(example.labels, example.options, strict=True) if label not in example.answers
+        )
+        right = dict(zip(example.labels, example.options, strict=True))[example.answers[0]]
+        rows.append({"prompt": example.prompt, "chosen": right, "rejected": wrong})
+    return rows, broken
+
+
+def _response(task: Task, example: Example) -> str:
+    return render(task.response, {"answer": example.answers[0]}, example.where)

@@ -11,6 +11,7 @@ from jinja2 import TemplateSyntaxError
 
 from headedit.data import Template
 from headedit.errors import HeadEditError
+from headedit.evaluation.tasks.readers import Reader
 from headedit.evaluation.tasks.templates import compiled
 from headedit.io import strict
 
@@ -18,6 +19,9 @@ Scoring = Literal["generation", "loglikelihood"]
 
 ACCURACY = "accuracy"
 """The metric that needs no library: the share of answers that are right."""
+
+MC2 = "mc2"
+"""The metric of options of which several are right: the probability of the right ones among all, in per cent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +55,10 @@ class Task:
         prompt: a Jinja template over the fields of a record, and ``labels`` and ``options``. None where records are
             examples to train on: the last response of each is the answer, and all before it the prompt.
         answer: the field that holds the answer, or several of which the first that is filled counts. For a choice:
-            the label, the option's text or its index. For a text: the reference, or a list of references. None where
-            ``prompt`` is.
+            the label, the option's text or its index, or for the metric ``mc2`` a list of them. For a text: the
+            reference, or a list of references. None where ``prompt`` is.
+        reader: makes the fields that the prompt names of the records of a data set as it is published, see
+            ``headedit.evaluation.tasks.readers``; None where the records have them.
         response: a Jinja template over ``answer``, of what training on the task teaches; see ``export``.
         options: the options, where every record has the same, or the field that lists them; None for a free text.
         labels: what names an option that comes from a field: a capital letter, or its own text.
@@ -64,8 +70,9 @@ class Task:
         delimiter: the text between the prompt and a label whose log-likelihood is computed.
         num_beams: beams of the generation.
         max_new_tokens: longest answer; None for the longest expected one and the end-of-text.
-        metrics: ``accuracy``, or names of ``headedit.evaluation.scores.metrics``, perhaps with their options; the
-            first is the headline.
+        ignore_case: whether capital and small letters count as the same in a free text's accuracy.
+        metrics: ``accuracy``; ``mc2`` for options scored by their likelihood of which several are right; or names of
+            ``headedit.evaluation.scores.metrics``, perhaps with their options. The first is the headline.
         group: the field that names the group of a record, for figures per group.
         groups: names of the groups.
         only: evaluate this group alone.
@@ -77,6 +84,7 @@ class Task:
     name: str
     prompt: str | None
     answer: str | list[str] | None
+    reader: Reader | None = None
     response: str = "{{ answer }}"
     options: str | list[str] | None = None
     labels: Literal["letters", "text"] = "letters"
@@ -87,6 +95,7 @@ class Task:
     delimiter: str = ""
     num_beams: int = 4
     max_new_tokens: int | None = 16
+    ignore_case: bool = False
     metrics: list[str] | dict[str, dict[str, Any]] = field(default_factory=lambda: [ACCURACY])
     group: str | None = None
     groups: list[str] | None = None
@@ -116,7 +125,11 @@ class Task:
             raise HeadEditError("scoring: loglikelihood needs options; a free text can only be generated.")
         if not self.metrics:
             raise HeadEditError(f"metrics: is empty; expected {ACCURACY} or the name of another metric.")
-        if self.options is not None and list(self.metrics) != [ACCURACY]:
+        if list(self.metrics) == [MC2] and (self.scoring != "loglikelihood" or self.labels != "text"):
+            raise HeadEditError("metrics: mc2 needs scoring: loglikelihood, and labels: text.")
+        if MC2 in self.metrics and list(self.metrics) != [MC2]:
+            raise HeadEditError(f"metrics: found {list(self.metrics)}; mc2 stands alone.")
+        if self.options is not None and list(self.metrics) not in ([ACCURACY], [MC2]):
             raise HeadEditError(f"metrics: found {self.metrics}; a choice is measured by {ACCURACY} alone.")
         if self.only is not None and self.group is None:
             raise HeadEditError("only: needs a group, the field that names the group of a record.")

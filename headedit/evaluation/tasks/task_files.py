@@ -79,9 +79,10 @@ def _shipped_or_file(task: "str | PathLike[str]") -> Task:
     name, colon, group = str(task).partition(":")
     known = packaged_tasks()
     if name not in known:
+        suites = sorted({t.suite for t in known.values() if t.suite} - known.keys())  # some are both
         raise HeadEditError(
-            f"There is no task '{name}'.{suggest(name, known)} A task of your own is a YAML file: give its path. "
-            f"Tasks: {', '.join(known)}; suites: {', '.join(sorted({t.suite for t in known.values() if t.suite}))}."
+            f"There is no task '{name}'.{suggest(name, known, elsewhere=True)} A task of your own is a YAML file: give "
+            f"its path. Tasks: {', '.join(known)}; suites: {', '.join(suites)}."
         )
     if not colon:
         return known[name]

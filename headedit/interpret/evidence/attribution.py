@@ -28,6 +28,8 @@ from headedit.data.prompts import labelled
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
+from headedit.hf.sharding import refuse_tensor_parallel
+from headedit.hf.tokenizers import as_tokenizer
 from headedit.interpret.evidence.heads import Head, edited_heads
 from headedit.specs import HeadSite
 
@@ -69,14 +71,18 @@ def attribute(
     Args:
         edits: the handle of the edited model; not changed, nor are its gradients.
         data: examples of any form that ``headedit.fit`` takes.
-        tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
+        tokenizer: the model's tokenizer, its name or its folder; None is enough where all examples hold ``input_ids``.
         batch_size: examples per batch.
         progress: show a bar.
 
     Raises:
         HeadEditError: the edits are detached or merged, there are no examples, or one cannot be used.
     """
-    heads, rows, model = edited_heads(edits), encode_all(data, tokenizer, edits.model, edits.module.date), edits.model
+    heads, rows, model = (
+        edited_heads(edits),
+        encode_all(data, as_tokenizer(tokenizer), edits.model, edits.module.date),
+        edits.model,
+    )
     sites = list({head.site.path: head.site for head in heads}.values())
     sums = {site.path: _Sums(site) for site in sites}
     loss = base_loss = 0.0
@@ -118,8 +124,11 @@ def integrate(
 
     Args:
         edits: the handle of the edited model; not changed.
-        data, tokenizer, batch_size, progress: as for ``attribute``.
+        data: examples of any form that ``headedit.fit`` takes.
+        tokenizer: the model's tokenizer, its name or its folder; None is enough where all examples hold ``input_ids``.
         steps: number of strengths, each a forward and a backward pass.
+        batch_size: examples per batch.
+        progress: show a bar.
 
     Returns:
         [heads], in the order of ``HeadEstimates.heads``.
@@ -129,7 +138,11 @@ def integrate(
     """
     if steps < 1:
         raise HeadEditError(f"steps: found {steps}, expected 1 or more.")
-    heads, rows, model = edited_heads(edits), encode_all(data, tokenizer, edits.model, edits.module.date), edits.model
+    heads, rows, model = (
+        edited_heads(edits),
+        encode_all(data, as_tokenizer(tokenizer), edits.model, edits.module.date),
+        edits.model,
+    )
     sites = list({head.site.path: head.site for head in heads}.values())
     shares = {site.path: torch.zeros(site.heads) for site in sites}
     followed = False
@@ -229,6 +242,7 @@ def _recorded(
 
     Gradients with respect to those after the edits can be taken.
     """
+    refuse_tensor_parallel(model, (site.module for site in sites), "Attribution to heads")
     recorded: dict[str, list[Tensor]] = defaultdict(list)
 
     def record(path: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -19,6 +19,7 @@ from headedit.data.losses import mean_losses
 from headedit.data.prompts import labelled
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
+from headedit.hf.tokenizers import as_tokenizer
 from headedit.interpret.evidence.heads import Choice, Head, edited_heads, switched_off
 from headedit.interpret.evidence.tracing import traces
 
@@ -67,7 +68,7 @@ def leave_one_out(
     Args:
         edits: the handle of the edited model; not changed.
         data: examples of any form that ``headedit.fit`` takes.
-        tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
+        tokenizer: the model's tokenizer, its name or its folder; None is enough where all examples hold ``input_ids``.
         heads: ``open``, ``all``, or a list of (layer, head).
         batch_size: examples per batch.
         progress: show a bar.
@@ -78,7 +79,7 @@ def leave_one_out(
     """
     chosen, rows, model = (
         edited_heads(edits, heads),
-        encode_all(data, tokenizer, edits.model, edits.module.date),
+        encode_all(data, as_tokenizer(tokenizer), edits.model, edits.module.date),
         edits.model,
     )
     before, after = torch.zeros(len(rows)), torch.zeros(len(chosen), len(rows))
@@ -113,7 +114,10 @@ def patch(
         data: as for ``leave_one_out``.
         into: ``base``: the edited head's output is put into the base run, and a negative effect means that the head
             helps. ``edited``: the base head's output is put into the edited run, and a positive effect means that.
-        tokenizer, heads, batch_size, progress: as for ``leave_one_out``.
+        tokenizer: the model's tokenizer, its name or its folder; None is enough where all examples hold ``input_ids``.
+        heads: ``open``, ``all``, or a list of (layer, head).
+        batch_size: examples per batch.
+        progress: show a bar.
 
     Raises:
         HeadEditError: as for ``leave_one_out``; or a head's module runs several times in a forward pass, or does not
@@ -123,7 +127,7 @@ def patch(
         raise HeadEditError(f"into: found {into!r}, expected 'base' or 'edited'.")
     chosen, rows, model = (
         edited_heads(edits, heads),
-        encode_all(data, tokenizer, edits.model, edits.module.date),
+        encode_all(data, as_tokenizer(tokenizer), edits.model, edits.module.date),
         edits.model,
     )
     sites = list({head.site.path: head.site for head in chosen}.values())

@@ -22,6 +22,7 @@ from headedit.edits import HeadEdits
 from headedit.edits.affine import heads_shape
 from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
+from headedit.hf.sharding import refuse_tensor_parallel
 from headedit.specs import HeadSite
 from headedit.specs.probe import random_ids
 
@@ -74,7 +75,7 @@ class DirectPath:
             [changes, vocabulary], float32, each up to a positive factor.
         """
         given = self.given[site.path]
-        d = changes.to(given).view(1, -1, *heads_shape(given, site.heads, site.head_dim, site.path))
+        d = changes.to(given).view(1, -1, *heads_shape(given, site))
         for step in [*self.branches[site.path], *self.tail]:
             d = step.image(d)
         return d[0].float()
@@ -112,8 +113,9 @@ def direct_path(edits: HeadEdits, sites: Sequence[HeadSite]) -> DirectPath:
     """Finds the direct path of some sites in the base model by one forward pass over a few random tokens.
 
     Raises:
-        HeadEditError: the model has no unembedding.
+        HeadEditError: the model has no unembedding, or is tensor-parallel.
     """
+    refuse_tensor_parallel(edits.model, (site.module for site in sites), "The direct path of heads to the logits")
     unembedding = unembedding_of(edits.model)
     with edits.disable_adapter(), evaluating(edits.model):
         calls = _trace(edits.model)

@@ -11,6 +11,7 @@ from torch import Tensor
 from headedit.edits import HeadEdits
 from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
+from headedit.interpret.labels import head_name
 from headedit.specs import HeadSite
 
 Choice = str | Sequence[tuple[int, int]]
@@ -39,8 +40,8 @@ class Head:
 
     @property
     def name(self) -> str:
-        """Layer and head, as ``12.3``; the kind behind it where it is not attention."""
-        return f"{self.layer}.{self.head}" + ("" if self.kind == "attention" else f" {self.kind}")
+        """Layer and head, as ``L12H3``; the kind behind it where it is not attention."""
+        return head_name(self.layer, self.head) + ("" if self.kind == "attention" else f" {self.kind}")
 
     @property
     def is_open(self) -> bool:

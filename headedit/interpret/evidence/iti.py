@@ -18,6 +18,7 @@ from torch import Tensor
 from headedit.data.encoding import ids_to_last_token
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
+from headedit.hf.tokenizers import as_tokenizer
 from headedit.training.steering.directions import mass_mean_shift
 from headedit.training.steering.head_outputs import last_outputs
 from headedit.training.steering.probes import held_out_accuracy
@@ -107,7 +108,7 @@ def iti(
         examples: examples of any form that ``headedit.fit`` takes, read at the last token of the last response without
             what ends it, or rows with ``input_ids``, read at the last of these.
         labels: 0 or 1 for each example, such as for false and true.
-        tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
+        tokenizer: the model's tokenizer, its name or its folder; None is enough where all examples hold ``input_ids``.
         valid_share: share of each class that is held out; at least one example, and at most all but two.
         batch_size: examples per batch.
         seed: of the split; no other random numbers are drawn.
@@ -125,7 +126,8 @@ def iti(
     _check_option("batch_size", batch_size, batch_size >= 1, "1 or more")
     grid = edits.gates(kind).offset
     kind = edits.module.kinds()[0] if kind is None else kind
-    rows = [ids_to_last_token(example, tokenizer, f"Example {i + 1}") for i, example in enumerate(examples)]
+    reader = as_tokenizer(tokenizer)
+    rows = [ids_to_last_token(example, reader, f"Example {i + 1}") for i, example in enumerate(examples)]
     truth = _classes(labels, len(rows))
     train, valid = _split(truth, valid_share, seed)
     places = [(site, first) for site, _, first in edits.module.columns(kind)]

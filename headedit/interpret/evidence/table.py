@@ -9,11 +9,13 @@ from headedit.data.encoding import encode_all, last_response
 from headedit.data.tokens import without_end
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
+from headedit.hf.tokenizers import as_tokenizer
 from headedit.interpret.evidence.attribution import HeadEstimates, attribute, integrate
 from headedit.interpret.evidence.causal import HeadEffects, leave_one_out, patch
 from headedit.interpret.evidence.heads import Head, edited_heads
 from headedit.interpret.evidence.iti import HeadProbes, iti
 from headedit.interpret.evidence.tokens import TokenChanges, by_weights, tokens
+from headedit.interpret.naming import subtitle_of
 from headedit.io.optional import import_optional
 
 if TYPE_CHECKING:
@@ -53,12 +55,13 @@ def evidence(
         promotes, suppresses: the tokens whose logits the edit raises and lowers most, a list each; None where they
             cannot be read.
 
-    Besides, ``attrs`` has ``loss``, ``base_loss``, ``examples``, ``probe_baseline`` (by kind) and ``read``.
+    Besides, ``attrs`` has ``loss``, ``base_loss``, ``examples``, ``probe_baseline`` (by kind), ``read`` and ``model``.
 
     Args:
         edits: the handle; not changed.
         data: examples of any form that ``headedit.fit`` takes.
-        tokenizer: the model's tokenizer; without it there are no tokens, and all examples must hold ``input_ids``.
+        tokenizer: the model's tokenizer, its name or its folder; without it there are no tokens, and all examples must
+            hold ``input_ids``.
         probe: the result of ``iti``; or True, for probes that tell an example's own response from that of another
             example; or False.
         read: tokens by the weights, or as measured on the data; see ``tokens``.
@@ -77,6 +80,7 @@ def evidence(
         raise HeadEditError(f"read: found {read!r}, expected 'weights' or 'measured'.")
     frame = import_optional("pandas", "The table of evidence").DataFrame
     heads = edited_heads(edits)
+    tokenizer = as_tokenizer(tokenizer)
     rows = encode_all(data, tokenizer, edits.model, edits.module.date)
     opened = [head for head in heads if head.is_open]
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
@@ -102,6 +106,7 @@ def evidence(
         "examples": len(rows),
         "probe_baseline": {kind: result.baseline for kind, result in probes.items()},
         "read": read,
+        "model": subtitle_of([edits]),
     }
     return table
 

@@ -19,9 +19,11 @@ from headedit.data.prompts import labelled
 from headedit.edits import HeadEdits
 from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
+from headedit.hf.tokenizers import as_tokenizer
 from headedit.interpret.evidence.attribution import attribute
 from headedit.interpret.evidence.direct_path import direct_path, unembedding_of
 from headedit.interpret.evidence.heads import Choice, Head, edited_heads, switched_off
+from headedit.interpret.naming import subtitle_of
 
 _FEWEST = 0.9  # of the unembedding's rows: vocabularies are padded by a few per cent
 
@@ -72,6 +74,7 @@ class HeadWords:
         measured: by the whole edit on data, in logits; None without data.
         scale: the effect of its scale; None without an open scale.
         obstacle: why ``weights`` cannot be read.
+        model: name of the model.
     """
 
     head: Head
@@ -79,6 +82,7 @@ class HeadWords:
     measured: TokenChanges | None = field(repr=False)
     scale: ScaleChange | None
     obstacle: str | None
+    model: str = field(default="", repr=False)
 
 
 def tokens(
@@ -95,7 +99,7 @@ def tokens(
 
     Args:
         edits: the handle; not changed.
-        tokenizer: the model's tokenizer.
+        tokenizer: the model's tokenizer, its name or its folder.
         data: examples of any form that ``headedit.fit`` takes, to measure on; it costs a forward pass for each head.
         heads: ``open``, ``all``, or a list of (layer, head).
         top: number of tokens promoted, and of tokens suppressed.
@@ -109,7 +113,7 @@ def tokens(
     """
     if top < 1:
         raise HeadEditError(f"top: found {top}, expected 1 or more.")
-    chosen = edited_heads(edits, heads)
+    chosen, tokenizer = edited_heads(edits, heads), as_tokenizer(tokenizer)
     by_head, obstacles = by_weights(edits, chosen, tokenizer, top)
     known = _known(edits, tokenizer)
     measured: Sequence[TokenChanges | None] = [None] * len(chosen)
@@ -125,6 +129,7 @@ def tokens(
             f"These tokens cannot be read from the weights: {chosen[0].site.path}: {obstacles[0]}. Give data=... to "
             "measure them."
         )
+    name = subtitle_of([edits])
     return [
         HeadWords(
             head=head,
@@ -132,6 +137,7 @@ def tokens(
             measured=measured[i],
             scale=scale_change(head, shares.get((head.site.path, head.index))),
             obstacle=obstacles[i],
+            model=name,
         )
         for i, head in enumerate(chosen)
     ]

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from headedit.errors import HeadEditError
 from headedit.interpret.evidence.agreement import agreement as correlations
 from headedit.interpret.evidence.agreement import check_column
-from headedit.interpret.labels import LABELS, axis_label
+from headedit.interpret.labels import LABELS, axis_label, head_name
 from headedit.interpret.palette import COLOURS, FAINT, GRID, INK
+from headedit.interpret.plots.heading import Subtitle, put_heading
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped,unused-ignore]
@@ -30,6 +31,8 @@ def agreement(
     signs: Sequence[str] = ("contribution", "attribution", "integrated"),
     effect: str = "effect",
     title: str | None = None,
+    *,
+    subtitle: Subtitle = True,
 ) -> Figure:
     """Draws every sign against the causal effect, for the heads with an open gate.
 
@@ -38,11 +41,13 @@ def agreement(
         signs: the columns on the horizontal axes, one panel each.
         effect: the column on the vertical axis, such as ``effect`` or ``patch_edited``.
         title: by default the question, and the number of heads.
+        subtitle: True for the model and the number of examples, as the frame's ``attrs`` have them; False for none; or
+            a text.
 
     Returns:
         A figure with a panel for each sign: a point per head, marked by what its edit holds; where the effect has a
         standard error, bars of one in either direction. Above each panel is Spearman's rank correlation ρ, and the
-        heads with the largest effect are named, layer.head.
+        heads with the largest effect are named.
 
     Raises:
         HeadEditError: there is no such column, no sign is given, or no head is open.
@@ -63,7 +68,11 @@ def agreement(
     axes[0, 0].set_ylabel(_axis_label(effect))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(handles)), frameon=False, fontsize=9)
-    figure.suptitle(title or f"Do the signs agree with the effect? {len(rows)} of {len(evidence)} heads", fontsize=12)
+    name = f"Do estimates agree with the measured effect? The {len(rows)} of {len(evidence)} heads with an open gate"
+    count = evidence.attrs.get("examples")
+    parts = [evidence.attrs.get("model"), f"measured on {count} examples" if count else ""]
+    below = "  ·  ".join(filter(None, parts)) if subtitle is True else subtitle
+    put_heading(figure, name if title is None else title, below)
     return figure
 
 
@@ -88,10 +97,10 @@ def _points(axis: Axes, rows: "pandas.DataFrame", sign: str, effect: str) -> Non
                 label=f"{label} ({len(there)})",
             )
     axis.axhline(0, color=INK, linewidth=0.8, zorder=0)
-    axis.margins(x=0.14, y=0.1)
+    axis.margins(x=0.2, y=0.1)
     for i in numpy.argsort(-y)[:_NAMED]:
         if numpy.isfinite(x[i]) and numpy.isfinite(y[i]):
-            name = f"{rows['layer'].iloc[i]}.{rows['head'].iloc[i]}"
+            name = head_name(rows["layer"].iloc[i], rows["head"].iloc[i])
             axis.annotate(name, (x[i], y[i]), xytext=(5, 4), textcoords="offset points", fontsize=8)
     axis.grid(color=GRID, linewidth=0.6)
     axis.set_axisbelow(True)

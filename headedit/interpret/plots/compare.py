@@ -2,43 +2,45 @@
 
 import math
 from collections.abc import Mapping
-from itertools import combinations
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize, to_hex
+from matplotlib.colors import BoundaryNorm, ListedColormap, to_hex
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
-from numpy.typing import NDArray
 
 from headedit.errors import HeadEditError
 from headedit.interpret.head_map import Edits, HeadMap
-from headedit.interpret.palette import COLOURS, EDGE, FAINT, GRID, SEQUENTIAL
+from headedit.interpret.palette import COLOURS, COUNTS, EDGE, FAINT
+from headedit.interpret.plots.heading import Subtitle, put_heading
 from headedit.interpret.plots.heatmap import Grid, draw, mark_missing
+from headedit.interpret.plots.overlap import draw_overlap, height_of_overlap, short_name
 from headedit.interpret.plots.types import draw_types, type_grid, type_handles
-from headedit.runs.stability import expected_jaccard, jaccard
 
 _WIDTH = 8.0  # inches
-_NAME = 16  # letters of a name at most
 _LEAST_ROWS = 1.1  # inches of a small map's height
 _SETS = ("neither_set", "first_set", "second_set", "both_sets")
 
 
-def compare(edits: Mapping[str, Edits], *, kind: str | None = None, title: str | None = None) -> Figure:
+def compare(
+    edits: Mapping[str, Edits], *, kind: str | None = None, title: str | None = None, subtitle: Subtitle = True
+) -> Figure:
     """Draws which heads several edits of the same model have; a head counts if a gate on it is open.
 
     Args:
         edits: a name for each; handles, parameters or folders of saved edits, two or more.
         kind: the kind of site; by default attention, or else the first kind of the first edits.
         title: by default which kind is shown.
+        subtitle: True for model, task and recipe, as far as they are the same for all; False for none; or a text.
 
     Returns:
-        A figure: a small type map for each; a matrix with the Jaccard index |A ∩ B| / |A ∪ B| of each pair above the
-        diagonal, the index of random sets of the same sizes below it, and numbers of heads on it; and a map of
-        the differences: for two edits the heads of either and of both, for more the number of edits that have a head.
+        A figure: a small type map for each, with its number of heads; for every pair the Jaccard index as a
+        dot, and that of random sets of the same sizes as a line, or of many edits a table of the index; and a
+        map of the differences: for two edits the heads of either and of both, for more the number of edits that have
+        a head, in shades of grey.
 
     Raises:
         HeadEditError: there are fewer than two, their heads differ in number or kind, or a folder holds no edits.
@@ -53,14 +55,17 @@ def compare(edits: Mapping[str, Edits], *, kind: str | None = None, title: str |
     across = min(4, len(grids))
     down = math.ceil(len(grids) / across)
     small = min(2.6, max(_LEAST_ROWS, layers * 0.08))
-    heights = (down * (small + 0.6) + 0.6, max(3.4, min(4.2, layers * 0.1)))
+    heights = (down * (small + 0.6) + 0.6, max(3.4, min(4.2, layers * 0.1), height_of_overlap(len(grids))))
     figure = plt.figure(figsize=(_WIDTH, sum(heights) + 0.4), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=heights, squeeze=False).flat
     _maps(above, grids, down, across)
-    left, right = below.subplots(1, 2, width_ratios=(1, 1.15))
-    _matrix(left, grids)
+    share = min(0.99, height_of_overlap(len(grids)) / heights[1])
+    cells = below.add_gridspec(2, 2, width_ratios=(1, 1.15), height_ratios=(share, 1 - share))
+    left, right = below.add_subplot(cells[0, 0]), below.add_subplot(cells[:, 1])
+    draw_overlap(left, grids)
     _differences(right, grids)
-    figure.suptitle(f"Edits of {kind} heads compared" if title is None else title, fontsize=12)
+    name = f"Edits of {kind} heads compared"
+    put_heading(figure, name if title is None else title, subtitle, edits.values())
     return figure
 
 
@@ -79,7 +84,7 @@ def _maps(figure: SubFigure, grids: Mapping[str, Grid], down: int, across: int) 
     for axis, (name, grid) in zip(axes.flat, grids.items(), strict=False):
         draw_types(axis, grid)
         axis.tick_params(labelsize=8)
-        axis.set_title(f"{_short(name)}:  {len(_chosen(grid)):,} heads", fontsize=8)
+        axis.set_title(f"{short_name(name)}:  {int((grid > 0).sum()):,} heads", fontsize=8)
     for axis in axes.flat[len(grids) :]:
         axis.set_axis_off()
     for column in range(across):
@@ -92,38 +97,21 @@ def _maps(figure: SubFigure, grids: Mapping[str, Grid], down: int, across: int) 
     figure.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=9, ncols=len(handles))
 
 
-def _matrix(axis: Axes, grids: Mapping[str, Grid]) -> None:
-    sets = [_chosen(grid) for grid in grids.values()]
-    total = int(numpy.any([~numpy.isnan(grid) for grid in grids.values()], axis=0).sum())
-    count = len(sets)
-    values = numpy.full((count, count), numpy.nan)
-    for i, j in combinations(range(count), 2):
-        values[i, j] = jaccard(sets[i], sets[j])
-        values[j, i] = expected_jaccard(len(sets[i]), len(sets[j]), total)
-    axis.set_facecolor(GRID)
-    axis.imshow(values, cmap=SEQUENTIAL, norm=Normalize(0, 1))
-    for i, j in numpy.ndindex(count, count):
-        text = f"{len(sets[i]):,}" if i == j else f"{values[i, j]:.2f}"
-        light = i != j and values[i, j] < 0.6
-        size = min(10.0, 60 / count)
-        axis.text(j, i, text, ha="center", va="center", fontsize=size, color="white" if light else "black")
-    names = [_short(name) for name in grids]
-    axis.set_xticks(range(count), names, rotation=35, ha="right", rotation_mode="anchor", fontsize=8)
-    axis.set_yticks(range(count), names, fontsize=8)
-    axis.set_title("Jaccard index above the diagonal,\nby chance below, heads on it", fontsize=10)
-
-
 def _differences(axis: Axes, grids: Mapping[str, Grid]) -> None:
     chosen = numpy.stack([grid > 0 for grid in grids.values()])  # [edits, layers, heads]
     missing = numpy.all([numpy.isnan(grid) for grid in grids.values()], axis=0)
-    names = [_short(name) for name in grids]
+    names = [short_name(name) for name in grids]
     if len(names) == 2:
         values, colours = chosen[0] + 2.0 * chosen[1], [COLOURS[name] for name in _SETS]
         labels = ["neither", f"only {names[0]}", f"only {names[1]}", "both"]
         axis.set_title("Where they differ", fontsize=10)
     else:
         values = chosen.sum(0).astype(float)
-        colours = [to_hex(colormaps[SEQUENTIAL](i / len(names))) for i in range(len(names) + 1)]
+        shades = colormaps[COUNTS]
+        colours = [
+            COLOURS["neither_set"],
+            *(to_hex(shades(0.2 + 0.8 * i / len(names))) for i in range(1, len(names) + 1)),
+        ]
         labels = [f"{i} of {len(names)}" for i in range(len(names) + 1)]
         axis.set_title("How many edits have each head", fontsize=10)
     norm = BoundaryNorm([i - 0.5 for i in range(len(labels) + 1)], len(labels))
@@ -132,7 +120,7 @@ def _differences(axis: Axes, grids: Mapping[str, Grid]) -> None:
         axis.grid(which="minor", color=FAINT, linewidth=0.6)
     axis.set_xlabel("head")
     axis.set_ylabel("layer")
-    handles = [
+    handles: list[Any] = [
         Patch(facecolor=colour, edgecolor=EDGE, label=f"{label}: {int((values[~missing] == i).sum()):,}")
         for i, (colour, label) in enumerate(zip(colours, labels, strict=True))
     ]
@@ -144,12 +132,3 @@ def _differences(axis: Axes, grids: Mapping[str, Grid]) -> None:
         fontsize=8,
         ncols=2 if len(handles) < 7 else 3,
     )
-
-
-def _chosen(grid: Grid) -> set[Any]:
-    heads: NDArray[numpy.intp] = numpy.argwhere(grid > 0)
-    return set(map(tuple, heads.tolist()))
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"

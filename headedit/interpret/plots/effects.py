@@ -5,21 +5,36 @@ from typing import Any
 
 import numpy
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from headedit.data.encoding import ids_to_last_token
 from headedit.edits import HeadEdits
 from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
+from headedit.hf.tokenizers import as_tokenizer
 from headedit.interpret.head_map import Edits, HeadMap
+from headedit.interpret.labels import head_name
+from headedit.interpret.palette import COLOURS, EDGE, FAINT, SEQUENTIAL
+from headedit.interpret.plots.heading import Subtitle
 from headedit.interpret.plots.heatmap import Grid, add_bar, draw, finish, frame, mark_groups, mark_layers, mark_missing
 from headedit.training.steering.head_outputs import last_outputs
 
+_RANGE = 1000  # of the colours, largest over smallest
 
-def effects(edits: Edits, *, norms: Tensor | None = None, kind: str | None = None, title: str | None = None) -> Figure:
+
+def effects(
+    edits: Edits,
+    *,
+    norms: Tensor | None = None,
+    kind: str | None = None,
+    title: str | None = None,
+    subtitle: Subtitle = True,
+) -> Figure:
     """Draws heatmaps of the size of every head's offset and scale in eval mode.
 
     Args:
@@ -28,11 +43,13 @@ def effects(edits: Edits, *, norms: Tensor | None = None, kind: str | None = Non
             offsets are then shares of them.
         kind: the kind of site; by default all that are edited, one row of panels each, or with ``norms`` the first.
         title: by default which kinds are shown.
+        subtitle: True for model, task and recipe; False for none; or a text.
 
     Returns:
-        A figure with two panels per kind, each layers × heads, with a colour bar of its own from 0 to the largest:
-        ‖g·a‖ of the offset, plain or as a share of the norm of the head's output, and the root mean square of g·m
-        over the head's width, which is the relative change that a scale makes to a number of the output.
+        A figure with two panels per kind, each layers × heads: ‖g·a‖ of the offset, plain or as a share of the norm of
+        the head's output, and the root mean square of g·m over the head's width, which is the relative change that a
+        scale makes to a number of the output. The colours are logarithmic, up to the largest and at most three powers
+        of ten down, so that one large head does not hide the others; heads of size 0 are pale.
 
     Raises:
         HeadEditError: ``norms`` are of another shape, the edits have no site of the kind, or the folder holds none.
@@ -43,16 +60,19 @@ def effects(edits: Edits, *, norms: Tensor | None = None, kind: str | None = Non
     layers, heads = (max(pair[0].shape[i] for pair in sizes.values()) for i in (0, 1))
     figure, axes = frame(len(kinds), 2, layers, heads)
     handles = []
-    unit = "norm" if norms is None else "share of the head's output"
+    measure = r"Offset: norm $\|g_a a\|$" if norms is None else "Offset: share of the norm\nof the head's output"
+    labels = (measure, "Scale: root mean square\nof the change $g_m m$")
     for row, (name, pair) in zip(axes, sizes.items(), strict=True):
-        panels = ((r"Offset  $\|g_a a\|$", unit), (r"Scale  rms($g_m m$)", "root mean square"))
-        for axis, grid, (label, measure) in zip(row, pair, panels, strict=True):
-            _panel(axis, grid, label, measure)
+        for axis, grid, label in zip(row, pair, labels, strict=True):
+            _panel(axis, grid, label)
             mark_groups(axis, source.group_size(name), grid.shape[1])
         row[0].set_ylabel("layer" if len(kinds) == 1 else f"{name} heads\nlayer")
         handles = mark_layers(row[0], source.layer_kinds)
     handles += mark_missing([grid for pair in sizes.values() for grid in pair])
-    finish(figure, handles, f"Effect sizes of {' and '.join(kinds)} heads" if title is None else title)
+    if any((grid == 0).any() for pair in sizes.values() for grid in pair):
+        handles.insert(0, Patch(facecolor=COLOURS["none"], edgecolor=EDGE, label="0: not changed"))
+    name = f"Effect sizes of {' and '.join(kinds)} heads"
+    finish(figure, handles, name if title is None else title, subtitle, [edits])
     return figure
 
 
@@ -101,7 +121,7 @@ def head_norms(
     Args:
         edits: the handle, which says which heads there are; switched off during the call.
         examples: as for ``headedit.iti``.
-        tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
+        tokenizer: the model's tokenizer, its name or its folder; None is enough where all examples hold ``input_ids``.
         batch_size: examples per batch.
         kind: the kind of site; by default attention, or else the first.
         progress: show a bar.
@@ -114,7 +134,8 @@ def head_norms(
             or a head's output is not finite.
     """
     result = torch.full_like(edits.gates(kind).offset, torch.nan)
-    rows = [ids_to_last_token(example, tokenizer, f"Example {i + 1}") for i, example in enumerate(examples)]
+    reader = as_tokenizer(tokenizer)
+    rows = [ids_to_last_token(example, reader, f"Example {i + 1}") for i, example in enumerate(examples)]
     if not rows:
         raise HeadEditError("There is nothing to measure with: the set of examples is empty.")
     places = list(edits.module.columns(edits.module.kinds()[0] if kind is None else kind))
@@ -124,16 +145,26 @@ def head_norms(
     return result
 
 
-def _panel(axis: Axes, grid: Grid, label: str, measure: str) -> None:
+def _panel(axis: Axes, grid: Grid, label: str) -> None:
     there = ~numpy.isnan(grid)
-    largest = float(grid[there].max()) if there.any() else 0.0
-    image = draw(axis, grid, norm=Normalize(0, largest or 1.0))
-    if largest:
+    sizes = grid[there & (grid > 0)]
+    largest = float(sizes.max()) if len(sizes) else 1.0
+    smallest = max(float(sizes.min()) if len(sizes) else 0.0, largest / _RANGE)
+    smallest = smallest if smallest < largest else largest / 10
+    colours = colormaps[SEQUENTIAL].with_extremes(bad=COLOURS["none"])
+    image = draw(axis, grid, colours=colours, norm=LogNorm(smallest, largest))
+    if len(axis.get_xticks(minor=True)):
+        axis.grid(which="minor", color=FAINT, linewidth=0.6)  # white would not show on heads of size 0
+    if len(sizes):
         layer, head = numpy.unravel_index(numpy.nanargmax(grid), grid.shape)
-        label += f":  largest at layer {layer}, head {head}"
+        label += f"\nlargest {head_name(int(layer), int(head))}"
     elif there.any():
-        label += ":  all 0"
+        label += "\nall 0"
     else:
-        label += ":  none"
+        label += "\nnone"
     axis.set_title(label, fontsize=10)
-    add_bar(image, [axis], measure)
+    below = bool(len(sizes)) and float(sizes.min()) < smallest
+    bar = add_bar(image, [axis], "", extend="min" if below else "neither")
+    ticks = numpy.geomspace(smallest, largest, 4) if len(sizes) else numpy.empty(0)
+    bar.set_ticks(ticks.tolist(), labels=[f"{float(f'{tick:.2g}'):g}" for tick in ticks])
+    bar.ax.minorticks_off()

@@ -5,18 +5,20 @@ from matplotlib.figure import Figure
 
 from headedit.interpret.head_map import Edits, HeadMap
 from headedit.interpret.labels import short
+from headedit.interpret.plots.heading import Subtitle
 from headedit.interpret.plots.heatmap import Grid, add_bar, draw, finish, frame, mark_groups, mark_layers, mark_missing
 
 _PANELS = (("offset_gates", "$g_a$", "offset"), ("scale_gates", "$g_m$", "scale"))
 
 
-def gates(edits: Edits, *, kind: str | None = None, title: str | None = None) -> Figure:
+def gates(edits: Edits, *, kind: str | None = None, title: str | None = None, subtitle: Subtitle = True) -> Figure:
     """Draws a heatmap of the gates in eval mode.
 
     Args:
         edits: the handle, attached or detached, its parameters, or a folder of saved edits.
         kind: the kind of site; by default all that are edited, one row of panels each.
         title: by default which kinds are shown.
+        subtitle: True for model, task and recipe; False for none; or a text.
 
     Returns:
         A figure with two panels per kind, offset gates and scale gates, each layers × heads. Colour is the gate's value
@@ -43,7 +45,7 @@ def gates(edits: Edits, *, kind: str | None = None, title: str | None = None) ->
         handles = mark_layers(row[0], source.layer_kinds)
     add_bar(image, axes.ravel().tolist(), "gate in eval mode\n(0 closed, 1 open)")
     handles += mark_missing([grid for pair in grids.values() for grid in pair])
-    finish(figure, handles, f"Gates of {' and '.join(kinds)} heads" if title is None else title)
+    finish(figure, handles, f"Gates of {' and '.join(kinds)} heads" if title is None else title, subtitle, [edits])
     return figure
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from headedit.interpret.head_map import NOT_EDITED
 from headedit.interpret.palette import INK, LAYERS, NO_HEAD, OTHER_LAYERS, SEQUENTIAL
+from headedit.interpret.plots.heading import Subtitle, put_heading
 
 _MOST_TICKS = 16
 _TICK = 0.3  # inches that a tick with its number needs
@@ -25,6 +26,7 @@ _BAR = 0.12  # inches of a colour bar's thickness
 _CELL = 0.32  # inches; the most
 _WIDTH, _HEIGHT = 6.0, 6.5  # inches that the cells of a figure take at most
 _GRID_UP_TO = 1024  # cells
+_LEAST_CELL = 0.1  # inches of a cell with a line next to it
 
 Grid = NDArray[numpy.floating[Any]]
 
@@ -71,8 +73,11 @@ def draw(axis: Axes, grid: Grid, *, colours: str | Colormap = SEQUENTIAL, norm: 
             axis.add_patch(Rectangle(corner, width, height, fill=False, hatch="////", edgecolor="white", lw=0))
     set_ticks(axis, layers, heads)
     if layers * heads <= _GRID_UP_TO:
-        axis.set_xticks(numpy.arange(-0.5, heads), minor=True)
-        axis.set_yticks(numpy.arange(-0.5, layers), minor=True)
+        inches = size_of(axis)
+        if inches[0] / heads >= _LEAST_CELL:
+            axis.set_xticks(numpy.arange(-0.5, heads), minor=True)
+        if inches[1] / layers >= _LEAST_CELL:
+            axis.set_yticks(numpy.arange(-0.5, layers), minor=True)
         axis.grid(which="minor", color="white", linewidth=0.6)
     axis.tick_params(which="minor", length=0)
     return image
@@ -140,7 +145,7 @@ def mark_groups(axis: Axes, size: int | None, heads: int, *, colour: str = "whit
     few = len(axis.get_xticks(minor=True)) > 0
     for edge in range(size, heads, size):
         axis.axvline(edge - 0.5, color=colour, linewidth=2.6 if few else 0.9)
-    axis.set_xlabel(f"head  (lines: {size} share a key-value head)")
+    axis.set_xlabel(f"head  (lines: {size} per key-value head)")
 
 
 def mark_missing(grids: Sequence[Grid]) -> list[Patch]:
@@ -150,12 +155,14 @@ def mark_missing(grids: Sequence[Grid]) -> list[Patch]:
     return [Patch(facecolor=NO_HEAD, hatch="////", edgecolor="white", label="no edited head")]
 
 
-def finish(figure: Figure, handles: Sequence[Patch], title: str, *, columns: int = 4) -> None:
-    """Puts the title above, and a legend below if there is anything to explain."""
+def finish(
+    figure: Figure, handles: Sequence[Patch], title: str, subtitle: Subtitle = False, sources: Sequence[Any] = ()
+) -> None:
+    """Puts the title above, and a legend below if there is anything to explain; see ``put_heading``."""
     if handles:
-        across = min(columns, len(handles))
+        across = min(4, len(handles))
         figure.legend(handles=list(handles), loc="outside lower center", frameon=False, fontsize=9, ncols=across)
-    figure.suptitle(title, fontsize=12)
+    put_heading(figure, title, subtitle, sources)
 
 
 def _blocks(missing: NDArray[numpy.bool_]) -> list[tuple[int, int, int, int]]:

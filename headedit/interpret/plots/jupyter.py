@@ -1,8 +1,6 @@
 """The summary of a handle in a notebook: self-contained HTML, without scripts or style sheets."""
 
 import math
-from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +11,35 @@ from headedit.interpret.head_map import HeadMap
 from headedit.interpret.labels import axis_label, short
 from headedit.interpret.plots.effects import effect_sizes
 from headedit.interpret.plots.heatmap import Grid
+from headedit.interpret.plots.hover import hover_texts
 from headedit.interpret.plots.svg import gate_maps
+from headedit.io.html import html_block, html_note, html_table
 
 _MOST_HEADS = 8
 _COLUMNS = ("layer", "head", "gate_offset", "offset_norm", "gate_scale", "scale_rms")
 _COUNTED = ("any", "offset", "scale")
-_TABLE = "border-collapse:collapse;border:none;margin:2px 0;font-size:inherit;color:inherit"
-_CELL = "padding:1px 10px 1px 0;text-align:{align};border:none"
 
 
 def html(edits: HeadEdits) -> str:
     """Model, spec, counts of open gates, the gates as a picture, and the heads with the largest edits.
 
-    The colours of text and lines are those of the page, so that it reads in a light and in a dark notebook alike. Where
-    a viewer drops the picture, an SVG, the tables remain.
+    The colours of text and lines are those of the page, so that it reads in a light and in a dark notebook alike. Over
+    a cell of the picture, the browser shows the numbers of its head. Where a viewer drops the picture, an SVG, the
+    tables remain.
 
     Args:
         edits: the handle, attached or detached.
     """
     source = HeadMap.of(edits)
-    parts = [
-        f"<div style='font-weight:bold;margin-bottom:4px'>{escape(_title(edits))}</div>",
-        _table([], _facts(edits)),
-        gate_maps(source),
-    ]
+    parts = [html_table([], _facts(edits)), gate_maps(source, hover=hover_texts(source))]
     kinds = source.module.kinds()
     top = {kind: rows for kind in kinds if (rows := _top_heads(source, kind))}
     for kind, rows in top.items():
         heads = "Heads" if len(kinds) == 1 else f"{kind} heads"
-        parts.append(f"<div style='margin-top:6px'>{escape(heads)} with the largest edits</div>")
-        parts.append(_table([short(name) for name in _COLUMNS], rows))
+        parts += [html_note(f"{heads} with the largest edits"), html_table([short(name) for name in _COLUMNS], rows)]
     if not top:
-        parts.append("<div style='margin-top:6px'>No head is changed: all effective vectors are 0.</div>")
-    return f"<div style='font-size:13px;line-height:1.4;max-width:760px'>{''.join(parts)}</div>"
+        parts.append(html_note("No head is changed: all effective vectors are 0."))
+    return html_block(_title(edits), *parts)
 
 
 def _title(edits: HeadEdits) -> str:
@@ -90,13 +84,3 @@ def _share(grid: Grid) -> Any:
 
 def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.3g}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    align = "right" if header else "left"
-    cell = _CELL.format(align=align)
-    head = "".join(f"<th style='{cell};font-weight:normal;opacity:.7'>{escape(text)}</th>" for text in header)
-    lines = ["".join(f"<td style='{cell}'>{escape(text)}</td>" for text in row) for row in rows]
-    body = "".join(f"<tr style='background:none'>{line}</tr>" for line in lines)
-    top = f"<thead style='border:none'><tr>{head}</tr></thead>" if header else ""
-    return f"<table style='{_TABLE}'>{top}<tbody>{body}</tbody></table>"

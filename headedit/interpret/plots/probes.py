@@ -12,19 +12,23 @@ from headedit.errors import HeadEditError
 from headedit.interpret.evidence.iti import HeadProbes
 from headedit.interpret.head_map import Edits, HeadMap
 from headedit.interpret.labels import axis_label
+from headedit.interpret.plots.heading import Subtitle
 from headedit.interpret.plots.heatmap import add_bar, draw, finish, frame, mark_layers, mark_missing
 from headedit.training.steering.steering import Steering
 
 _POINTS = 72  # per inch
 
 
-def probes(found: HeadProbes | Steering, edits: Edits | None = None, title: str | None = None) -> Figure:
+def probes(
+    found: HeadProbes | Steering, edits: Edits | None = None, title: str | None = None, *, subtitle: Subtitle = True
+) -> Figure:
     """Draws a heatmap of the accuracy of each head's probe on the held-out examples.
 
     Args:
         found: what ``headedit.iti`` or ``headedit.steer`` returned.
         edits: outlines the heads that are open in these edits: an offset or a scale with an open gate.
         title: by default the best accuracy, and that of always naming the more frequent class.
+        subtitle: True for the model of the edits, where they are given; False for none; or a text.
 
     Returns:
         A figure with one panel, layers × heads. Colour runs from the accuracy of always naming the more frequent class
@@ -56,7 +60,8 @@ def probes(found: HeadProbes | Steering, edits: Edits | None = None, title: str 
         handles += mark_layers(axis, source.layer_kinds)
     handles += mark_missing([grid])
     best = f"best {numpy.nanmax(grid):.2f}, majority class {found.baseline:.2f}"
-    finish(figure, handles, f"Probes on {found.kind} heads: {best}" if title is None else title)
+    sources = [] if edits is None else [edits]
+    finish(figure, handles, f"Probes on {found.kind} heads: {best}" if title is None else title, subtitle, sources)
     return figure
 
 
@@ -71,12 +76,18 @@ def _open_heads(source: HeadMap, found: HeadProbes | Steering) -> NDArray[numpy.
 
 
 def _outline(axis: Axes, opened: NDArray[numpy.bool_]) -> list[Patch]:
-    """A black line with a white border inside each open head's cell, which shows on every colour of the map."""
+    """A black line with a white border along the edge of each open head's cell, which shows on every colour of the map.
+
+    Both together take at most a tenth of the cell's width on either side, so that its colour stays in sight.
+    """
     layers, heads = opened.shape
     size = axis.get_window_extent().transformed(axis.figure.dpi_scale_trans.inverted())
-    line = min(1.5, 0.09 * _POINTS * min(size.width / heads, size.height / layers))
+    cell = _POINTS * min(size.width / heads, size.height / layers)
+    line = min(1.5, 0.05 * cell)
     style = {"fill": False, "edgecolor": "black", "linewidth": line}
     effect = [withStroke(linewidth=3 * line, foreground="white")]
+    inside = 1 - 2 * 0.03
     for layer, head in numpy.argwhere(opened):
-        axis.add_patch(Rectangle((head - 0.4, layer - 0.4), 0.8, 0.8, path_effects=effect, zorder=3, **style))
+        corner = (head - inside / 2, layer - inside / 2)
+        axis.add_patch(Rectangle(corner, inside, inside, path_effects=effect, zorder=3, **style))
     return [Patch(**style, path_effects=effect, label=f"open head ({int(opened.sum())})")]

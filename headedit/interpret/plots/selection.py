@@ -13,8 +13,9 @@ from matplotlib.patches import Rectangle
 from headedit.edits.gate_set import GateIndex
 from headedit.errors import HeadEditError
 from headedit.interpret.head_map import Edits, HeadMap
-from headedit.interpret.labels import axis_label, short
+from headedit.interpret.labels import axis_label, head_name
 from headedit.interpret.palette import COLOURS, INK
+from headedit.interpret.plots.heading import Subtitle, put_heading
 from headedit.interpret.plots.heatmap import add_bar, draw, mark_groups, mark_missing
 from headedit.runs.run import Run
 from headedit.runs.selection import Selection
@@ -39,7 +40,11 @@ class HasSelection(Protocol):
 
 
 def selection(
-    run: "HasSelection | str | PathLike[str]", *, kind: str | None = None, title: str | None = None
+    run: "HasSelection | str | PathLike[str]",
+    *,
+    kind: str | None = None,
+    title: str | None = None,
+    subtitle: Subtitle = True,
 ) -> Figure:
     """Draws how sure the heads of ``fit(..., bootstrap=20)`` are.
 
@@ -47,6 +52,7 @@ def selection(
         run: what ``fit`` returned, or its folder.
         kind: the kind of site in the maps; by default attention, or else the first.
         title: by default the number of chosen gates.
+        subtitle: True for model, task and recipe; False for none; or a text.
 
     Returns:
         A figure: a map per vector, layers × heads, of the share of the halves that select a gate, with a frame around
@@ -98,9 +104,10 @@ def selection(
         fontsize=9,
         ncols=len(handles) + 1,
     )
-    counted = f"{len(found.chosen)} gates are sure" if found.chosen else "No gate is sure"
-    by = f"{found.halves} halves, at most {found.rate:.0%} false"
-    figure.suptitle(f"{counted}  ({by})" if title is None else title, fontsize=12)
+    count = len(found.chosen)
+    counted = f"{count} gates are sure" if count > 1 else "1 gate is sure" if count else "No gate is sure"
+    by = f"{found.halves} halves of the examples, at most {found.rate:.0%} of the sure gates false"
+    put_heading(figure, f"{counted}  ({by})" if title is None else title, subtitle, [run])
     return figure
 
 
@@ -116,11 +123,11 @@ def selection_grid(heads: HeadMap, found: Selection, kind: str, vector: str) -> 
 
 
 def gate_name(heads: HeadMap, gate: GateIndex) -> str:
-    """Layer and head of a gate, as ``3.5``; with the kind of its site where there are several."""
+    """Layer and head of a gate, as ``L3H5``; with the kind of its site where there are several."""
     site = heads.module.sites[gate.site]
     first = next(first for found, first, _ in _places(heads, site.kind) if found == gate.site)
     several = len(heads.module.kinds()) > 1
-    return f"{site.layer}.{first + gate.head}" + (f" {site.kind}" if several else "")
+    return head_name(site.layer, first + gate.head) + (f" {site.kind}" if several else "")
 
 
 def _places(heads: HeadMap, kind: str) -> list[tuple[int, int, int]]:
@@ -157,5 +164,5 @@ def _ranked(axis: Axes, heads: HeadMap, found: Selection) -> None:
     axis.set_xlim(-0.6, max(1, len(shown)) - 0.4)
     axis.set_ylim(0, 1.12)
     axis.set_yticks([0, 0.5, 1])
-    axis.set_xlabel("layer.head" + (f"  (the {_MOST} most often selected)" if len(found.gates) > _MOST else ""))
-    axis.set_ylabel(short("proportion"))
+    axis.set_xlabel("head" + (f"  (the {_MOST} gates most often selected)" if len(found.gates) > _MOST else ""))
+    axis.set_ylabel("share of the halves")

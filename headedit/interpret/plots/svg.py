@@ -1,6 +1,7 @@
-"""The gates as a static SVG of some kilobytes, with text in the colour of the page around it."""
+"""The gates as an SVG without scripts, with text in the colour of the page around it, and numbers over its cells."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from html import escape
 
 import numpy
@@ -12,6 +13,7 @@ from headedit.interpret.head_map import HeadMap
 from headedit.interpret.labels import short
 from headedit.interpret.palette import SEQUENTIAL
 from headedit.interpret.plots.heatmap import HEAD_STEPS, LAYER_STEPS, Grid, places
+from headedit.interpret.plots.hover import EVERY_UP_TO
 
 _LEVELS = 10
 _PANEL, _HEIGHT = 320.0, 300.0  # pixels that the cells of a panel take at most
@@ -19,14 +21,41 @@ _CELL = 20.0  # the most
 _MOST_TICKS = 12
 _LEFT, _TOP, _BETWEEN, _BOTTOM = 42.0, 20.0, 24.0, 34.0
 _LEAST_WIDTH = 170.0  # for the title above a panel
+_GRID_UP_TO = 1024  # cells
 
 
-def gate_maps(source: HeadMap) -> str:
-    """An SVG per kind of site: gates of offsets and of scales side by side, layers down, heads across, and a legend."""
-    return "".join(_kind(source, kind) for kind in source.module.kinds())
+@dataclass(frozen=True)
+class Drawing:
+    """What is in an SVG, and its size in pixels."""
+
+    content: str
+    width: float
+    height: float
+    label: str
+
+    def svg(self, style: str = "") -> str:
+        """The SVG; its text has the colour of the page, or of a style sheet."""
+        return (
+            f"<svg xmlns='http://www.w3.org/2000/svg' role='img' aria-label='{escape(self.label)}' "
+            f"width='{self.width:.0f}' height='{self.height:.0f}' viewBox='0 0 {self.width:.0f} {self.height:.0f}' "
+            "font-size='11' font-family='sans-serif' fill='currentColor' "
+            f"style='display:block;max-width:100%;margin-top:6px'>{style}{self.content}</svg>"
+        )
 
 
-def _kind(source: HeadMap, kind: str) -> str:
+def gate_maps(source: HeadMap, *, hover: Mapping[tuple[str, int, int], str] | None = None) -> str:
+    """An SVG per kind of site: gates of offsets and of scales side by side, layers down, heads across, and a legend.
+
+    Args:
+        source: the edits.
+        hover: by kind, layer and head, what the browser shows over the cell; of a large map only for heads whose
+            gate is open. None for nothing.
+    """
+    return "".join(drawing(source, kind, hover or {}).svg() for kind in source.module.kinds())
+
+
+def drawing(source: HeadMap, kind: str, hover: Mapping[tuple[str, int, int], str]) -> Drawing:
+    """The gates of one kind of site; see ``gate_maps``."""
     gates = source.module.gates(kind)
     panels = [
         (short("offset_gates"), numpy.asarray(gates.offset)),
@@ -43,19 +72,29 @@ def _kind(source: HeadMap, kind: str) -> str:
         place = f"translate({_LEFT + i * step:g} {_TOP:g})"
         title = f"<text y='-6'>{escape(prefix + name)}</text>"
         cells = f"<g transform='scale({wide:.4g} {high:.4g})'>{''.join(_cells(grid))}</g>"
+        lines = "".join(_lines(grid, wide, high))
         axes = "".join(_ticks(layers, heads, wide, high, first=i == 0))
-        drawn.append(f"<g transform='{place}'>{title}{cells}{axes}</g>")
+        texts = "".join(_hover(grid, kind, hover, wide, high))
+        drawn.append(f"<g transform='{place}'>{title}{cells}{lines}{axes}{texts}</g>")
     legend = _legend(any(numpy.isnan(grid).any() for _, grid in panels))
-    return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' role='img' aria-label='{escape(kind)} gates, layers by heads' "
-        f"width='{width:.0f}' height='{height:.0f}' viewBox='0 0 {width:.0f} {height:.0f}' font-size='11' "
-        f"font-family='sans-serif' fill='currentColor' style='display:block;max-width:100%;margin-top:6px'>"
-        f"{''.join(drawn)}<g transform='translate({_LEFT:g} {height - 16:g})'>{legend}</g></svg>"
-    )
+    drawn.append(f"<g transform='translate({_LEFT:g} {height - 16:g})'>{legend}</g>")
+    return Drawing("".join(drawn), width, height, f"{kind} gates, layers by heads")
+
+
+def _hover(grid: Grid, kind: str, hover: Mapping[tuple[str, int, int], str], wide: float, high: float) -> Iterator[str]:
+    """An invisible box with a title over every head that has a text."""
+    layers, heads = grid.shape
+    every = layers * heads <= EVERY_UP_TO
+    for layer, head in numpy.argwhere(~numpy.isnan(grid)).tolist():
+        text = hover.get((kind, layer, head))
+        if text is not None and (every or grid[layer, head] > 0):
+            x, y = head * wide, layer * high
+            box = f"x='{x:.1f}' y='{y:.1f}' width='{wide:.1f}' height='{high:.1f}'"
+            yield f"<rect class='head' {box} fill-opacity='0'><title>{escape(text)}</title></rect>"
 
 
 def _cells(grid: Grid) -> Iterator[str]:
-    """A path for every level of the gates, in units of cells, and a pale one with strokes where there is no head."""
+    """A path for every level of the gates, in units of cells, and a pale one where there is no head."""
     levels = numpy.where(numpy.isnan(grid), -1, numpy.ceil(numpy.nan_to_num(grid) * _LEVELS)).astype(int)
     for level in sorted(set(levels.flat)):
         runs = [run for layer, row in enumerate(levels == level) for run in _runs(layer, row)]
@@ -63,13 +102,20 @@ def _cells(grid: Grid) -> Iterator[str]:
         if level >= 0:
             yield f"<path data-gate='{level / _LEVELS:g}' fill='{_colour(level)}' d='{path}'/>"
             continue
-        strokes = "".join(f"M{head + i} {layer + 1}l1-1" for layer, head, length in runs for i in range(length))
         yield f"<path data-gate='none' fill-opacity='.12' d='{path}'/>"
-        yield f"<path stroke='currentColor' stroke-opacity='.3' vector-effect='non-scaling-stroke' d='{strokes}'/>"
+
+
+def _lines(grid: Grid, wide: float, high: float) -> Iterator[str]:
+    """Strokes through the cells without a head, and lines between cells where there are few, in pixels."""
     layers, heads = grid.shape
-    if layers * heads <= 1024:
-        lines = [f"M{i} 0v{layers}" for i in range(1, heads)] + [f"M0 {i}h{heads}" for i in range(1, layers)]
-        yield f"<path stroke='#fff' stroke-opacity='.5' vector-effect='non-scaling-stroke' d='{''.join(lines)}'/>"
+    missing = numpy.argwhere(numpy.isnan(grid)).tolist()
+    if missing:
+        strokes = "".join(f"M{h * wide:.4g} {(n + 1) * high:.4g}l{wide:.4g}-{high:.4g}" for n, h in missing)
+        yield f"<path stroke='currentColor' stroke-opacity='.3' d='{strokes}'/>"
+    if layers * heads <= _GRID_UP_TO:
+        lines = [f"M{i * wide:.4g} 0v{layers * high:.4g}" for i in range(1, heads)]
+        lines += [f"M0 {i * high:.4g}h{heads * wide:.4g}" for i in range(1, layers)]
+        yield f"<path stroke='#fff' stroke-opacity='.5' d='{''.join(lines)}'/>"
 
 
 def _runs(layer: int, there: NDArray[numpy.bool_]) -> Iterator[tuple[int, int, int]]:

@@ -8,19 +8,21 @@ from matplotlib.patches import Patch
 
 from headedit.interpret.head_map import Edits, HeadMap
 from headedit.interpret.palette import COLOURS, EDGE, FAINT
+from headedit.interpret.plots.heading import Subtitle
 from headedit.interpret.plots.heatmap import Grid, draw, finish, frame, mark_groups, mark_layers, mark_missing
 
 TYPES = {name: COLOURS[name] for name in ("none", "offset", "scale", "both")}
 """Types, in the order of their number in ``type_grid``, and their colours."""
 
 
-def types(edits: Edits, *, kind: str | None = None, title: str | None = None) -> Figure:
+def types(edits: Edits, *, kind: str | None = None, title: str | None = None, subtitle: Subtitle = True) -> Figure:
     """Draws a map of which edit each head has.
 
     Args:
         edits: the handle, attached or detached, its parameters, or a folder of saved edits.
         kind: the kind of site; by default all that are edited, one panel each.
         title: by default which kinds are shown.
+        subtitle: True for model, task and recipe; False for none; or a text.
 
     Returns:
         A figure with a panel per kind, layers × heads: no open gate, an offset, a scale, or both, with their counts in
@@ -41,7 +43,8 @@ def types(edits: Edits, *, kind: str | None = None, title: str | None = None) ->
     axes[0, 0].set_ylabel("layer")
     handles = type_handles([int(sum((grid == i).sum() for grid in grids)) for i in range(len(TYPES))])
     handles += mark_missing(grids) + mark_layers(axes[0, 0], source.layer_kinds)
-    finish(figure, handles, f"Edits of {' and '.join(kinds)} heads by type" if title is None else title)
+    name = f"Edits of {' and '.join(kinds)} heads by type"
+    finish(figure, handles, name if title is None else title, subtitle, [edits])
     return figure
 
 

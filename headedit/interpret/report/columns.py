@@ -10,7 +10,7 @@ from torch import Tensor
 from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
 from headedit.interpret.head_map import HeadMap
-from headedit.interpret.labels import LABELS
+from headedit.interpret.labels import LABELS, head_name
 from headedit.runs.selection import Selection
 
 if TYPE_CHECKING:
@@ -26,13 +26,15 @@ class Column:
 
     Fields:
         key: as in the evidence and in the table of labels.
-        form: ``whole``, ``number``, ``signed``, ``text`` or ``tokens``.
+        form: ``head``, ``number``, ``signed``, ``text`` or ``tokens``.
         drawn: whether the map can show it.
+        error: the key of its standard error, which is written behind it.
     """
 
     key: str
     form: str = "number"
     drawn: bool = True
+    error: str = ""
 
     @property
     def label(self) -> str:
@@ -46,16 +48,14 @@ class Column:
 
 
 COLUMNS = (
-    Column(key="layer", form="whole", drawn=False),
-    Column(key="head", form="whole", drawn=False),
+    Column(key="head", form="head", drawn=False),
     Column(key="kind", form="text", drawn=False),
     Column(key="edit", form="text"),
     Column(key="sure", form="text", drawn=False),
     Column(key="sure_offset"),
     Column(key="sure_scale"),
     Column(key="in_place_of", form="text", drawn=False),
-    Column(key="effect", form="signed"),
-    Column(key="effect_error", drawn=False),
+    Column(key="effect", form="signed", error="effect_error"),
     Column(key="promotes", form="tokens", drawn=False),
     Column(key="suppresses", form="tokens", drawn=False),
     Column(key="gate_offset"),
@@ -113,6 +113,16 @@ def columns_of(rows: Mapping[Key, Mapping[str, Any]]) -> list[Column]:
     return [column for column in held if several or column.key != "kind"]
 
 
+def ordered(rows: Mapping[Key, dict[str, Any]]) -> dict[Key, dict[str, Any]]:
+    """The rows with the edited heads first, those by the effect that was measured, the largest on top."""
+
+    def place(key: Key) -> tuple[bool, float]:
+        effect = rows[key].get("effect")
+        return not rows[key]["open"], 0.0 if effect is None or is_missing(effect) else -effect
+
+    return {key: rows[key] for key in sorted(rows, key=place)}
+
+
 def is_missing(value: Any) -> bool:
     """Whether there is no value."""
     return value is None or (isinstance(value, float) and math.isnan(value))
@@ -152,9 +162,7 @@ def _sure(source: HeadMap, selection: Selection, rows: Iterable[Key]) -> Iterato
     others: dict[Key, list[str]] = {}
     for group in selection.groups:
         for index, _, head in group:
-            names = [
-                f"{places[a, b][1]}.{places[a, b][2]} {vector}" for a, vector, b in group if (a, b) != (index, head)
-            ]
+            names = [f"{head_name(*places[a, b][1:])} {vector}" for a, vector, b in group if (a, b) != (index, head)]
             others.setdefault(places[index, head], []).extend(names)
     for key in rows:
         yield {

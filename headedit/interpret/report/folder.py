@@ -9,7 +9,7 @@ from headedit.edits.files.format import TENSOR_FILE, holds_edits
 from headedit.edits.files.storage import read_record
 from headedit.errors import HeadEditError
 from headedit.interpret.head_map import HeadMap
-from headedit.interpret.labels import LABELS, axis_label, short
+from headedit.interpret.labels import LABELS, axis_label, short, with_error
 from headedit.io.json import parse_json
 from headedit.runs.files import DATA_FILE, HISTORY_FILE, PATH_FILE, RUN_FILE, RUN_YAML
 from headedit.runs.pruning_path import PruningPath
@@ -17,6 +17,11 @@ from headedit.runs.record import check_record
 from headedit.runs.selection import Selection
 
 _MOST = 12  # values of a list that are shown
+_AGREEMENT = {
+    "heads": "edited heads of each seed",
+    "jaccard": "Jaccard index of the heads, mean of the pairs",
+    "chance": "Jaccard index by chance",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +135,12 @@ class RunFolder:
         if self.selection is not None:
             yield selection_table(self.selection)
         if isinstance(stability, Mapping):
-            cells = [[what, shown(value)] for what, value in flat(stability)]
-            yield Table(title="Agreement of the seeds", header=[], cells=cells)
+            spreads = {key: spread for key, spread in stability.items() if isinstance(spread, Mapping)}
+            others = {key: value for key, value in stability.items() if key not in spreads}
+            cells = [[_AGREEMENT.get(what, what), shown(value)] for what, value in flat(others) if value is not None]
+            cells += [[key.replace("_", " "), _spread(found)] for key, found in spreads.items()]
+            note = "±: standard deviation over the seeds." if spreads else ""
+            yield Table(title="Agreement of the seeds", header=[], cells=cells, notes=[note] if note else [])
 
     def settings(self) -> Iterator[Table]:
         """Tables of how the run was made."""
@@ -188,6 +197,19 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(shown, value[:_MOST])) + (f", … ({len(value)})" if len(value) > _MOST else "")
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def two_digits(value: float) -> str:
+    """A number with its two first digits, such as ``0.037``, ``7.4`` and ``120``."""
+    return f"{float(f'{value:.2g}'):.15g}"
+
+
+def _spread(found: Mapping[str, Any]) -> str:
+    mean, deviation = found.get("mean"), found.get("std")
+    if not isinstance(mean, float) or not isinstance(deviation, float):
+        return ", ".join(f"{what} {shown(value)}" for what, value in flat(found))
+    values = f" ({shown(found['values'])})" if isinstance(found.get("values"), list) else ""
+    return with_error(mean, deviation) + values
 
 
 def _examples(record: Mapping[str, Any]) -> str | None:

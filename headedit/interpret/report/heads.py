@@ -12,6 +12,8 @@ from headedit.interpret.head_map import HeadMap
 from headedit.interpret.palette import COLOURS, DARK, SEQUENTIAL
 from headedit.interpret.plots.types import TYPES
 from headedit.interpret.report.columns import Column, Key, is_missing
+from headedit.interpret.report.drawing import lifted_colours
+from headedit.interpret.report.folder import two_digits
 
 LEVELS = 10
 _SIDE = LEVELS // 2
@@ -84,11 +86,14 @@ def measures(rows: Mapping[Key, Mapping[str, Any]], columns: Sequence[Column]) -
 
 def colour_rules() -> str:
     """Style rules: the palette's colours as variables, on a light and on a dark page, and a class for every level."""
+    lifted = {f"lifted-{colour[1:]}": (colour, dark) for colour, dark in lifted_colours().items()}
     light = {name: COLOURS[name] for name in (*TYPES, "rise", "fall")}
+    light |= {name: colour for name, (colour, _) in lifted.items()}
+    dark = {name: colour for name, (_, colour) in lifted.items()} | DARK
     levels = {f"s{level}": to_hex(colormaps[SEQUENTIAL](level / LEVELS)) for level in range(LEVELS + 1)}
     rules = [
         _root(light),
-        f"@media (prefers-color-scheme: dark){{{_root(light | DARK)}}}",
+        f"@media (prefers-color-scheme: dark){{{_root(dark)}}}",
         *(f".{name}{{background:{colour}}}" for name, colour in levels.items()),
     ]
     return "\n".join(rules)
@@ -111,7 +116,7 @@ def _measure(column: Column, values: Mapping[Key, Any]) -> Measure:
     high = 1.0 if column.key in _GATES else max(map(abs, numbers))
     levels = range(-_SIDE, _SIDE + 1) if signed else range(LEVELS + 1)
     names = [_style(level, signed) for level in levels]
-    ends = (f"{-high if signed else low:.3g}", f"{high:.3g}")
+    ends = (two_digits(-high if signed else low), two_digits(high))
     texts = [ends[0], *[""] * (len(names) - 2), ends[1]]
     legend = [Swatch(style=name, text=text) for name, text in zip(names, texts, strict=True)]
     styles = {

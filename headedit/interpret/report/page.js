@@ -8,7 +8,7 @@
   const names = new Intl.Collator("en", { numeric: true });
   const sort = (column) => {
     const header = headers[column], words = ["text", "tokens"].includes(header.dataset.form);
-    const first = words || header.dataset.form === "whole" ? "ascending" : "descending";
+    const first = words || header.dataset.form === "head" ? "ascending" : "descending";
     const now = header.getAttribute("aria-sort");
     const order = now === null ? first : now === "ascending" ? "descending" : "ascending";
     const sign = order === "ascending" ? 1 : -1;
@@ -27,6 +27,28 @@
     button.addEventListener("click", () => sort(column));
     header.append(button);
   });
+
+  // The table as CSV, which the link next to the button holds.
+  const copied = document.getElementById("copied");
+  document.getElementById("copy").addEventListener("click", async () => {
+    const coded = atob(document.getElementById("csv").href.split(",")[1]);
+    const text = new TextDecoder().decode(Uint8Array.from(coded, (letter) => letter.charCodeAt(0)));
+    try {
+      await navigator.clipboard.writeText(text);
+      copied.textContent = `Copied ${body.rows.length} heads.`;
+    } catch {
+      copied.textContent = "The browser does not allow copying: download the file.";
+    }
+  });
+
+  // Whether an area scrolls sideways, which phones do not show.
+  const areas = [...document.querySelectorAll(".scroll")];
+  const measureAreas = () => areas.forEach((area) => {
+    area.classList.toggle("wide", area.scrollWidth > area.clientWidth + 1);
+  });
+  new ResizeObserver(measureAreas).observe(document.documentElement);
+  document.querySelectorAll("details").forEach((part) => part.addEventListener("toggle", measureAreas));
+  measureAreas();
 
   // The colours of the maps.
   const legends = [...document.querySelectorAll(".legend")], measure = document.getElementById("measure");
@@ -65,9 +87,9 @@
     row = document.getElementById(link.hash.slice(1));
     row.classList.add("shown");
     const title = document.createElement("b"), list = document.createElement("dl");
-    title.textContent = link.getAttribute("aria-label");
+    title.textContent = row.cells[0].textContent;
     headers.forEach((header, column) => {
-      if (header.dataset.form === "whole" || row.cells[column].dataset.order === "") return;
+      if (header.dataset.form === "head" || row.cells[column].dataset.order === "") return;
       const what = document.createElement("dt"), found = document.createElement("dd");
       what.textContent = header.textContent;
       found.className = row.cells[column].classList.contains("tokens") ? "tokens" : "";

@@ -1,7 +1,5 @@
-"""The pictures of a run, as PNG inside the page."""
+"""The pictures of a run, as SVG inside the page."""
 
-import base64
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,12 +8,11 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from headedit.interpret import plots
+from headedit.interpret.report.drawing import svg_of
 from headedit.interpret.report.folder import RunFolder
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped,unused-ignore]
-
-_DPI = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +22,12 @@ class Picture:
     Fields:
         title: what it is.
         text: what it shows.
-        source: a data URL.
-        width, height: in pixels of the page.
+        svg: the picture.
     """
 
     title: str
     text: str
-    source: str
-    width: int
-    height: int
+    svg: str
 
 
 def pictures(run: RunFolder, evidence: "pandas.DataFrame | None") -> Iterator[Picture]:
@@ -66,16 +60,9 @@ def pictures(run: RunFolder, evidence: "pandas.DataFrame | None") -> Iterator[Pi
         drawn.append(("How sure the heads are", text, lambda: plots.selection(folder)))
     text = "Losses, open gates and learning rates, step by step."
     drawn.append(("History", text, lambda: plots.history(folder)))
-    for title, text, draw in drawn:
-        yield _picture(title, text, draw())
-
-
-def _picture(title: str, text: str, figure: Figure) -> Picture:
-    payload = io.BytesIO()
-    try:
-        figure.savefig(payload, format="png", dpi=_DPI)
-    finally:
-        plt.close(figure)
-    width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    source = f"data:image/png;base64,{base64.b64encode(payload.getvalue()).decode()}"
-    return Picture(title=title, text=text, source=source, width=width, height=height)
+    for number, (title, text, draw) in enumerate(drawn):
+        figure = draw()
+        try:
+            yield Picture(title=title, text=text, svg=svg_of(figure, f"picture-{number}", f"{title}. {text}"))
+        finally:
+            plt.close(figure)

@@ -31,6 +31,8 @@ _ELSEWHERE = {
     "run_name": "logging.run_name",
     "logging_steps": "logging.every",
     "resume_from_checkpoint": "resume=True, or --resume",
+    "early_stopping_patience": "recipe.patience",
+    "early_stopping_threshold": "recipe.early_stopping_threshold",
 }
 _SET_BY_HEADEDIT = (
     "do_train",
@@ -126,6 +128,16 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if converted is not _DEFAULT:
             found[key] = converted
     return found
+
+
+def checked_training(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The section ``training`` of a run without a recipe, without the fields that are left at None.
+
+    Raises:
+        HeadEditError: a key is unknown or belongs elsewhere, or a value is of a wrong type.
+    """
+    checked = {key: _checked(key, value) for key, value in training.items()}
+    return {key: value for key, value in checked.items() if value is not _DEFAULT}
 
 
 def _name(recipe: Mapping[str, Any]) -> str:

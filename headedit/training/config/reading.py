@@ -13,16 +13,39 @@ from headedit.io import strict
 from headedit.io.yaml import read_yaml
 from headedit.runs.files import RUN_YAML
 from headedit.training.config.names import recipe_fields_of, route_keys
+from headedit.training.config.released import released_sections
 from headedit.training.config.run import RunConfig
 from headedit.training.recipes import DEFAULT
 
 _FOLDER = Path(__file__).resolve().parent / "shipped"
+_TUNE_FOLDER = Path(__file__).resolve().parent / "tune"
 _YAML = (".yaml", ".yml")
 
 
 def shipped_configs() -> dict[str, Path]:
     """The configs that come with headedit, by name."""
     return {file.stem: file for file in sorted(_FOLDER.glob("*.yaml"))}
+
+
+def tune_configs() -> dict[str, Path]:
+    """The configs of ``headedit tune`` that come with headedit, by name."""
+    return {file.stem: file for file in sorted(_TUNE_FOLDER.glob("*.yaml"))}
+
+
+def find_file(config: "str | PathLike[str]", of_run: str, shipped: Mapping[str, Path]) -> Path | None:
+    """The path of a config's file: its own, or the file of a run in a folder, or a shipped one; None if there is none.
+
+    Args:
+        config: a path, a folder or a name.
+        of_run: the name of the file in the folder of a run.
+        shipped: the files that come with headedit, by name.
+    """
+    path = Path(config)
+    if os.path.isfile(path / of_run):
+        return path / of_run
+    if os.path.isfile(path) or path.suffix in _YAML:
+        return path
+    return shipped.get(str(config))
 
 
 def find_config(config: "str | PathLike[str]") -> Path:
@@ -34,22 +57,21 @@ def find_config(config: "str | PathLike[str]") -> Path:
     Raises:
         HeadEditError: there is no such file, folder or name.
     """
-    path, shipped = Path(config), shipped_configs()
-    if os.path.isfile(path / RUN_YAML):
-        return path / RUN_YAML
-    if os.path.isfile(path) or path.suffix in _YAML:
-        return path
-    if str(config) in shipped:
-        return shipped[str(config)]
+    shipped = shipped_configs()
+    found = find_file(config, RUN_YAML, shipped)
+    if found is not None:
+        return found
+    if str(config) in tune_configs():
+        raise HeadEditError(f"{config}: is a config of another command: headedit tune {config}.")
     raise HeadEditError(
         f"{config}: there is no such file, and headedit has no config of this name."
-        f"{suggest(str(config), shipped)} Configs: {', '.join(shipped)}."
+        f"{suggest(str(config), shipped, title='Configs')}"
     )
 
 
 def config_text(name: str) -> str:
     """The YAML text of a config, with its comments."""
-    return find_config(name).read_text(encoding="utf-8")
+    return (tune_configs().get(name) or find_config(name)).read_text(encoding="utf-8")
 
 
 def read_run(
@@ -73,10 +95,25 @@ def read_run(
         where, data = "the options", {}
     else:
         file = find_config(config)
+        if file.suffix == ".sh":
+            raise HeadEditError(
+                f"{file}: is a shell script. One that calls JoLA's run_jola.py is converted by: "
+                f"headedit import jola-config {file} --output run.yaml"
+            )
         found = read_yaml(file)
         where = str(file)
         if not isinstance(found, Mapping):
             raise HeadEditError(f"{where}: expected a mapping of keys to values, found {type(found).__name__}.")
+        if "method" in found:
+            raise HeadEditError(
+                f"{where}: has a 'method', so it is a config of another command: headedit tune {where}."
+            )
+        sections = released_sections(found)
+        if sections:
+            raise HeadEditError(
+                f"{where}: is a config of JoLA's released code (its sections are {', '.join(sections)}), not a run of "
+                f"headedit. Convert it: headedit import jola-config {where} --output run.yaml"
+            )
         data = dict(found)
     if overrides:
         where = where if config is None else f"{where}, with overrides"

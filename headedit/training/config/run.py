@@ -17,7 +17,7 @@ from headedit.io import strict
 from headedit.io.files import write_atomically
 from headedit.runs.files import RUN_YAML
 from headedit.training.config.model import ModelConfig
-from headedit.training.config.names import resolve
+from headedit.training.config.names import argument_hints, resolve
 from headedit.training.recipes.stability_selection import check_halves
 from headedit.version import __version__
 
@@ -50,22 +50,37 @@ class LoggingConfig:
             installed, or a list of these.
         every: optimiser steps between logs; None for about five logs per epoch.
         run_name: name of the run in the trackers; None for the tracker's choice.
+        project: the project of the run in W&B and Trackio, unless ``WANDB_PROJECT`` names one; None for the tracker's
+            choice.
+        tags: the tags of the run in W&B, unless ``WANDB_TAGS`` has some.
     """
 
     report_to: Tracker | list[Tracker] = "none"
     every: int | None = None
     run_name: str | None = None
+    project: str | None = None
+    tags: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         strict.check(self)
         if self.every is not None and self.every < 1:
             raise HeadEditError(f"every: found {self.every}, expected 1 or more.")
+        for tag in self.tags:
+            if not tag or "," in tag:
+                raise HeadEditError(f"tags: found {tag!r}, expected words without a comma, by which W&B parts them.")
 
     @property
     def trackers(self) -> list[str]:
         """The trackers as a list, without ``none``."""
         given = [self.report_to] if isinstance(self.report_to, str) else self.report_to
         return [name for name in given if name != "none"]
+
+    def arguments(self) -> dict[str, Any]:
+        """The fields of ``TrainingArguments`` that these settings are."""
+        given = {"report_to": self.trackers or None, "logging_steps": self.every, "run_name": self.run_name}
+        if "project" in argument_hints():  # older versions have no such field
+            given["project"] = self.project
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,14 +170,7 @@ class RunConfig:
 
     def arguments(self) -> dict[str, Any]:
         """The fields of ``TrainingArguments`` for ``headedit.fit(..., arguments=...)``."""
-        found = dict(self.training)
-        if self.logging.trackers:
-            found["report_to"] = self.logging.trackers
-        if self.logging.every is not None:
-            found["logging_steps"] = self.logging.every
-        if self.logging.run_name is not None:
-            found["run_name"] = self.logging.run_name
-        return found
+        return {**self.training, **self.logging.arguments()}
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain data, from which ``from_dict`` makes an equal config."""

@@ -18,7 +18,7 @@ from headedit.training.loop import checkpoints
 from headedit.training.loop.interrupts import StopOnSignal
 from headedit.training.loop.other_weights import load_weights, other_weights, refuse_other_weights, save_weights
 from headedit.training.loop.policy import restore_reference, save_reference
-from headedit.training.loop.sharding import average_gradients, exclude_from_sharding, unsharded
+from headedit.training.loop.sharding import exclude_from_sharding, unsharded
 
 _TrainerMethods: Any = object  # a Trainer comes after it in the bases, and has the methods that it calls
 
@@ -98,10 +98,7 @@ class SavesEdits(_TrainerMethods):  # type: ignore[misc]
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             self._refuse_other_weights()
         exclude_from_sharding(self.accelerator, self.edits.model.get_submodule(MODULE_NAME))
-        prepared = super()._prepare_for_training(*args, **kwargs)
-        if self.is_fsdp_enabled:
-            average_gradients(self.accelerator, self.edits.module.parameters())
-        return prepared
+        return super()._prepare_for_training(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         restore_reference(self, Path(resume_from_checkpoint))

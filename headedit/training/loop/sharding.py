@@ -1,17 +1,15 @@
-"""Training with FSDP2: the base model's weights are sharded over the processes, the edits are not.
+"""Training with FSDP or DeepSpeed: the base model is shared out over the processes, the edits are not.
 
-Edits are small: sharding them would save nothing, and every reader of a gate would have to gather it first. They are
-excluded from sharding, and their gradients are averaged here, as FSDP averages those of the parameters it shards.
+See ``headedit.edits.replicas`` for how the edits stay whole and learn the same in every process.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-_AVERAGED = "_headedit_averaged"
+from headedit.errors import HeadEditError
 
 
 def exclude_from_sharding(accelerator: Any, edits: nn.Module) -> None:
@@ -21,18 +19,28 @@ def exclude_from_sharding(accelerator: Any, edits: nn.Module) -> None:
         plugin.ignored_modules = [edits]
 
 
-def average_gradients(accelerator: Any, parameters: Iterable[nn.Parameter]) -> None:
-    """Averages the gradients of unsharded parameters over all processes, at the end of every accumulation."""
+def refuse_zero3(trainer: Any) -> None:
+    """Raises a HeadEditError where DeepSpeed's ZeRO-3 would leave the edits empty outside a forward pass."""
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None) if trainer.is_deepspeed_enabled else None
+    if getattr(plugin, "zero_stage", None) == 3:
+        raise HeadEditError(
+            "deepspeed: ZeRO-3 shares out every parameter, the edits too, and gates and penalty are read where they "
+            "are empty. Train with ZeRO-2 (zero_stage: 2), which leaves parameters whole, or with fsdp: true, which "
+            "shards the base model and leaves the edits whole."
+        )
 
-    def average(parameter: Tensor) -> None:
-        if accelerator.sync_gradients and parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= dist.get_world_size()
 
-    for parameter in parameters:
-        if not hasattr(parameter, _AVERAGED):  # a second stage trains the same parameters
-            hook = parameter.register_post_accumulate_grad_hook(average)  # type: ignore[no-untyped-call]
-            setattr(parameter, _AVERAGED, hook)
+def learning_rate(optimizer: Any, parameter: nn.Parameter, group: int) -> float:
+    """The current learning rate of a parameter.
+
+    Args:
+        optimizer: the optimiser.
+        parameter: the parameter.
+        group: index of its group, for an optimiser that holds flat copies of parameters in their place, as DeepSpeed's.
+    """
+    groups = optimizer.param_groups
+    of_it = next((g for g in groups if any(p is parameter for p in g["params"])), groups[min(group, len(groups) - 1)])
+    return float(of_it["lr"])
 
 
 @contextmanager

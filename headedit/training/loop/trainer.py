@@ -4,7 +4,7 @@ What it adds is in ``HeadEditMixin``, which can also be put before any other Tra
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ from headedit.training.loop.progress import EditProgress
 from headedit.training.loop.response_loss import ScoresResponses
 from headedit.training.loop.saving import SavesEdits
 from headedit.training.loop.schedules import WITHOUT_WARMUP, LRSchedule, Moment, WarmUp, lr_factor
-from headedit.training.loop.throughput import Throughput
+from headedit.training.loop.sharding import learning_rate, refuse_zero3
+from headedit.training.loop.tensor_parallel import SharesLayers, with_optimizer_checkpoints
 from headedit.training.loop.token_loss import choose_loss, is_normalised, router_loss, token_loss
+from headedit.training.processes import check_together
 from headedit.training.trainable import edits_to_train
 
 
-class HeadEditMixin(ScoresResponses, SavesEdits):
+class HeadEditMixin(ScoresResponses, SavesEdits, SharesLayers):
     """Makes any transformers Trainer learn the edits on a model.
 
     Put it before the Trainer: ``class EditSFTTrainer(HeadEditMixin, trl.SFTTrainer): ...``. It adds seven things:
@@ -78,7 +80,8 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
     ) -> None:
         edits = edits_to_train(edits)
         trainable = [parameter for parameter in edits.module.parameters() if parameter.requires_grad]
-        with accepted_for_training(edits.model), reference_of_start(self, edits, kwargs):
+        whole = with_optimizer_checkpoints(edits.model, kwargs.get("args"))
+        with accepted_for_training(edits.model), reference_of_start(self, edits, kwargs), whole:
             super().__init__(model=edits.model, **kwargs)
         for parameter in trainable:  # PEFT, which a Trainer's peft_config applies, freezes all but its own
             parameter.requires_grad_(True)
@@ -93,7 +96,7 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
             history = History(folder / HISTORY_FILE if self.is_world_process_zero() else None)
         self.history, self.first_step, self.stage = history, first_step, stage
         self._guard = NanGuard(edits)
-        self._throughput = Throughput(self.args.world_size, self.args.device)
+        self._throughput = self._new_throughput()
         self._eval_losses: list[float] = []
         self._plain_loss: Tensor | None = None
         self._plain_since, self._has_learnt = 0, False
@@ -210,10 +213,12 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
                 there is no complete checkpoint to resume from; a checkpoint cannot be written; or the edits are merged,
                 disabled or do not act in the passes, so that nothing would be learnt.
         """
+        check_together(self.args.world_size, self.edits.model)
+        refuse_zero3(self)
         self.edits.check_trainable()
         self._plain_loss, self._plain_since = None, 0
         self._guard = NanGuard(self.edits, self.other_weights().values())
-        self._throughput = Throughput(self.args.world_size, self.args.device)
+        self._throughput = self._new_throughput()
         if resume_from_checkpoint is True:
             last = checkpoints.last_complete(Path(self.args.output_dir))
             if last is None:
@@ -224,13 +229,11 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
             self.history.restart(self.first_step or -1)
         elif checkpoints.has_ended(Path(resume_from_checkpoint)):
             return self._end_at(resume_from_checkpoint)
-        with differentiable(self.edits.model), self._gates_of_passes():
+        fixed = compares_policies(type(self))
+        with differentiable(self.edits.model), self.edits.deterministic_gates() if fixed else nullcontext():
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._raise_if_not_finite()
         return result
-
-    def _gates_of_passes(self) -> AbstractContextManager[None]:
-        return self.edits.deterministic_gates() if compares_policies(type(self)) else nullcontext()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds losses, penalty, open gates, speed and memory to the logs, and a row to the history."""
@@ -271,7 +274,6 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
         self._plain_loss, self._plain_since = None, self.state.global_step
         offset, scale = self.objective.weights(self.moment())
         opened = self.edits.count_open()
-        rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
         figures = {
             "loss": loss,
             "objective": objective,
@@ -280,11 +282,11 @@ class HeadEditMixin(ScoresResponses, SavesEdits):
             "lambda_scale": scale,
             "open_offset": float(opened["offset"][0]),
             "open_scale": float(opened["scale"][0]),
-            "learning_rate": rates[id(self.edits.vector_parameters()[-1])],
+            "learning_rate": learning_rate(self.optimizer, self.edits.vector_parameters()[-1], 0),
         }
         gates = self.edits.gate_parameters()
         if gates:
-            figures["gate_learning_rate"] = rates[id(gates[0])]
+            figures["gate_learning_rate"] = learning_rate(self.optimizer, gates[0], len(self._vectors_by_rate()))
         return figures
 
     @torch.no_grad()

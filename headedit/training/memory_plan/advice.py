@@ -9,6 +9,7 @@ from headedit.training.memory_plan.setup import Setup
 
 _DEVICES = (2, 4, 8)
 _SHORTEST = 128
+_HOW = {"device_map": "device_map: auto", "fsdp": "FSDP", "tensor_parallel": "tensor parallel"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _four_bits(planner: Planner, plan: Plan, memory: int) -> Change | None:
 
 def _more_devices(planner: Planner, plan: Plan, memory: int) -> Change | None:
     numbers = [n for n in _DEVICES if n > plan.setup.devices]
-    how = "device_map: auto" if plan.setup.split == "device_map" else "FSDP"
+    how = _HOW[plan.setup.split]
     return _first_that_fits(
         planner, plan, memory, [(f"{n} devices ({how})", replace(plan.setup, devices=n)) for n in numbers]
     )

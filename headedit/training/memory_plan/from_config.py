@@ -26,7 +26,7 @@ def setup_of(run: RunConfig, config: Any, *, for_gpu: bool = False, **changes: A
         HeadEditError: a value is impossible, or neither the run nor the model's config gives the length of an example.
     """
     text, training = text_config(config), run.training
-    length = run.data.max_length or context_length(config)
+    length = changes.get("tokens") or run.data.max_length or context_length(config)
     if length is None:
         raise HeadEditError("data: max_length: is missing, and the model's config does not give its context length.")
     dtype = str(getattr(text, "dtype", None)).removeprefix("torch.") if run.model.dtype == "auto" else run.model.dtype

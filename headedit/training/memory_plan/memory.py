@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from headedit.errors import HeadEditError
+from headedit.training.memory_plan.free import container_memory
 
 GIB = 2**30
 PROCESS = {"cuda": round(0.75 * GIB), "cpu": round(0.5 * GIB)}
@@ -25,7 +26,7 @@ def read_memory(text: str) -> int:
 
 
 def memory_of(device: Literal["cuda", "cpu"]) -> int:
-    """Bytes of the smallest GPU, or of the machine.
+    """Bytes of the smallest GPU, or of the machine or the container.
 
     Raises:
         HeadEditError: there is no GPU.
@@ -36,7 +37,8 @@ def memory_of(device: Literal["cuda", "cpu"]) -> int:
         sizes = [int(torch.cuda.get_device_properties(i).total_memory) for i in range(torch.cuda.device_count())]
         return min(sizes)
     machine: Any = import_module("psutil")  # accelerate depends on it
-    return int(machine.virtual_memory().total)
+    total, container = int(machine.virtual_memory().total), container_memory()
+    return total if container is None else min(total, container[0])
 
 
 def show(number: float) -> str:

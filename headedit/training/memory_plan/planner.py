@@ -18,7 +18,7 @@ UNCERTAINTY = 0.15
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The memory that a run needs, in bytes.
+    """The memory that a run needs, in bytes: of weights all of them, and of passes those of one process.
 
     Fields:
         setup: how it trains.
@@ -32,6 +32,7 @@ class Plan:
         saved: what a forward pass saves for the backward pass.
         working: what a step holds in addition at its peak: logits and their gradient, a layer that is run again, …
         validation: what a pass in validation holds at its peak, in place of ``saved`` and ``working``.
+        logits: those that are made at once, a part of ``saved`` or ``working``.
         process: what the process itself takes of a device: the context and libraries.
         shares: what each device holds.
     """
@@ -49,6 +50,7 @@ class Plan:
     validation: int
     process: int
     shares: tuple[Share, ...]
+    logits: int = 0
 
     @property
     def total(self) -> int:
@@ -67,7 +69,7 @@ class Plan:
         return "tight" if self.careful > memory else "fits"
 
     def rows(self) -> list[tuple[str, int]]:
-        """Bytes by purpose, on all devices together."""
+        """Bytes by purpose: weights and edits once, and of passes what one process holds, on all its devices."""
         return [
             *((f"weights, {dtype}", number) for dtype, number in self.dtypes.items()),
             ("buffers", self.buffers),
@@ -77,7 +79,20 @@ class Plan:
             ("saved for the backward pass", self.saved),
             ("working memory of a step, logits and loss included", self.working),
             ("or, in validation, in place of the last two", self.validation),
+            ("logits made at once, within these", self.logits),
+            *((what, number) for what, number in _of_each_device(self) if number),
         ]
+
+
+def _of_each_device(plan: Plan) -> list[tuple[str, int]]:
+    """What devices that share every weight hold of it: a part that each keeps, and what it gathers."""
+    share = plan.shares[0]
+    if plan.setup.devices == 1 or plan.setup.split == "device_map":
+        return []
+    return [
+        ("weights that each device keeps", share.base),
+        ("weights that it gathers meanwhile", share.gathered),
+    ]
 
 
 class Planner:
@@ -104,9 +119,9 @@ class Planner:
         Raises:
             HeadEditError: the model cannot be built, has no spec, or cannot be run without weights.
         """
-        skeleton = self._skeleton(setup)
-        alone = replace(setup, devices=1)
-        step = self._steps[alone] = self._steps.get(alone) or self._step(skeleton, alone)
+        skeleton, own = self._skeleton(replace(setup, devices=1)), self._skeleton(setup)
+        alone = setup if own is not skeleton else replace(setup, devices=1)
+        step = self._steps[alone] = self._steps.get(alone) or self._step(own, alone)
         dtypes: dict[str, int] = {}
         for tensor in skeleton.weights():
             name = str(tensor.dtype).removeprefix("torch.")
@@ -124,12 +139,14 @@ class Planner:
             saved=step.saved,
             working=step.peak - step.saved,
             validation=step.validation,
+            logits=step.logits,
             process=PROCESS[setup.device],
-            shares=shares(skeleton, step, setup),
+            shares=shares(skeleton, own, step, setup),
         )
 
     def _skeleton(self, setup: Setup) -> Skeleton:
-        key = (setup.dtype, setup.quantization, setup.attention)
+        sharing = setup.devices if setup.split == "tensor_parallel" else 1
+        key = (setup.dtype, setup.quantization, setup.attention, sharing)
         if key not in self._skeletons:
             self._skeletons[key] = Skeleton(self._config, setup, self._edits, self._spec)
         return self._skeletons[key]

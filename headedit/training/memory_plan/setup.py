@@ -27,7 +27,8 @@ class Setup:
             the default of transformers: sdpa where the model has it.
         device: kind of device, on which the kernels of attention depend.
         devices: number of devices.
-        split: how they share the model: ``device_map`` puts whole layers on each, ``fsdp`` a part of every weight.
+        split: how they share the model: ``device_map`` puts whole layers on each, ``fsdp`` a part of every weight,
+            which is gathered where it is used, and ``tensor_parallel`` a part of every layer, by transformers' plan.
     """
 
     batch_size: int = 4
@@ -39,7 +40,7 @@ class Setup:
     attention: Literal["eager", "sdpa", "flash"] | None = None
     device: Literal["cuda", "cpu"] = "cuda"
     devices: int = 1
-    split: Literal["device_map", "fsdp"] = "device_map"
+    split: Literal["device_map", "fsdp", "tensor_parallel"] = "device_map"
 
     def __post_init__(self) -> None:
         strict.check(self)
@@ -47,6 +48,11 @@ class Setup:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise HeadEditError(f"{name}: found {value}, expected {least} or more.")
+
+    @property
+    def whole_logits(self) -> bool:
+        """Whether all logits of a batch are made at once, as the trainer does where devices share each weight."""
+        return self.split != "device_map"
 
     @property
     def in_validation(self) -> int:

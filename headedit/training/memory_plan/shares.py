@@ -18,12 +18,14 @@ class Share:
     """The memory of one device, in bytes.
 
     Fields:
-        base: weights and buffers of the base model.
+        base: weights and buffers of the base model that it keeps.
+        gathered: weights of others that it holds while they are used.
         trained: edits, their gradients and the optimiser.
         saved, working, validation, process: as in ``Plan``.
     """
 
     base: int
+    gathered: int = 0
     trained: int
     saved: int
     working: int
@@ -38,29 +40,39 @@ class Share:
     @property
     def total(self) -> int:
         """Bytes in all."""
-        return self.base + self.trained + self.computing + self.process
+        return self.base + self.gathered + self.trained + self.computing + self.process
 
 
-def shares(skeleton: Skeleton, step: Step, setup: Setup) -> tuple[Share, ...]:
-    """The share of each device: whole layers, or with FSDP a part of every weight and of no activation.
+def shares(skeleton: Skeleton, own: Skeleton, step: Step, setup: Setup) -> tuple[Share, ...]:
+    """The share of each device: whole layers, a part of every layer, or with FSDP of every weight and no activation.
+
+    Args:
+        skeleton: the whole model.
+        own: what a device has of it, where devices share every layer.
+        step: of one process.
+        setup: how the devices share the model.
 
     Raises:
         HeadEditError: the layers are not in one list, so devices cannot share them.
     """
     base, trained = size(skeleton.base()), 4 * size(skeleton.trained())
     computing = {"saved": step.saved, "working": step.peak - step.saved, "validation": step.validation}
-    process = PROCESS[setup.device]
+    computing |= {"process": PROCESS[setup.device]}
     if setup.devices == 1:
-        return (Share(base=base, trained=trained, **computing, process=process),)
+        return (Share(base=base, trained=trained, **computing),)
+    if setup.split == "tensor_parallel":
+        return (Share(base=size(own.base()), trained=trained, **computing),) * setup.devices
     if not skeleton.layers:
         raise HeadEditError(
             f"The layers of {type(skeleton.model).__name__} are not in one list, so devices cannot share them."
         )
     layers = [size([*layer.parameters(), *layer.buffers()]) for layer in skeleton.layers]
     if setup.split == "fsdp":
-        outside = base - sum(layers)
-        gathered = min(base, -(-base // setup.devices) + outside + _GATHERED * max(layers))
-        one = Share(base=gathered, trained=trained, **computing, process=process)
+        buffers = size(skeleton.model.buffers())
+        weights = [size(layer.parameters()) for layer in skeleton.layers]
+        outside = base - buffers - sum(weights)
+        kept = buffers + sum(-(-tensor.shape[0] // setup.devices) * size([tensor[:1]]) for tensor in skeleton.weights())
+        one = Share(base=kept, gathered=outside + _GATHERED * max(weights), trained=trained, **computing)
         return (one,) * setup.devices
     embeddings: Any = skeleton.model.get_input_embeddings()  # type: ignore[operator]
     return _by_layers(layers, base, trained, step, size(embeddings.parameters()), setup)

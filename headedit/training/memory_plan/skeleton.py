@@ -3,26 +3,25 @@
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from headedit.edits import EditConfig, HeadEdits, attach
-from headedit.errors import HeadEditError
-from headedit.hf.building import build_model
+from headedit.hf.building import build_without_weights
 from headedit.hf.layers import stack_of
 from headedit.specs import Spec
 from headedit.training.memory_plan.packed import pack
 from headedit.training.memory_plan.setup import DTYPES, Setup
+from headedit.training.memory_plan.tensor_parallel import split_over_devices
 
 _IMPLEMENTATIONS = {"eager": "eager", "sdpa": "sdpa", "flash": "sdpa"}  # FlashAttention: as sdpa without a mask
 
 
 class Skeleton:
-    """The model of a config, frozen and in training mode, with edits.
+    """The model of a config, frozen and in training mode, with edits; where devices share every layer, what one has.
 
     Args:
         config: of a causal LM of transformers.
-        setup: dtype, quantization and attention are taken from it.
+        setup: dtype, quantization and attention are taken from it, and how many share every layer.
         edits: the shape of the edits.
         spec: where the heads are; by default found by the model type.
 
@@ -38,6 +37,8 @@ class Skeleton:
         self.model = _build(config, setup)
         self.edits: HeadEdits = attach(self.model, spec, edits)
         self.edits.module.to("meta")
+        if setup.split == "tensor_parallel" and setup.devices > 1:
+            split_over_devices(self.model, self.edits, setup.devices)
         if setup.quantization is not None:
             pack(self.model, setup.quantization)
         self.layers = _layers(self.model, self.edits)
@@ -60,15 +61,7 @@ def _build(config: Any, setup: Setup) -> nn.Module:
     options: dict[str, Any] = {"dtype": DTYPES[setup.dtype]}
     if setup.attention is not None:
         options["attn_implementation"] = _IMPLEMENTATIONS[setup.attention]
-    try:
-        with torch.device("meta"):
-            model = build_model(config, **options)
-    except Exception as error:  # whatever a config or model class raises
-        raise HeadEditError(
-            f"transformers cannot build a causal LM from this {type(config).__name__} "
-            f"({type(error).__name__}: {error})."
-        ) from None
-    return model.train().requires_grad_(False)
+    return build_without_weights(config, **options).train().requires_grad_(False)
 
 
 def _layers(model: nn.Module, edits: HeadEdits) -> list[nn.Module]:

@@ -31,6 +31,7 @@ class Step:
         layers: the part of ``saved`` of each layer.
         inside: the peak in addition to ``layers`` while the gradient goes through the layers.
         validation: bytes at the peak of a pass in validation, which saves nothing.
+        logits: bytes of the logits that are made at once in a step, without their gradient.
     """
 
     peak: int
@@ -38,6 +39,7 @@ class Step:
     layers: tuple[int, ...]
     inside: int
     validation: int
+    logits: int
 
     @property
     def head(self) -> int:
@@ -54,6 +56,7 @@ class Step:
             layers=(*self.layers[:at], *more, *self.layers[at:]),
             inside=self.inside,
             validation=self.validation + times * (longer.validation - self.validation),
+            logits=self.logits,
         )
 
 
@@ -71,21 +74,22 @@ def trace_step(skeleton: Skeleton, setup: Setup) -> Step:
         parameter.grad = torch.zeros_like(parameter)  # with accumulation it exists in the forward pass
     held = [*skeleton.base(), *trained, *(p.grad for p in trained if p.grad is not None)]
     saved_by = [0] * len(skeleton.layers)
+    logits: list[int] = []
     try:
         batch = _batch(model, setup, setup.batch_size)
         live = _live(held, batch)
         with ExitStack() as hooks, _with_checkpointing(model, setup), live:
-            for hook in _hooks(skeleton.layers, live, saved_by):
+            for hook in (*_hooks(skeleton.layers, live, saved_by), *_hook_on_head(model, logits)):
                 hooks.callback(hook.remove)
             with KernelsOf(setup.device):
-                loss = planned_loss(model, batch, whole_logits=setup.split == "fsdp")
+                loss = planned_loss(model, batch, whole_logits=setup.whole_logits)
             saved, layers = live.now, tuple(saved_by)
             # not within the other mode, which a layer that is run again could not see
             loss.backward()  # type: ignore[no-untyped-call]
         batch = _batch(model, setup, setup.in_validation)
         validating = _live(held, batch)
         with torch.no_grad(), evaluating(model), validating, KernelsOf(setup.device):
-            planned_loss(model, batch, whole_logits=setup.split == "fsdp")
+            planned_loss(model, batch, whole_logits=setup.whole_logits)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         raise HeadEditError(
             f"A {type(model).__name__} cannot be run on {setup.tokens} tokens without weights, so the memory of a step "
@@ -97,6 +101,7 @@ def trace_step(skeleton: Skeleton, setup: Setup) -> Step:
         layers=layers,
         inside=max(0, live.recent_peak - sum(layers)),
         validation=validating.peak,
+        logits=max(logits, default=0),
     )
 
 
@@ -114,6 +119,13 @@ def _batch(model: Any, setup: Setup, rows: int) -> dict[str, Tensor]:
         batch["input_ids"] = repeat(ids, "rows tokens -> (rows codebooks) tokens", codebooks=codebooks)
         batch["labels"] = repeat(ids, "rows tokens -> rows tokens codebooks", codebooks=codebooks)
     return batch
+
+
+def _hook_on_head(model: Any, logits: list[int]) -> Iterator[RemovableHandle]:
+    """A hook that notes the bytes of the logits that a model's head makes."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None:
+        yield head.register_forward_hook(lambda module, args, made: logits.append(made.numel() * made.element_size()))
 
 
 @contextmanager

@@ -50,11 +50,23 @@ class Recipe:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise HeadEditError(f"{name}: found {getattr(self, name)}, expected a number above 0.")
 
+    def check_zero_or_more(self, *names: str) -> None:
+        """Raises a HeadEditError if one of these fields is below 0 or NaN."""
+        for name in names:
+            if not getattr(self, name) >= 0:
+                raise HeadEditError(f"{name}: found {getattr(self, name)}, expected 0 or more.")
+
     def check_share(self, *names: str) -> None:
         """Raises a HeadEditError if one of these fields is not above 0 and below 1."""
         for name in names:
             if not 0 < getattr(self, name) < 1:
                 raise HeadEditError(f"{name}: found {getattr(self, name)}, expected a share above 0 and below 1.")
+
+    def check_share_or_zero(self, *names: str) -> None:
+        """Raises a HeadEditError if one of these fields is below 0, or 1 or more; None is allowed."""
+        for name in names:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
+                raise HeadEditError(f"{name}: found {getattr(self, name)}, expected a share from 0 to below 1.")
 
     def stage(self, *, scale_lr: float | None, offset_lr: float | None, gate_lr: float = 0.0) -> Stage:
         """A stage with the fields of this recipe and these peak learning rates; None for their defaults."""

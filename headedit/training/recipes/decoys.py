@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from headedit.edits import HeadEdits
 from headedit.edits.gate_set import GateIndex
 from headedit.edits.site_edit import SiteEdit
+from headedit.hf.sharding import refuse_tensor_parallel
 
 
 class Decoys:
@@ -42,7 +43,9 @@ class Decoys:
             self._open.append({name: torch.ones_like(v[:, :1]) for name, v in edit.vectors.items()})
 
     def __enter__(self) -> "Decoys":
-        for i, site in enumerate(self._edits.sites):
+        sites = self._edits.sites
+        refuse_tensor_parallel(self._edits.model, (site.module for site in sites), "Selecting heads against decoys")
+        for i, site in enumerate(sites):
             self._stack.callback(site.module.register_forward_pre_hook(_Hook(self, i)).remove)
         return self
 

@@ -14,7 +14,9 @@ from headedit.data.batches import Encoded
 from headedit.data.losses import total_loss
 from headedit.edits import HeadEdits
 from headedit.edits.gate_set import GateIndex, all_gates, freeze_gates
+from headedit.edits.site_input import whole_input
 from headedit.hf.checkpointing import evaluating_with_gradients
+from headedit.specs import HeadSite
 
 _SAMPLE = 64
 _SAMPLE_TOKENS = 512
@@ -30,7 +32,7 @@ def activation_rms(edits: HeadEdits, run: Callable[[], object]) -> list[float]:
     squares: list[list[Tensor]] = [[] for _ in edits.sites]
     with ExitStack() as stack:
         for site, means in zip(edits.sites, squares, strict=True):
-            hook = site.module.register_forward_pre_hook(_appending_mean_square(means), prepend=True)
+            hook = site.module.register_forward_pre_hook(_appending_mean_square(means, site), prepend=True)
             stack.callback(hook.remove)
         run()
     rms = [torch.stack(means).mean().sqrt().item() if means else 1.0 for means in squares]
@@ -78,10 +80,10 @@ def gate_gradients(edits: HeadEdits, batches: Iterable[dict[str, Tensor]], rms: 
     return found
 
 
-def _appending_mean_square(means: list[Tensor]) -> Callable[[Any, tuple[Any, ...]], None]:
-    """A forward pre-hook that appends the mean square of a module's input to a list."""
+def _appending_mean_square(means: list[Tensor], site: HeadSite) -> Callable[[Any, tuple[Any, ...]], None]:
+    """A forward pre-hook that appends the mean square of a site's whole input to a list."""
 
     def hook(module: Any, args: tuple[Any, ...]) -> None:
-        means.append(args[0].detach().float().square().mean())
+        means.append(whole_input(module, args[0], site.width, site.path).float().square().mean())
 
     return hook

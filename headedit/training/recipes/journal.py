@@ -25,6 +25,11 @@ from headedit.training.loop.state import State, gather, read_state, scatter, wri
 from headedit.version import __version__
 
 
+def own_identity(seed: int, edits: Sequence[Tensor]) -> dict[str, str]:
+    """What the result of a run depends on beyond examples and settings: its seed, and the edits that it starts from."""
+    return {"seed": str(seed), "edits": digest_tensors(edits)}
+
+
 @dataclass
 class Journal:
     """The finished stages of one session.

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from headedit.data.batches import Encoded
 from headedit.edits.gate_set import GateIndex, all_gates, close, freeze_gates, heads_of, release_gates
-from headedit.edits.site_edit import VECTORS
 from headedit.errors import HeadEditError
 from headedit.runs.pruning_path import Level, PruningPath, put_level
 from headedit.training.recipes.held_out import Part, held_out_parts
@@ -115,7 +114,7 @@ class Localise(LocaliseSettings):
                 found = found.better(self._search(session, train, valid, f"search {number}", candidates))
                 if set(found.orders[gates]) == before:
                     break
-        path = PruningPath(levels_of(found.orders, found.vectors, found.losses), 0)
+        path = PruningPath(levels_of(found.orders, found.vectors, found.losses), 0, base_loss=base)
         if self.heads is not None:
             return replace(path, chosen=len(path.first(heads=self.heads)))
         path = replace(path, chosen=choose(found.losses, most, base, self.standard_errors, self.tolerance))
@@ -148,6 +147,7 @@ class Localise(LocaliseSettings):
             freeze_gates(session.edits.module, path.first(gates=gates))
             session.train_stage(self.refit_stage(), name=f"refit of {gates}", train=train)
             losses[gates] = session.example_losses(valid)
+            path = replace(path, refits={size: found.mean().item() for size, found in losses.items()})
             smaller = choose(losses, gates, base, self.standard_errors, self.tolerance)
             if smaller != gates:
                 return replace(path, chosen=smaller)
@@ -178,7 +178,6 @@ class Localise(LocaliseSettings):
             memory=self.memory,
             gates=candidates,
             recorder=recorder,
-            raised=[name for name in VECTORS if getattr(self, f"{name}_lr") is None],
         )
         session.train_stage(
             self.search_stage(), name=name, objective=self.objective(), callbacks=[pruning], train=train

@@ -7,6 +7,7 @@ from headedit.errors import HeadEditError
 from headedit.training.loop.objective import Objective
 from headedit.training.loop.schedules import LambdaSchedule
 from headedit.training.recipes.base import Recipe
+from headedit.training.recipes.dropout import SHARE_IN_SEARCH
 from headedit.training.recipes.effort import EFFORTS, FOLDS_BELOW, EffortName, PlannedStage
 from headedit.training.recipes.held_out import held_out_sizes
 from headedit.training.recipes.model_selection import check_budget
@@ -26,9 +27,12 @@ class LocaliseSettings(Recipe):
             fewer. None for what the effort says, or for none where the number of epochs is given.
         scale_lr: peak learning rate of the scales; None for half of the default of the offsets.
         offset_lr: peak learning rate of the offsets, in units of the root mean square of their site's input; None for
-            5/√n, at most 0.5, with n the number of values whose gates are not closed: it rises as gates are closed.
+            5/√n, at most 0.5, with n the number of values whose gates are not closed when a search or refit begins.
         gate_lr: peak learning rate of the gate logits in a search.
         refit_rate: factor on the learning rates in a refit.
+        dropout: share of the heads whose edit each training pass of a refit leaves out, from 0 to below 1, and half of
+            it in a search; see ``HeadEdits.head_dropout``. None for 0.2, falling to 0 as labelled tokens rise from as
+            many as trained values to twice as many.
         lambda_offset: λ_a, the price of an open offset gate, in nats per token.
         lambda_scale: λ_m, the price of an open scale gate, in nats per token.
         lambda_schedule: schedule of both over a search: ``constant``, ``linear``, ``cyclic``, ``performance`` or
@@ -58,11 +62,12 @@ class LocaliseSettings(Recipe):
     offset_lr: float | None = None
     gate_lr: float = 0.05
     refit_rate: float = 1.0
+    dropout: float | None = None
     max_grad_norm: float = 0.3
     lambda_offset: float = 1e-3
     lambda_scale: float = 1e-3
     lambda_schedule: LambdaSchedule = "constant"
-    prune_from: float = 0.2
+    prune_from: float = 0.4
     prune_until: float = 0.9
     memory: float = 0.95
     searches: int | None = None
@@ -78,6 +83,7 @@ class LocaliseSettings(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_above_zero("scale_lr", "offset_lr", "gate_lr", "refit_rate", "searches", "search_epochs", "folds")
+        self.check_share_or_zero("dropout")
         self.check_share("prune_from", "prune_until", "memory", "valid_share")
         check_budget(self.budget)
         if self.prune_from >= self.prune_until:
@@ -108,12 +114,15 @@ class LocaliseSettings(Recipe):
     def search_stage(self) -> Stage:
         """The stage that trains vectors and gates while gates are closed."""
         rates = self.stage(scale_lr=self.scale_lr, offset_lr=self.offset_lr, gate_lr=self.gate_lr)
-        return replace(rates, **self.length("search_epochs"), relative=True)
+        length = self.length("search_epochs")
+        return replace(rates, **length, relative=True, dropout=self.dropout, dropout_factor=SHARE_IN_SEARCH)
 
     def refit_stage(self) -> Stage:
         """The stage that trains the vectors of the kept gates."""
         stage = self.stage(scale_lr=self.scale_lr, offset_lr=self.offset_lr)
-        return scale_rates(replace(stage, **self.length("epochs"), relative=True), self.refit_rate)
+        return scale_rates(
+            replace(stage, **self.length("epochs"), relative=True, dropout=self.dropout), self.refit_rate
+        )
 
     def folds_of(self, examples: int) -> int:
         """The number of parts that are held out in turn without a validation set; 1 for one held-out part."""

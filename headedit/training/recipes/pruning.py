@@ -11,7 +11,6 @@ from headedit.edits import HeadEdits
 from headedit.edits.gate_set import GateIndex, all_gates, close
 from headedit.training.loop.state import State
 from headedit.training.recipes.model_selection import Recorder
-from headedit.training.recipes.rates import count_values, default_rate, groups_with, multiply_rates
 
 Scores = dict[tuple[int, str], Tensor]
 """The score of each gate, [heads], by site and vector."""
@@ -42,7 +41,6 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
         by: what importance is: ``loss`` for the contribution to the loss, ``gate`` for log α.
         gates: the gates to start with, all others being closed already; None for all gates.
         recorder: records every level at its end, before the next one starts.
-        raised: the kinds of vectors whose learning rates rise as gates are closed, by their default; see ``rates``.
 
     Fields:
         alive: the gates that are not closed for good, sorted.
@@ -60,13 +58,11 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
         by: str = "loss",
         gates: Collection[GateIndex] | None = None,
         recorder: Recorder | None = None,
-        raised: Collection[str] = (),
     ) -> None:
         self.edits, self.window, self.memory, self.by, self.recorder = edits, window, memory, by, recorder
         self.alive = all_gates(edits.module) if gates is None else sorted(gates)
         self.levels = level_sizes(len(self.alive), min(smallest, len(self.alive)))
         self.dropped: list[GateIndex] = []
-        self.raised = raised
         self._level = 0
         self._scores: Scores = {}
 
@@ -125,11 +121,9 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        optimizer: Any = None,
-        lr_scheduler: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Closes gates down to the level that is due at this step, and raises the learning rates of the others."""
+        """Closes gates down to the level that is due at this step."""
         first, last = self.window
         share = (state.global_step / max(1, state.max_steps) - first) / (last - first)
         due = int(min(1.0, max(0.0, share)) * (len(self.levels) - 1))
@@ -141,14 +135,6 @@ class Pruning(TrainerCallback):  # type: ignore[misc]
             self.dropped += reversed(drop)
             self.alive = sorted(keep)
             close(self.edits.module, drop)
-            if optimizer is not None:
-                self._raise_rates(count_values(self.edits, [*keep, *drop]), optimizer, lr_scheduler)
-
-    def _raise_rates(self, before: int, optimizer: Any, scheduler: Any) -> None:
-        """Raises the default rates from those for a number of values to those for the values that are left."""
-        factor = default_rate(count_values(self.edits, self.alive)) / default_rate(before)
-        of_kind = (edit.vectors[kind] for edit in self.edits.module for kind in self.raised if kind in edit.vectors)
-        multiply_rates(dict.fromkeys(groups_with(optimizer, of_kind), factor), optimizer, scheduler)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -6,14 +6,10 @@ bears or does not bear: a rate that suits a thousand values breaks a model in wh
 """
 
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
-
-from torch import Tensor
 
 from headedit.edits import HeadEdits
-from headedit.edits.gate_set import GateIndex, not_closed
+from headedit.edits.gate_set import not_closed
 from headedit.training.recipes.stage import Stage
 
 LENGTH = 5.0
@@ -31,16 +27,16 @@ def default_rate(values: int) -> float:
     return min(LARGEST, LENGTH / math.sqrt(max(1, values)))
 
 
-def count_values(edits: HeadEdits, gates: Iterable[GateIndex] | None = None) -> int:
-    """The number of values in vectors that some gates act on; by default of all gates that are not closed for good.
+def count_values(edits: HeadEdits) -> int:
+    """The number of values in vectors whose gates are not closed for good.
 
     Edits without gates count all.
     """
     sites = list(edits.module)
     if not any(len(site.gates) for site in sites):
         return sum(vector.numel() for vector in edits.vector_parameters())
-    chosen = not_closed(edits.module) if gates is None else gates
-    return sum(sites[gate.site].head_dim * len(sites[gate.site].vectors_of(gate.vector)) for gate in chosen)
+    left = ((sites[gate.site], gate.vector) for gate in not_closed(edits.module))
+    return sum(site.head_dim * len(site.vectors_of(vector)) for site, vector in left)
 
 
 def with_rates(stage: Stage, edits: HeadEdits) -> Stage:
@@ -57,29 +53,3 @@ def with_rates(stage: Stage, edits: HeadEdits) -> Stage:
         offset_lr=offset if stage.offset_lr is None else stage.offset_lr,
         scale_lr=scale if stage.scale_lr is None else stage.scale_lr,
     )
-
-
-def multiply_rates(factors: Mapping[int, float], optimizer: Any, scheduler: Any) -> None:
-    """Multiplies the learning rates of some groups of an optimiser, now and for the rest of its schedule.
-
-    Args:
-        factors: by index of the group.
-        optimizer: the optimiser, or accelerate's wrapper of it.
-        scheduler: its scheduler, or accelerate's wrapper of it; None if there is none.
-    """
-    inner = getattr(scheduler, "scheduler", scheduler)
-    for index, factor in factors.items():
-        group = optimizer.param_groups[index]
-        group["lr"] = group["lr"] * factor
-        if "initial_lr" in group:
-            group["initial_lr"] = group["initial_lr"] * factor
-        if hasattr(inner, "base_lrs"):
-            inner.base_lrs[index] = inner.base_lrs[index] * factor
-
-
-def groups_with(optimizer: Any, parameters: Iterable[Tensor]) -> list[int]:
-    """The indices of the groups of an optimiser that hold any of some parameters."""
-    wanted = {id(parameter) for parameter in parameters}
-    return [
-        index for index, group in enumerate(optimizer.param_groups) if any(id(p) in wanted for p in group["params"])
-    ]

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from accelerate.utils import wait_for_everyone
 from torch import Tensor
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from headedit.data.batches import Encoded, PadRight
 from headedit.data.losses import example_losses
 from headedit.edits import HeadEdits
 from headedit.edits.gate_set import GateIndex, take_out
-from headedit.errors import HeadEditError
 from headedit.hf.checkpointing import enable_checkpointing, is_checkpointing
+from headedit.hf.sharding import data_parallel_size
 from headedit.runs.files import HISTORY_FILE
 from headedit.runs.folder import CHECKPOINTS, remove_run
 from headedit.runs.history import History
@@ -30,15 +30,15 @@ from headedit.training.loop.objective import Penalty
 from headedit.training.loop.progress import EditProgress
 from headedit.training.loop.trainer import HeadEditTrainer
 from headedit.training.prefix_cache import FrozenPrefix
+from headedit.training.processes import DEVICE_ARGUMENTS
+from headedit.training.recipes.dropout import with_dropout
 from headedit.training.recipes.gradients import activation_rms, few_tokens, gate_gradients
-from headedit.training.recipes.journal import Journal, digest_tensors, restore_stage, snapshot_stage
+from headedit.training.recipes.journal import Journal, own_identity, restore_stage, snapshot_stage
 from headedit.training.recipes.rates import with_rates
 from headedit.training.recipes.stage import Stage, merge_arguments
 from headedit.training.validation import eval_batch_size
 
 logger = logging.getLogger(__name__)
-
-_DEVICES = ("use_cpu", "ddp_backend", "ddp_timeout")
 
 GIVEN = "given as the validation set"
 """Who held out examples that a session was given; their source is not known here."""
@@ -49,11 +49,6 @@ def _log_into(trainer: HeadEditTrainer, folder: Path) -> None:
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(folder)
-
-
-def own_identity(seed: int, edits: Sequence[Tensor]) -> dict[str, str]:
-    """What the result of a run depends on beyond examples and settings: its seed, and the edits that it starts from."""
-    return {"seed": str(seed), "edits": digest_tensors(edits)}
 
 
 @dataclass
@@ -107,9 +102,11 @@ class Session:
     held_out: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        devices = {key: value for key, value in self.arguments.items() if key in _DEVICES}
+        devices = {key: value for key, value in self.arguments.items() if key in DEVICE_ARGUMENTS}
         processes = TrainingArguments(output_dir=str(self.folder), report_to=[], **devices)  # starts the process group
-        self.processes, self.main = int(processes.world_size), processes.process_index == 0
+        projections = (site.module for site in self.edits.sites)
+        self.processes = data_parallel_size(int(processes.world_size), self.edits.model, projections)
+        self.main = processes.process_index == 0
         self._start = self.edits.snapshot()
         self.journal = Journal(self.folder / CHECKPOINTS, writes=self.main)
         self.key = {**self.identity, **own_identity(self.seed, self._start)}
@@ -219,13 +216,10 @@ class Session:
         if finished is not None:
             self._set_figures(restore_stage(finished, self.edits.module, callbacks))
             return
-        stage = with_rates(stage, self.edits)
-        if stage.lr_schedule in ("adaptive", "greedy") and valid is None:
-            raise HeadEditError(
-                f"lr_schedule '{stage.lr_schedule}' follows the validation loss; give a validation set."
-            )
-        set_seed(self.seed)
         rows = self.train if train is None else train
+        stage = with_dropout(with_rates(stage, self.edits), self.edits, rows)
+        stage.check_schedule(validated=valid is not None)
+        set_seed(self.seed)
         settings = stage.arguments(len(rows), self.batches, validated=valid is not None)
         stops_early = settings["load_best_model_at_end"]
         folder = self.journal.folder / self.journal.key(name)
@@ -243,7 +237,7 @@ class Session:
             train_dataset=rows,
             eval_dataset=valid,
             data_collator=PadRight(self.pad_token_id),
-            callbacks=[*callbacks, *([EarlyStoppingCallback(stage.patience)] if stops_early else []), stop],
+            callbacks=[*callbacks, *([stage.early_stopping()] if stops_early else []), stop],
         )
         if not self.progress:
             trainer.remove_callback(PrinterCallback)  # which prints every log if there is no progress bar
@@ -252,7 +246,7 @@ class Session:
             trainer.add_callback(EditProgress(name, total=self.planned, done=self.steps))
         _log_into(trainer, self.journal.logs(name))
         last = last_complete(folder) if resumable(callbacks) else None
-        with stop.handling_signals():
+        with stop.handling_signals(), self.edits.head_dropout(stage.dropout or 0.0):
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
         if stop.requested:
             step = self.steps + trainer.state.global_step
@@ -261,7 +255,9 @@ class Session:
             )
         figures = {
             "kept_step": trainer.kept_step(),
-            "best_eval_loss": trainer.state.best_metric if stops_early else None,
+            "best_eval_loss": trainer.state.best_metric
+            if stops_early and trainer.args.load_best_model_at_end
+            else None,
             "steps": self.steps + trainer.state.global_step,
         }
         self.journal.finish(name, snapshot_stage(self.edits.module, callbacks, figures))

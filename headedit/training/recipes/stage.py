@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from transformers import EarlyStoppingCallback
+
 from headedit.errors import HeadEditError
 from headedit.training.loop.schedules import LRSchedule, hf_name
 
@@ -37,6 +39,9 @@ class Stage:
         gate_lr: peak learning rate of the gate logits.
         relative: whether ``offset_lr`` is multiplied by the root mean square of the site's input.
         moved: share of the trained values that each step moves, for the default rates.
+        dropout: share of the heads whose edit each training pass leaves out; None for the default, which follows the
+            numbers of trained values and of labelled tokens.
+        dropout_factor: factor on the dropout.
         lr_schedule: schedule of all learning rates after the warm-up.
         warmup_epochs: epochs of linear warm-up; None for a twentieth of the steps.
         adam_epsilon: ε of AdamW.
@@ -44,6 +49,8 @@ class Stage:
         max_grad_norm: the norm to which gradients are clipped.
         patience: epochs without a better validation loss after which the stage stops and the best edits are kept;
             None to run to the end and keep the last edits.
+        early_stopping_threshold: nats per token by which a validation loss must be below the best one to count as
+            better for ``patience``; the best edits are kept whatever it is.
     """
 
     epochs: int
@@ -54,6 +61,8 @@ class Stage:
     offset_lr: float | None
     rate_factor: float = 1.0
     moved: float = 1.0
+    dropout: float | None = 0.0
+    dropout_factor: float = 1.0
     gate_lr: float = 0.0
     relative: bool = False
     lr_schedule: LRSchedule = "cosine"
@@ -62,6 +71,16 @@ class Stage:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     patience: int | None = None
+    early_stopping_threshold: float = 0.0
+
+    def early_stopping(self) -> EarlyStoppingCallback:
+        """The callback that stops the stage by ``patience``, which must be a number."""
+        return EarlyStoppingCallback(self.patience, self.early_stopping_threshold)
+
+    def check_schedule(self, *, validated: bool) -> None:
+        """Raises a HeadEditError if the learning rate follows the validation loss and there is none."""
+        if self.lr_schedule in ("adaptive", "greedy") and not validated:
+            raise HeadEditError(f"lr_schedule '{self.lr_schedule}' follows the validation loss; give a validation set.")
 
     def size(self, examples: int, batches_per_step: int = 1) -> tuple[int, int]:
         """The number of epochs, and of optimiser steps per epoch, for a number of examples."""

@@ -27,6 +27,9 @@ from headedit.errors import HeadEditError
 from headedit.io import strict
 from headedit.training.sparse.layers import LayerParameters, attenuated, find_layers, loss_of, rolling_out
 
+_ROUNDING = 1e-9
+"""Added to a number of layers before it is rounded down, so that 0.1 · 30 is 3."""
+
 
 @dataclass(frozen=True)
 class _Settings:
@@ -65,7 +68,7 @@ class SparseTuning(TrainerCallback, ExportableState):  # type: ignore[misc]
         model: the model, or the handle of its edits, so that mistakes are reported at once and the handle's spec is
             used; None for the Trainer's model.
         importance: True for IST, False for RST.
-        share: share of the layers that each step trains, rounded to a whole number of layers, at least 1.
+        share: share of the layers that each step trains, rounded down to a whole number of layers, at least 1.
         rollout_share: share of the layers that each roll-out attenuates, rounded in the same way.
         rollouts: K, the number of roll-outs per update, no two with the same layers; fewer if there are not that many
             combinations.
@@ -197,8 +200,8 @@ class SparseTuning(TrainerCallback, ExportableState):  # type: ignore[misc]
 
 
 def layer_count(share: float, layers: int) -> int:
-    """The number of layers nearest to a share of them, at least 1."""
-    return max(1, round(share * layers))
+    """A share of the layers, rounded down as in the released code, int(L · 0.25) and int(L · 0.5); at least 1."""
+    return max(1, int(share * layers + _ROUNDING))
 
 
 def draw(weights: Tensor, size: int, generator: torch.Generator) -> list[int]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from headedit.data.batches import IGNORED, Encoded, batches
 from headedit.data.encoding import check_lengths
 from headedit.edits import HeadEdits
+from headedit.edits.site_input import whole_input
 from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
 from headedit.specs import HeadSite
@@ -97,7 +98,7 @@ class _Reader:
 
     def _hook(self, site: HeadSite) -> Any:
         def keep(module: Any, args: tuple[Any, ...]) -> None:
-            z, (batch, tokens) = args[0], self.chosen.shape
+            z, (batch, tokens) = whole_input(module, args[0], site.width, site.path), self.chosen.shape
             if z.numel() != batch * tokens * site.width or z.shape[-1] > site.width:
                 raise HeadEditError(
                     f"{site.path} gets an input of shape {tuple(z.shape)}, but its spec says {site.heads} heads of "

@@ -22,8 +22,9 @@ from headedit.edits import HeadEdits
 from headedit.edits.values import whole_number
 from headedit.errors import HeadEditError, suggest
 from headedit.hf.loading import load_tokenizer
+from headedit.hf.tokenizers import as_tokenizer
 from headedit.io.describe import describe
-from headedit.training.arguments import as_tokenizer, check_examples
+from headedit.training.arguments import check_examples
 from headedit.training.steering.directions import FEWEST_FOR_PROBES, Method, find_directions
 from headedit.training.steering.head_outputs import head_outputs
 from headedit.training.steering.steering import RankBy, Steering, check_steering_strength, check_writable
@@ -171,7 +172,8 @@ def _one_of(given: T, name: str, allowed: Any) -> T:
     known = get_args(allowed)
     if given not in known:
         raise HeadEditError(
-            f"{name}: found {describe(given)}, expected one of {', '.join(known)}.{suggest(str(given), known)}"
+            f"{name}: found {describe(given)}, expected one of {', '.join(known)}."
+            f"{suggest(str(given), known, elsewhere=True)}"
         )
     return given
 

@@ -5,18 +5,44 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from headedit.errors import HeadEditError
+from headedit.errors import HeadEditError, suggest
 from headedit.io import strict
 from headedit.io.yaml import read_yaml
 from headedit.training.config import RunConfig, read_run
 
 _MOST_RUNS = 2_000
+_FOLDER = Path(__file__).resolve().parent / "shipped"
+
+CONFIGURATION = "configuration"
+"""The name of a run's configuration among its fields."""
+
+
+def shipped_sweeps() -> dict[str, Path]:
+    """The sweeps that come with headedit, by name."""
+    return {file.stem: file for file in sorted(_FOLDER.glob("*.yaml"))}
+
+
+def find_sweep(sweep: "str | PathLike[str]") -> Path:
+    """The path of a sweep's file, given itself or as the name of a sweep that comes with headedit.
+
+    Raises:
+        HeadEditError: there is no such file or name.
+    """
+    path, shipped = Path(sweep), shipped_sweeps()
+    if path.exists() or path.suffix in (".yaml", ".yml"):
+        return path
+    if str(sweep) in shipped:
+        return shipped[str(sweep)]
+    raise HeadEditError(
+        f"{sweep}: there is no such file, and headedit has no sweep of this name."
+        f"{suggest(str(sweep), shipped, title='Sweeps')}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +55,7 @@ class EvaluateConfig:
         limit: largest number of examples per task; None for all.
         batch_size: examples per batch.
         changes: fields of the tasks to change, such as ``num_beams: 1``.
+        chosen: evaluate, of each task, only the runs of the fields that the validation loss chooses.
     """
 
     tasks: list[str]
@@ -36,6 +63,7 @@ class EvaluateConfig:
     limit: int | None = None
     batch_size: int = 32
     changes: dict[str, Any] = field(default_factory=dict)
+    chosen: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +78,8 @@ class SweepConfig:
             run.
         tasks: names of tasks, which replace ``{task}``; or a mapping from each name to overrides of its own. Empty for
             one task without a name.
+        configurations: overrides by name, of which each run has one, such as ``slow: {vector_lr: 1e-3}``; with fields,
+            every combination of a configuration with them.
         fields: lists of values by key, such as ``recipe.name: [jola, localise]``.
         seeds: the seeds of the runs.
         evaluate: how each run is evaluated; None for its losses alone.
@@ -62,6 +92,7 @@ class SweepConfig:
     output: str
     set: dict[str, Any] = field(default_factory=dict)
     tasks: list[str] | dict[str, dict[str, Any]] = field(default_factory=list)
+    configurations: dict[str, dict[str, Any]] = field(default_factory=dict)
     fields: dict[str, list[Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     evaluate: EvaluateConfig | None = None
@@ -74,7 +105,8 @@ class SweepConfig:
                 raise HeadEditError(f"{key}: the list is empty, expected at least one value.")
             if len({repr(value) for value in values}) < len(values):
                 raise HeadEditError(f"{key}: found {values}, in which a value occurs twice.")
-        for key in (*self.set, *self.fields):
+        own = [key for changes in self.configurations.values() for key in changes]
+        for key in (*self.set, *self.fields, *own):
             if key in ("seed", "seeds", "output"):
                 raise HeadEditError(f"'{key}' is set by the sweep; use its own 'seeds' and 'output'.")
         if len({*self.tasks}) < len(self.tasks):
@@ -85,18 +117,34 @@ class SweepConfig:
         """Reads a sweep from a YAML file.
 
         Args:
-            file: the path of the file.
+            file: the path of the file, or the name of a sweep that comes with headedit.
             changes: further values of ``set``, which replace those of the file.
 
         Raises:
             HeadEditError: the file cannot be read, or its content is wrong.
         """
-        path = Path(file)
+        path = find_sweep(file)
         sweep = strict.build(SweepConfig, read_yaml(path), str(path))
         base = path.parent / sweep.base
         return dataclasses.replace(
             sweep, base=str(base) if os.path.isfile(base) else sweep.base, set={**sweep.set, **(changes or {})}
         )
+
+    def only(self, tasks: Sequence[str]) -> "SweepConfig":
+        """The same sweep with some of its tasks.
+
+        Raises:
+            HeadEditError: it has no such task.
+        """
+        for name in tasks:
+            if name not in self.tasks:
+                raise HeadEditError(f"The sweep has no task '{name}'.{suggest(name, self.tasks, title='Tasks')}")
+        left = (
+            {name: self.tasks[name] for name in self.tasks if name in tasks}
+            if isinstance(self.tasks, dict)
+            else [name for name in self.tasks if name in tasks]
+        )
+        return dataclasses.replace(self, tasks=left)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +153,7 @@ class PlannedRun:
 
     Fields:
         task: name of the task; empty if the sweep has no tasks.
-        fields: the values of the fields that the sweep lists.
+        fields: the values of the fields that the sweep lists, and the name of the configuration if it has some.
         seed: the seed.
         config: the config of the run.
         evaluate: how the run is evaluated; None for its losses alone.
@@ -134,10 +182,12 @@ def plan_sweep(sweep: SweepConfig) -> list[PlannedRun]:
     """The runs of a sweep, all checked, in the order of tasks, fields and seeds.
 
     Raises:
-        HeadEditError: the config of a run is wrong, or there are more runs than anyone means to start.
+        HeadEditError: the config of a run is wrong, two runs would have the same folder, or there are more runs than
+            anyone means to start.
     """
     tasks = sweep.tasks if isinstance(sweep.tasks, dict) else {name: {} for name in sweep.tasks}
-    runs = math.prod([len(tasks or [""]), *map(len, sweep.fields.values()), len(sweep.seeds)])
+    lists = {**({CONFIGURATION: list(sweep.configurations)} if sweep.configurations else {}), **sweep.fields}
+    runs = math.prod([len(tasks or [""]), *map(len, lists.values()), len(sweep.seeds)])
     if runs > _MOST_RUNS:
         raise HeadEditError(
             f"The sweep has {runs:,} runs: every task with every combination of fields and every seed. Plan at most "
@@ -145,17 +195,27 @@ def plan_sweep(sweep: SweepConfig) -> list[PlannedRun]:
         )
     planned = []
     for task, own in (tasks or {"": {}}).items():
-        for values in itertools.product(*sweep.fields.values()):
-            fields = dict(zip(sweep.fields, values, strict=True))
+        for values in itertools.product(*lists.values()):
+            fields = dict(zip(lists, values, strict=True))
+            listed = {key: value for key, value in fields.items() if key != CONFIGURATION}
+            configuration = sweep.configurations.get(fields.get(CONFIGURATION, ""), {})
             for seed in sweep.seeds:
                 names = {"{task}": task, "{seed}": seed}
                 folder = Path(sweep.output).joinpath(*_folders(task, fields, seed))
-                changes = _filled({**sweep.set, **own, **fields}, names)
+                changes = _filled({**sweep.set, **own, **configuration, **listed}, names)
                 config = read_run(sweep.base, {**changes, "seed": seed, "output": str(folder)})
                 if config.seeds > 1:
                     raise HeadEditError(f"{sweep.base}: seeds: found {config.seeds}; a sweep runs its own seeds.")
                 evaluate = sweep.evaluate and EvaluateConfig(**_filled(vars(sweep.evaluate), names))
                 planned.append(PlannedRun(task=task, fields=fields, seed=seed, config=config, evaluate=evaluate))
+    by_folder: dict[Path, PlannedRun] = {}
+    for run in planned:
+        other = by_folder.setdefault(run.folder, run)
+        if other is not run:
+            raise HeadEditError(
+                f"'{other.name}' and '{run.name}' would have the same folder, {run.folder}: in names of folders, other "
+                "characters than letters, digits and .=,+-_ are written as _. Rename one of them."
+            )
     return planned
 
 

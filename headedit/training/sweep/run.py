@@ -1,8 +1,7 @@
 """Runs a sweep: skips finished runs, resumes stopped ones, and collects the figures of all."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,66 +9,28 @@ from torch import nn
 
 from headedit.edits import HeadEdits, load
 from headedit.errors import HeadEditError
+from headedit.io.launch import as_if_alone
+from headedit.io.processes import Processes
 from headedit.runs.files import RUN_FILE, RUN_YAML
 from headedit.runs.folder import CHECKPOINTS, JOURNAL
 from headedit.runs.run import Run
-from headedit.runs.stability import Spread
 from headedit.training.config import ModelConfig, RunConfig, read_run
+from headedit.training.memory_plan.check import check_memory
 from headedit.training.sweep.config import PlannedRun
-from headedit.training.train import train
+from headedit.training.sweep.rows import SECONDS, VALIDATION_LOSS, SweepRow
+from headedit.training.sweep.sharing import check_can_be_shared_out
+from headedit.training.train import longest, prepare, train
 
 RunState = Literal["new", "stopped", "finished"]
 Measure = Callable[[PlannedRun, Callable[[], HeadEdits]], dict[str, float]]
 """Returns further figures of a run; calling its second argument attaches the run's edits, if they are needed."""
 
 _FIGURES = {
-    "validation loss": "best_eval_loss",
+    VALIDATION_LOSS: "best_eval_loss",
     "test loss": "test_loss",
     "base test loss": "test_loss_base",
-    "seconds": "seconds",
+    SECONDS: "seconds",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepRow:
-    """The result of one run.
-
-    Fields:
-        task: name of the task.
-        fields: the values of the fields that the sweep lists.
-        seed: the seed.
-        folder: the output folder.
-        figures: by name: losses in nats per token, seconds, number of edited heads, and scores.
-        error: the message of the error with which the run failed; None if it did not fail.
-    """
-
-    task: str
-    fields: dict[str, Any]
-    seed: int
-    folder: str
-    figures: dict[str, float] = field(default_factory=dict)
-    error: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepGroup:
-    """Mean and spread of the runs of one task over its seeds, or of all tasks, with the same fields.
-
-    Fields:
-        task: name of the task; ``mean`` for the mean of all tasks.
-        over: what mean and spread are over, ``seeds`` or ``tasks``.
-        fields: the values of the fields that the sweep lists.
-        runs: number of runs that succeeded.
-        failed: number of runs that failed.
-        figures: mean and spread of each figure.
-    """
-
-    task: str
-    over: Literal["seeds", "tasks"]
-    fields: dict[str, Any]
-    runs: int
-    failed: int
-    figures: dict[str, Spread]
 
 
 def run_sweep(
@@ -78,8 +39,13 @@ def run_sweep(
     measure: Measure | None = None,
     say: Callable[[str], None] = print,
     progress: bool = True,
+    processes: Processes | None = None,
+    memory_check: bool = True,
 ) -> Iterator[list[SweepRow]]:
     """Runs all unfinished runs, and yields the rows so far after every run.
+
+    Several processes share whole runs out: each trains the next that none has begun, alone and on one GPU, so that the
+    results are those of one process. The first yields the rows of all, the others none.
 
     The base model is loaded once for all runs that share it. A run that fails with a HeadEditError is recorded as
     failed, and the others continue; the next call tries it again.
@@ -89,24 +55,40 @@ def run_sweep(
         measure: returns further figures of a run; None for its losses alone.
         say: called with a line about each run.
         progress: show progress bars.
+        processes: which share the runs out; by default this one alone.
+        memory_check: refuse a run for which a model would be loaded and that needs more memory than is free.
 
     Raises:
-        HeadEditError: an output folder holds a run with another config.
+        HeadEditError: an output folder holds a run with another config, or a run itself needs several processes.
     """
-    states = [run_state(run.config) for run in planned]
+    processes = Processes() if processes is None else processes
+    if processes.size > 1:
+        check_can_be_shared_out(planned)
+    states = processes.from_first(lambda: [run_state(run.config) for run in planned])
     base = _LoadedModel()
-    rows: list[SweepRow] = []
-    for number, (run, state) in enumerate(zip(planned, states, strict=True), start=1):
+    own: set[int] = set()
+
+    def row(job: int) -> SweepRow:
+        run, state = planned[job], states[job]
+        own.add(job)
         doing = {"new": "starts", "stopped": "resumes", "finished": "is finished"}[state]
-        say(f"[{number}/{len(planned)}] {run.name}: {doing}")
+        say(f"[{job + 1}/{len(planned)}] {run.name}: {doing}")
         identity: dict[str, Any] = {"task": run.task, "fields": run.fields, "seed": run.seed, "folder": str(run.folder)}
         try:
-            rows.append(SweepRow(**identity, figures=_run_figures(run, state, base, measure, progress)))
+            figures = _run_figures(run, state, base, measure, progress and processes.first, memory_check)
+            return SweepRow(**identity, figures=figures)
         except HeadEditError as error:
             base.drop()
             say(f"{run.name}: failed: {error}")
-            rows.append(SweepRow(**identity, error=str(error)))
-        yield list(rows)
+            return SweepRow(**identity, error=str(error))
+
+    with as_if_alone() if processes.size > 1 else nullcontext():
+        for rows in processes.share_out(len(planned), row):
+            for job in sorted(rows.keys() - own):
+                own.add(job)
+                how = "has ended" if rows[job].error is None else f"failed: {rows[job].error}"
+                say(f"[{job + 1}/{len(planned)}] {planned[job].name}: {how}, in another process")
+            yield list(rows.values())
 
 
 def run_state(config: RunConfig) -> RunState:
@@ -133,34 +115,16 @@ def run_state(config: RunConfig) -> RunState:
     return "finished" if measured else "stopped"
 
 
-def grouped(rows: Sequence[SweepRow]) -> list[SweepGroup]:
-    """Mean and spread of every task over its seeds, then, if there are several tasks, their means."""
-    groups: dict[tuple[str, str], list[SweepRow]] = {}
-    for row in rows:
-        groups.setdefault((row.task, json.dumps(row.fields)), []).append(row)
-    found = [_group(members[0].task, members) for members in groups.values()]
-    by_fields: dict[str, list[SweepGroup]] = {}
-    for group in found:
-        by_fields.setdefault(json.dumps(group.fields), []).append(group)
-    return found + [_mean(members) for members in by_fields.values() if len(members) > 1]
-
-
-def sweep_record(rows: Sequence[SweepRow]) -> dict[str, Any]:
-    """Rows and groups as plain data for JSON."""
-    return {"runs": [asdict(row) for row in rows], "groups": [asdict(group) for group in grouped(rows)]}
-
-
-def figure_names(rows: Sequence[SweepRow]) -> list[str]:
-    """The names of all figures of any row, in the order in which they first occur."""
-    return list(dict.fromkeys(name for row in rows for name in row.figures))
-
-
 class _LoadedModel:
     """Holds the base model that was loaded last."""
 
     def __init__(self) -> None:
         self._config: ModelConfig | None = None
         self._model: nn.Module | None = None
+
+    def holds(self, config: ModelConfig) -> bool:
+        """Whether the base model of a config is loaded."""
+        return self._model is not None and config == self._config
 
     def model(self, config: ModelConfig) -> nn.Module:
         """The base model of a config, without edits; loads it if it is not the one held."""
@@ -174,12 +138,28 @@ class _LoadedModel:
         self._config = self._model = None
 
 
+def _check_memory(config: RunConfig, progress: bool) -> None:
+    """Refuses a run that needs more memory than is free; where its data cannot be read, its training says so."""
+    try:
+        data, _ = prepare(config, progress=progress)
+    except HeadEditError:
+        return
+    check_memory(config, longest(data))
+
+
 def _run_figures(
-    planned: PlannedRun, state: RunState, base: _LoadedModel, measure: Measure | None, progress: bool
+    planned: PlannedRun,
+    state: RunState,
+    base: _LoadedModel,
+    measure: Measure | None,
+    progress: bool,
+    memory_check: bool,
 ) -> dict[str, float]:
     config = planned.config
     edits: list[HeadEdits] = []
     if state != "finished":
+        if memory_check and not base.holds(config.model):
+            _check_memory(config, progress)
         run = train(config, resume=state == "stopped", base=base.model(config.model), progress=progress)
         assert run.edits is not None
         edits.append(run.edits)
@@ -197,34 +177,6 @@ def _run_figures(
     for attached in edits:
         attached.detach()
     return figures
-
-
-def _group(task: str, members: Sequence[SweepRow]) -> SweepGroup:
-    done = [row for row in members if row.error is None]
-    figures = {
-        name: Spread.of([row.figures[name] for row in done if name in row.figures]) for name in figure_names(done)
-    }
-    return SweepGroup(
-        task=task,
-        over="seeds",
-        fields=members[0].fields,
-        runs=len(done),
-        failed=len(members) - len(done),
-        figures=figures,
-    )
-
-
-def _mean(groups: Sequence[SweepGroup]) -> SweepGroup:
-    """The mean of the tasks' means, for every figure that all of them have."""
-    names = [name for name in groups[0].figures if all(name in group.figures for group in groups)]
-    return SweepGroup(
-        task="mean",
-        over="tasks",
-        fields=groups[0].fields,
-        runs=sum(group.runs for group in groups),
-        failed=sum(group.failed for group in groups),
-        figures={name: Spread.of([group.figures[name].mean for group in groups]) for name in names},
-    )
 
 
 def _differing(before: Any, now: Any, path: str = "") -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""What edits cost in an engine that serves them."""

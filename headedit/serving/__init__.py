@@ -1,0 +1,1 @@
+"""Engines that serve edits, another for each request."""
