@@ -1,5 +1,6 @@
 """The bench of cost: it measures what its rows are called, with methods that are what their names say."""
 
+import gc
 import json
 import os
 import subprocess
@@ -199,6 +200,23 @@ def test_the_peak_of_tensors_is_exact():
         return held
 
     assert peak_of_tensors(run, CPU) == 6000
+
+
+def test_garbage_of_before_that_is_freed_in_a_run_does_not_count_against_it():
+    class Model:
+        def __init__(self):
+            self.weights, self.itself = torch.zeros(1000), self
+
+    def run():
+        gc.collect()
+        torch.zeros(1000)
+
+    gc.disable()  # so that the model is still there when the measurement begins
+    try:
+        Model()
+        assert peak_of_tensors(run, CPU) == 4000
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="only on Linux")

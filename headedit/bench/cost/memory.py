@@ -19,7 +19,11 @@ _STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_of_tensors(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes of tensors at the peak beyond those before the run; exact, whatever else the process does."""
+    """Bytes of tensors at the peak beyond those before the run; exact, whatever else the process does.
+
+    Garbage is collected first, since freeing an earlier model during the run would count against the run's own tensors.
+    """
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
