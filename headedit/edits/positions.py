@@ -143,7 +143,8 @@ def acts_on(found: bool | Tensor, z: Tensor, tokens: PassTokens, heads: int, pat
             f"{path} was given {tuple(z.shape)} in a pass over {tokens.batch} rows of {tokens.tokens} tokens, so it "
             "cannot be told which of them are prompt: its edit can act on all tokens only, EditConfig(positions='all')."
         )
-    return found.view(*found.shape, *(1,) * heads) if found.is_contiguous() else found[(..., *(None,) * heads)]
+    per_vector = (..., *(None,) * heads)
+    return found.view(*found.shape, *(1,) * heads) if found.is_contiguous() else found[per_vector]
 
 
 def _forgotten() -> Boundary:
