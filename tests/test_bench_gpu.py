@@ -122,7 +122,7 @@ def test_complete_parts_are_not_run_again_and_the_others_are(monkeypatch, tmp_pa
     write_record(tmp_path, new_record("cost", SETTINGS) | {"state": "stopped", "items": MEASURED})
     run, seen = [], []
     monkeypatch.setattr(runner, "_run_part", lambda folder, part, settings, limit: run.append((part, limit)))
-    run_parts(tmp_path, SETTINGS, {"tests": 5.0, "cost": 6.0}, told=lambda data, skipped: seen.append(skipped))
+    run_parts(tmp_path, SETTINGS, {"tests": 5.0, "cost": 6.0}, report=lambda data, skipped: seen.append(skipped))
     assert run == [("cost", 6.0)]
     assert seen == [True, False]
 

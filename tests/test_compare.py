@@ -100,7 +100,7 @@ def test_the_picture_of_the_comparison_has_a_panel_per_task_and_a_line_per_metho
     assert [axis.get_xlabel() for axis in six.axes] == [""] * 3 + ["training examples"] * 3
 
 
-def test_every_registered_recipe_is_a_method():
+def test_recipes_that_choose_heads_or_edit_all_are_methods_and_the_oracle_is_one_where_heads_are_planted():
     known = methods()
     assert {"unedited", NO_GATE, LORA, "localise", "jola", "lofit"} <= set(known)
     assert {"ist", "rst"} & set(RECIPES) == {"ist", "rst"} & set(known)

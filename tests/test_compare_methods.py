@@ -193,12 +193,30 @@ def test_a_method_that_the_model_has_no_place_for_is_a_line_of_the_table_and_the
     assert [line for line in lines if line.startswith("[")] == ["[1/2] words, 8 examples, seed 0, few-shot"]
 
 
+def test_options_of_which_several_are_right_are_compared_by_their_probability(folder, tmp_path):
+    changes = {"answer": "right", "options": "choices", "labels": "text", "metrics": ["mc2"]}
+    (tmp_path / "data").mkdir()
+    rows = [{"text": text, "choices": ["animal", "thing", "cat"], "right": ["animal", "cat"]} for text in WORDS]
+    for split in ("train", "test"):
+        (tmp_path / "data" / f"{split}.json").write_text(json.dumps(rows))
+    task = {"task": "words.yaml", "data": str(tmp_path / "data"), "changes": changes}
+    file = comparison(folder, tmp_path / "mc2", tasks={"several": task}, methods=["zero-shot", "no gate"], sizes=[4])
+    result = headedit.compare(file, say=quiet)
+    assert [row.get("error") for row in result.rows] == [None, None]
+    for row in result.rows:
+        assert row["metric"] == "mc2"
+        assert len(row["values"]) == row["test_examples"] > 2
+        assert row["score"] == pytest.approx(sum(row["values"]) / len(row["values"]))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"methods": ["locolise"]}, "there is no method 'locolise'. Did you mean 'localise'"),
         ({"methods": {"lora": {"ranks": 4}}}, "methods: lora: unknown key 'ranks'"),
         ({"methods": {"lora": {"rates": []}}}, "methods: lora: rates: found"),
+        ({"methods": {"few-shot": {"rates": [0.1]}}}, "methods: few-shot: unknown key 'rates'. Possible: shots"),
+        ({"methods": {"zero-shot": {"rates": [0.1]}}}, "methods: zero-shot: unknown key 'rates'. It has no settings"),
         ({"methods": {"localise": {"head": 4}}}, "head"),
         ({"sizes": [8, 8]}, "sizes: found"),
         ({"sizes": [500]}, "has 40 training records, fewer than 500"),

@@ -10,6 +10,7 @@ from torch import nn
 
 import headedit
 from headedit import HeadEditError
+from headedit.bench.serving import measure as serving
 
 REFUSED = r'hooks of this LlamaForCausalLM are not called: .*headedit\[vllm\]", then vllm serve.*enforce_eager.*merge'
 
@@ -151,3 +152,17 @@ def test_an_engine_itself_in_the_place_of_its_model_gets_the_plugin_named():
     engine = type("LLM", (), {"__module__": "vllm.entrypoints.llm"})()
     with pytest.raises(HeadEditError, match=r"found a LLM.*headedit\[vllm\]"):
         headedit.attach(engine)
+
+
+def test_the_bench_of_serving_says_how_many_edits_are_in_its_batches(monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setenv(serving.VARIABLE, "none")
+    monkeypatch.setattr(serving, "_engine", lambda model, batch: None)
+    monkeypatch.setattr(serving, "_step", lambda engine, chosen: 1.0 + len(set(chosen)))
+    monkeypatch.setattr(serving, "_load_ms", lambda engine, edits: 1.0)
+    monkeypatch.setattr(serving, "named_edits", lambda edits: dict.fromkeys("abc"))
+    found = serving.measure("model", ["edits"], rounds=1, batch=8)
+    assert found["seconds_per_step"]["served, 3 edits in the batch"] == 4.0
+    assert found["ratio"] == {"served, no edit in the batch": 1.0, "served, 3 edits in the batch": 2.0}
+    two = serving.measure("model", ["edits"], rounds=1, batch=2)
+    assert "served, 2 edits in the batch" in two["ratio"]

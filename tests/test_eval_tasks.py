@@ -181,6 +181,7 @@ def test_one_group_of_a_task_can_be_evaluated(tokenizer):
         ({"prompt": None}, r"mine\.yaml: the key 'prompt' is missing"),
         ({"answr": "a"}, r"mine\.yaml: unknown key 'answr'\. Did you mean 'answer'"),
         ({"prompt": "{{ question"}, r"mine\.yaml: prompt: not a template that can be read, line 1"),
+        ({"response": "{{ answer"}, r"mine\.yaml: response: not a template that can be read, line 1"),
         ({"scoring": "logits"}, r"mine\.yaml: scoring: found 'logits'.*one of generation, loglikelihood"),
         ({"options": ["a"]}, r"mine\.yaml: options: found \['a'\], expected two or more"),
         ({"options": None}, r"mine\.yaml: scoring: loglikelihood needs options"),

@@ -47,6 +47,28 @@ def test_pairs_are_the_best_answer_and_the_first_incorrect_one(tmp_path):
         preference_records("mquake", data=[])
 
 
+def test_pairs_are_of_the_split_that_is_asked_for(tmp_path):
+    for split, rows in (("validation", QUESTIONS[:1]), ("other", QUESTIONS[1:])):
+        (tmp_path / f"{split}.json").write_text(json.dumps(rows))
+    for split, count in (("validation", 1), ("other", 3)):
+        records, _ = preference_records("truthfulqa_mc1", data=tmp_path, split=split, prompt=PROMPT)
+        assert len(records) == count
+    with pytest.raises(HeadEditError, match=r"holds no train\.json"):
+        preference_records("truthfulqa_mc1", data=tmp_path, prompt=PROMPT)
+
+
+def test_a_record_whose_options_are_all_right_gives_no_pair():
+    changes = {"reader": None, "prompt": "{{ q }}", "options": "o", "answer": "a"}
+    rows = [{"q": "?", "o": ["x", "y"], "a": ["x", "y"]}]
+    with pytest.raises(HeadEditError, match="record 1: every option is right, so none can be rejected"):
+        preference_records("truthfulqa_mc2", data=rows, **changes)
+    records, broken = preference_records(
+        "truthfulqa_mc2", data=[*rows, {"q": "?", "o": ["x", "y"], "a": ["y"]}], skip_broken=True, **changes
+    )
+    assert records == [{"prompt": "?", "chosen": "y", "rejected": "x"}]
+    assert len(broken) == 1
+
+
 def test_the_shipped_run_has_the_published_values():
     assert list(shipped_preferences()) == ["lofit-truthfulqa"]
     run = read_preferences("lofit-truthfulqa")

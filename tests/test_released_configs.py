@@ -522,6 +522,12 @@ def test_a_list_of_instructions_and_answers_in_turn_is_read_from_a_file(tmp_path
         list(read_rows(str(file)))
 
 
+@pytest.mark.parametrize("given", ["ab", None, 5, [], ["a", 1]])
+def test_what_is_no_list_of_texts_makes_no_records(given):
+    with pytest.raises(HeadEditError, match="texts: expected a list of texts, instruction and answer in turn"):
+        data_from_list(given)
+
+
 def test_fit_trains_on_records_that_are_made_of_such_a_list_and_refuses_the_list(tmp_path):
     edits = headedit.attach(load_model(save_model(tmp_path / "model"), device="cpu"))
     quick = {"recipe": "jola", "epochs": 1, "batch_size": 2, "progress": False, "output_dir": tmp_path / "out"}

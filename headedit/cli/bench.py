@@ -199,7 +199,7 @@ def localise(
 
     LoRA is shown next to them, with the best of three learning rates by its test score. With `--calibration`, stability
     selection is tested instead: how many of the heads it is sure of are false. Problems that are finished are kept in
-    the folder, and a run that was stopped goes on after them.
+    the folder, and a run that was stopped is resumed after them.
 
     Example: `headedit bench localise --shapes llama --seeds 2 --recipes localise,jola --jobs 2`
     """

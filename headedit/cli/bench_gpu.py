@@ -49,7 +49,7 @@ def gpu(
     """Measure on a GPU: tests, costs and decoding at 1B and 8B, the memory plan, and a comparison of your own.
 
     Each part runs in a process that is ended at its limit. What it has measured is on disk at every moment, in the
-    folder's PART.json; the same command goes on after it. A summary of all parts is in gpu.md. The exit code is 1 where
+    folder's PART.json; the same command resumes there. A summary of all parts is in gpu.md. The exit code is 1 where
     something failed or was ended.
 
     Example: `headedit bench gpu --output gpu --parts tests,decoding --limit decoding=120`
@@ -75,7 +75,7 @@ def gpu(
         own["compare"] = _comparison(compare) | {"jobs": jobs}
     folder = check_writable(output)
     settings = {"device": device, "shapes": listed(shapes), "tests": str(tests)}
-    found = run_parts(folder, settings, limits, own=own, told=_tell)
+    found = run_parts(folder, settings, limits, own=own, report=_tell)
     write_whole(folder / "gpu.md", page(folder))
     print_files([*(folder / f"{part}.json" for part in limits), folder / "gpu.md"])
     say_next(f"read {folder / 'gpu.md'}")

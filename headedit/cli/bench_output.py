@@ -39,7 +39,7 @@ def print_cost(cost: "Cost", name: str) -> None:
 
 
 def print_measured(title: str, rows: Sequence[dict[str, Any]], keys: Sequence[str] | None = None) -> None:
-    """Prints the rows of ``scaling`` or ``route_cost``; ``keys`` chooses the columns, by default all."""
+    """Prints the rows of ``scaling_cost`` or ``route_cost``; ``keys`` chooses the columns, by default all."""
     keys = list(rows[0]) if keys is None else keys
     header = [key.replace("_", "\n") for key in keys]
     console.print(rich_table(title, header, [[_shown(row[key]) for key in keys] for row in rows]))

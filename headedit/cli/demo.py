@@ -18,7 +18,7 @@ def demo(
     ] = "reverse",
     seed: Seed = 0,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Also train every recipe and LoRA, and compare them.")
+        bool, typer.Option("--compare", help="Also train with other recipes and LoRA, and compare them.")
     ] = False,
     tasks: Annotated[
         str | None, typer.Option("--tasks", help="With --compare: tasks to compare on.  [default: that of --task]")

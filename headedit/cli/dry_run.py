@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Raises a HeadEditError that lists problems, if there are some."""
+    """Raises a HeadEditError that lists problems, if there are any."""
     if len(problems) == 1:
         raise HeadEditError(problems[0])
     if problems:

@@ -29,7 +29,7 @@ class _Helpful:
 
 
 class HelpfulCommand(_Helpful, TyperCommand):
-    """A command with such a help."""
+    """A command with such help."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """What follows the command in its usage line."""
@@ -37,11 +37,11 @@ class HelpfulCommand(_Helpful, TyperCommand):
 
 
 class HelpfulGroup(_Helpful, TyperGroup):
-    """A group of commands with such a help."""
+    """A group of commands with such help."""
 
 
 class Commands(typer.Typer):
-    """Commands, all with such a help."""
+    """Commands, all with such help."""
 
     def __init__(self, *, cls: type[TyperGroup] = HelpfulGroup, **options: Any) -> None:
         super().__init__(cls=cls, rich_markup_mode=HELP_MARKUP, **options)

@@ -95,9 +95,9 @@ def _options(
 ) -> None:
     from transformers.utils import logging as transformers_logging
 
-    told = logging.StreamHandler()
-    told.setFormatter(NarrowFormatter("%(message)s"))
-    logging.basicConfig(handlers=[told], level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(NarrowFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     if not debug:
         for library in ("accelerate", "datasets", "peft", "torch", "transformers", "trl"):  # for their callers
             warnings.filterwarnings("ignore", category=FutureWarning, module=rf"{library}(\.|$)")

@@ -21,7 +21,7 @@ def print_next(*words: object, remark: str = "") -> None:
 
 
 def print_command(command: str, *, remark: str = "") -> None:
-    """The same of a whole command line."""
+    """The same for a whole command line."""
     width = narrow_width()
     line = f"next: {command}" if width is None else wrap_command("next: ", command, width)
     console.print(line if width is not None or not remark else f"{line}  ({remark})", markup=False, soft_wrap=True)

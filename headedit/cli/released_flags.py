@@ -25,7 +25,7 @@ _HERE = {
     "num_epochs": "--set training.num_train_epochs=20",
     "ft_method": "--recipe lofit",
     "lofit_component": "--recipe lofit, which runs both stages",
-    "lofit_heads": "a setting of the recipe lofit",
+    "lofit_heads": "--recipe lofit --set given_heads=top_heads.npy",
     "use_topk_heads": "--recipe lofit --set heads=32",
     "l1_lambda": "--recipe lofit --set select_lambda=5e-4",
     "apply_chat_template": "--set data.template=chat",

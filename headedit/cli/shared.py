@@ -1,4 +1,4 @@
-"""What the commands share: options, reading a data file, writing reports, printing tables and file names."""
+"""What the commands share: options and how they are read, writing files, printing sentences, tables and errors."""
 
 import logging
 import shutil
@@ -80,7 +80,7 @@ def say(text: str) -> None:
 
 
 def say_plain(text: str) -> None:
-    """The same of text without markup; what begins with spaces is indented in all its lines."""
+    """The same for text without markup; what begins with spaces is indented in all its lines."""
     width = narrow_width()
     if width is not None:
         text = wrap(text, width, indent=" " * (len(text) - len(text.lstrip())))

@@ -191,7 +191,7 @@ def train(
 
 
 def print_start(run: "RunConfig", edits: "HeadEdits", data: "Data") -> None:
-    """Prints how the data was read, how many parameters will be trained, and how long that is."""
+    """Prints how the data was read, how many parameters will be trained, and in how many steps."""
     from headedit.training.recipes import make_recipe
     from headedit.training.recipes.effort import planned_text
 
@@ -210,9 +210,9 @@ def print_data(edits: "HeadEdits", data: "Data") -> None:
         console.print(f"{count} broken records of {escape(sources)} are left out.")
     print_rows("data", data.rows())
     if not console.quiet:
-        with redirect_stdout(io.StringIO()) as told:
+        with redirect_stdout(io.StringIO()) as printed:
             edits.print_trainable_parameters()
-        say_plain(told.getvalue().rstrip("\n"))
+        say_plain(printed.getvalue().rstrip("\n"))
 
 
 def print_next(run: "RunConfig") -> None:

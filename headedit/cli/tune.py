@@ -105,9 +105,7 @@ def tune(
         tuned = tune_run(run, resume=resume, overwrite=overwrite, ready=print_start)
     except KeyboardInterrupt as stop:
         again = shlex.join(["headedit", "tune", str(run.output), "--resume"])
-        raise KeyboardInterrupt(
-            f"{stop}\nTo continue: {again}" if str(stop) else f"stopped.\nTo go on: {again}"
-        ) from None
+        raise KeyboardInterrupt(f"{str(stop) or 'stopped.'}\nTo continue: {again}") from None
     print_rows(f"headedit tune ({run.method.name})", rows_of(run, tuned))
     print_files([tuned.folder])
     worse = worse_than_base(tuned)
@@ -121,7 +119,7 @@ def tune(
 
 
 def worse_than_base(tuned: "Tuned") -> str | None:
-    """Says that the tuned model is worse than the base on held-out examples, by 1 % or more; None if it is not."""
+    """Says that the tuned model is worse than the base on held-out examples, by more than 1 %; None if it is not."""
     from headedit.runs.record import MARGIN
 
     found = tuned.record["held_out"]

@@ -1,6 +1,6 @@
 """Examples as ``data_from_list`` of JoLA's code takes them: one list, instruction and answer in turn."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from headedit.errors import HeadEditError
@@ -22,9 +22,9 @@ def data_from_list(texts: Sequence[str], where: str = "texts") -> list[dict[str,
         where: what to call them in messages.
 
     Raises:
-        HeadEditError: they are no texts, or their number is odd.
+        HeadEditError: it is not a list of texts, it is empty, or their number is odd.
     """
-    if not is_alternating(list(texts)):
+    if isinstance(texts, str) or not isinstance(texts, Iterable) or not is_alternating(list(texts)):
         raise HeadEditError(f"{where}: expected a list of texts, instruction and answer in turn.")
     if len(texts) % 2:
         raise HeadEditError(

@@ -112,7 +112,8 @@ def batches_of(
         lengths: length of each sequence, in tokens, by index.
         size: largest number of sequences per batch; of short ones ``LARGER`` times as many where ``tokens`` is given.
         equal: whether the sequences of a batch must have one length.
-        tokens: largest number of tokens per batch, with padding; None for any.
+        tokens: largest number of tokens, with padding, of a batch of more than ``size`` sequences; None for no such
+            batches.
     """
     most = size if tokens is None else LARGER * size
     batch: list[int] = []

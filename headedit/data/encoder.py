@@ -127,7 +127,7 @@ def report_endless(count: int, name: str) -> None:
 
 
 def cut_prompt(tokens: Tokens, max_length: int, bos_token_id: int | None) -> Tokens | None:
-    """Keeps the last ``max_length`` tokens or fewer, after the begin-of-text token if there is one.
+    """Keeps at most ``max_length`` tokens: the begin-of-text token, if there is one, and the last ones.
 
     An earlier response is kept or cut as a whole, and at least one token stays before each that is kept.
 

@@ -1,4 +1,4 @@
-"""Passes without padding, for models that answer otherwise with it: rows of equal length go together."""
+"""Passes without padding, for models whose answers it changes: rows of equal length go together."""
 
 import functools
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class InEqualLengths:
-    """A model whose padded batches are run in parts of rows that have the same tokens masked, without these.
+    """A model whose padded batches are run in parts: rows with the same padding together, without that padding.
 
     It is called as the model is, with ``attention_mask`` and without labels, and gives the logits of the whole batch,
     [batch, tokens, vocabulary], which are zero at padding.
@@ -86,9 +86,9 @@ def wrong_side(model: nn.Module, inputs: dict[str, Any]) -> Side | None:
 
 @functools.cache
 def _report(name: str, side: str) -> None:
-    """Says it once for each type."""
+    """Warns once for each type and side."""
     logger.warning(
-        "%s answers otherwise with padding on the %s; so only examples of equal length share a pass, and batches of "
+        "%s answers differently with padding on the %s; so only examples of equal length share a pass, and batches of "
         "several lengths take several passes.",
         name,
         side,

@@ -55,7 +55,7 @@ _ROLES = {
 def to_messages(record: object, where: str, format: Format | None = None) -> tuple[list[Message], Format]:
     """Reads the conversation in a record, and finds the record's format.
 
-    Turns after the last response are left out, as there is nothing to learn from them.
+    Turns after the last response that is learnt are left out.
 
     Args:
         record: an object with named fields.
@@ -103,7 +103,7 @@ def rename_fields(record: object, fields: Mapping[str, str], where: str) -> obje
         where: names the record in messages.
 
     Raises:
-        HeadEditError: the record has no such field.
+        HeadEditError: the record has no such field, or is no object.
     """
     if not isinstance(record, Mapping):
         raise HeadEditError(f"{where}: expected an object with named fields, found {type(record).__name__}.")

@@ -33,8 +33,8 @@ class Data:
         valid: the same; None where there are none.
         test: the same.
         report: plain data for JSON: for each split the sources, the counts of records read, malformed, drawn, dropped
-            and cut, indices, formats, templates, token lengths and what ends the responses; the overlaps; and the date
-            that the chat template was told, if it asked.
+            and cut, indices, formats, templates, token lengths and what ends the responses; the overlaps; the seed; and
+            the date that the chat template was told, if it asked.
     """
 
     train: ListedRows | StoredRows

@@ -37,8 +37,8 @@ def read_rows(source: str, split: str = "train") -> Iterator[SourceRow]:
 
     Args:
         source: a path; a file is read by its ending, as JSON if that is unknown. A JSON list of nothing but texts is
-            one of instructions and answers in turn. A path that does not exist and has no ending is read as a dataset's
-            id: ``owner/name``, ``owner/name/config``, perhaps with ``:split``.
+            one of instructions and answers in turn. A path that does not exist and has no ending of these
+            formats is read as a dataset's id: ``owner/name``, ``owner/name/config``, perhaps with ``:split``.
         split: the split of a dataset, if the source names none.
 
     Raises:

@@ -77,7 +77,7 @@ def evaluate(
         data: records, or where they are: a file, a folder, an address or an id on the hub; by default the task's. For a
             task without a prompt, examples of every form that ``headedit.fit`` takes.
         train: the same of training records, which the majority answer is taken from.
-        limit: use this many examples, drawn by the seed.
+        limit: use at most this many examples, drawn by the seed.
         seed: seed of that draw.
         batch_size: examples per batch; predictions do not depend on it in float32.
         output: a JSON file for the report; a Markdown file and the predictions are written next to it. A stopped
@@ -91,8 +91,9 @@ def evaluate(
         changes: fields of the task to change, such as ``scoring="loglikelihood"`` or ``num_beams=1``.
 
     Raises:
-        HeadEditError: the task or a record is faulty, the split is empty, a prompt does not fit the model's context,
-            the output holds another evaluation, or another process has failed or evaluates something else.
+        HeadEditError: the task or a record is faulty, the edits are not on the model, the split is empty, a prompt does
+            not fit the model's context, the output holds another evaluation, or another process has failed or evaluates
+            something else.
     """
     with shared(all_processes) as processes:
         task = find_task(task, **changes)

@@ -1,1 +1,1 @@
-"""Methods against each other: every recipe, the oracle, LoRA and the unedited model behind one interface."""
+"""Methods against each other behind one interface: our recipes, the oracle, peers and the unedited model."""

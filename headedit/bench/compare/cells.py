@@ -19,10 +19,10 @@ from headedit.bench.results import Row
 from headedit.errors import HeadEditError
 from headedit.evaluation import evaluate
 from headedit.evaluation.answers.predictions import Prediction, digest
-from headedit.evaluation.scores.scoring import compute_metrics
+from headedit.evaluation.scores.scoring import compute_metrics, right_share
 from headedit.evaluation.tasks.examples import Example
 from headedit.evaluation.tasks.records import load_examples, load_rows
-from headedit.evaluation.tasks.task import Source, Task
+from headedit.evaluation.tasks.task import MC2, Source, Task
 from headedit.evaluation.tasks.task_files import find_task
 from headedit.evaluation.tasks.templates import render
 from headedit.io import strict
@@ -230,16 +230,26 @@ def _scores(cell: Cell, learned: Learned, tokenizer: Any) -> Row:
         "high": high,
         "test_examples": report.n,
         "eval_seconds": round(report.score.seconds, 2),
-        "values": _values(learned.task, cell.folder / "report.predictions.jsonl"),
+        "values": _values(cell, learned.task, tokenizer),
     }
 
 
-def _values(task: Task, file: Path) -> list[float]:
+def _values(cell: Cell, task: Task, tokenizer: Any) -> list[float]:
     """The headline of each test example alone; for accuracy 1 for a right answer and 0 for a wrong one."""
+    file = cell.folder / "report.predictions.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines()[1:]
-    by_row: dict[int, float] = {}
-    for number, line in enumerate(lines, start=2):
-        found = strict.build(Prediction, json.loads(line), f"{file}, line {number}")
-        example = Example(found.where, "", tuple(found.answers))
-        by_row[found.row] = next(iter(compute_metrics(task, [example], [found.prediction], headline=True).values()))
-    return [by_row[row] for row in sorted(by_row)]
+    found = {
+        prediction.row: prediction
+        for number, line in enumerate(lines, start=2)
+        for prediction in [strict.build(Prediction, json.loads(line), f"{file}, line {number}")]
+    }
+    if MC2 in task.metrics:
+        limit = cell.config.test_examples
+        examples, _ = load_examples(task, load_rows(task, None), tokenizer, limit=limit, seed=0, skip_broken=False)
+        return [right_share(example, found[row].scores or []) for row, example in enumerate(examples)]
+    return [_headline(task, found[row]) for row in sorted(found)]
+
+
+def _headline(task: Task, found: Prediction) -> float:
+    example = Example(found.where, "", tuple(found.answers))
+    return next(iter(compute_metrics(task, [example], [found.prediction], headline=True).values()))

@@ -103,7 +103,7 @@ class CompareConfig:
         """
         path = Path(file)
         found = strict.build(CompareConfig, _merged(read_yaml(path), changes or {}), str(path))
-        return dataclasses.replace(found, tasks={name: _beside(path, task) for name, task in found.tasks.items()})
+        return dataclasses.replace(found, tasks={name: _resolved(path, task) for name, task in found.tasks.items()})
 
 
 def _merged(content: object, changes: Mapping[str, Any]) -> object:
@@ -116,7 +116,7 @@ def _merged(content: object, changes: Mapping[str, Any]) -> object:
     return merged
 
 
-def _beside(file: Path, task: ComparedTask) -> ComparedTask:
+def _resolved(file: Path, task: ComparedTask) -> ComparedTask:
     """The task with paths that are relative to the file's folder where they are there."""
 
     def found(name: str | None) -> str | None:

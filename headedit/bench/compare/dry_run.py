@@ -24,15 +24,15 @@ def problems(config: CompareConfig) -> list[str]:
     weights where a recipe is compared, and the training and test records of every task are read.
     """
     found: list[str] = []
-    _told(found, functools.partial(check_writable, config.output))
+    _checked(found, functools.partial(check_writable, config.output))
     recipes = not config.settings or any(name in RECIPES for name in config.settings)
-    tokenizer = _told(found, functools.partial(check_model if recipes else _check_plain, config.model))
+    tokenizer = _checked(found, functools.partial(check_model if recipes else _check_plain, config.model))
     if tokenizer is None:  # the records are rendered by it
         return found
     for name, compared in config.tasks.items():
         cell = Cell(config=config, task=name, size=max(config.sizes), seed=config.seeds[0], method="")
-        _told(found, functools.partial(examples_of, cell, tokenizer))
-        _told(found, functools.partial(_test_examples, task_of(compared, name), tokenizer))
+        _checked(found, functools.partial(examples_of, cell, tokenizer))
+        _checked(found, functools.partial(_test_examples, task_of(compared, name), tokenizer))
     return list(dict.fromkeys(found))
 
 
@@ -40,7 +40,7 @@ def _test_examples(task: Task, tokenizer: Any) -> list[Example]:
     return load_examples(task, load_rows(task, None), tokenizer, limit=None, seed=0, skip_broken=False)[0]
 
 
-def _told(found: list[str], check: Callable[[], Any]) -> Any | None:
+def _checked(found: list[str], check: Callable[[], Any]) -> Any | None:
     """What a check returns; where it fails, None, and the reason is added."""
     try:
         return check()

@@ -91,16 +91,16 @@ class Lesson:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """What a method made of it.
+    """What a method made of a lesson.
 
     Fields:
         model: in eval mode, with what was learned on it.
         task: of the evaluation, with examples in its prompt for few-shot prompting.
         seconds: of all training, every tried learning rate included; without loading the model.
         parameters: numbers that are learned and in effect.
-        heads: heads with an open gate; None for peers.
+        heads: heads with an open gate; None for peers and for prompting.
         found: the heads that were chosen; None where nothing chooses.
-        total_heads: heads that could be chosen.
+        total_heads: heads that could be chosen; None as for ``heads``.
         disk_bytes: of what is saved.
         learning_rate: the one that was chosen, where several were tried.
         tried: validation loss in nats per token, and seconds, of each learning rate.
@@ -140,7 +140,9 @@ def check_method(name: str, settings: Mapping[str, Any]) -> None:
 def _check_fields(name: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     for key, value in given.items():
         if key not in known:
-            raise HeadEditError(f"methods: {name}: unknown key '{key}'.{suggest(key, [*known, _RATES])}")
+            possible = [*known, _RATES] if name in PEERS else list(known)
+            hint = suggest(key, possible) if possible else " It has no settings."
+            raise HeadEditError(f"methods: {name}: unknown key '{key}'.{hint}")
         number = strict.convert(int, value, f"methods: {name}: {key}")
         if number < 1:
             raise HeadEditError(f"methods: {name}: {key}: found {number}, expected 1 or more.")

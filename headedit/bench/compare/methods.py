@@ -53,7 +53,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a method made of it.
+    """What a method made of a problem.
 
     Fields:
         model: trained, in eval mode, with its edits or adapter on it.
@@ -81,7 +81,7 @@ Method = Callable[[Problem, Mapping[str, Any]], Outcome]
 
 
 def methods(*, planted: bool = False) -> dict[str, Method]:
-    """Every method by name: the registered recipes, ``no gate``, ``LoRA r 8``, ``unedited``.
+    """Every method by name: ``unedited``, the recipes that choose heads, those that edit every head, ``LoRA r 8``.
 
     Args:
         planted: also ``oracle``, which needs planted heads.

@@ -60,7 +60,7 @@ def compare(
         with bars_of_libraries(False):
             row = rows[i] = run_cell(cell, lambda: _base(config), tokenizer, lambda line: say(f"    {line}"))
         gc.collect()  # a model and its hooks hold each other
-        say(f"    {_told(row)}")
+        say(f"    {_reported(row)}")
         if on_cell is not None:
             on_cell(result_of(config, names, [found for found in rows if found is not None]))
     return result_of(config, names, [found for found in rows if found is not None])
@@ -75,7 +75,7 @@ def _base(config: CompareConfig) -> nn.Module:
     return config.model.load()
 
 
-def _told(row: Row) -> str:
+def _reported(row: Row) -> str:
     if "error" in row:
         return f"cannot be used: {row['error']}"
     notes = f"; {row['notes']}" if row["notes"] else ""

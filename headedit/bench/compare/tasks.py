@@ -19,7 +19,7 @@ from headedit.interpret.labels import label
 SIZES = (8, 24, 64, 200)
 TEST = 500
 LARGEST = 1000
-"""The most training examples: the test examples are unlike the first so many, and so are the same for any number."""
+"""The most training examples. Test prompts are in none of that many, so they are the same for any smaller number."""
 
 _TEST_SEED = 1_000_003  # apart from the seeds that people give
 

@@ -94,7 +94,8 @@ def measure_cost(
         shape: of the model, a Llama with random weights, and of the batch; by default 8 layers of width 512, batch
             4 × 128.
         model: measure this one instead; it is frozen, and ``shape`` gives only the batch.
-        methods: names from ``METHODS``; by default all that are available.
+        methods: names from ``METHODS``, to which the bare model and the upper bound are added; by default all that are
+            available.
         workloads: names from ``WORKLOADS``; by default all.
         repeats: timed runs of each method with an allowed ratio, after three that are not counted.
         progress: show bars.

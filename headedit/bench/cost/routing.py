@@ -34,9 +34,10 @@ def route_cost(
         progress: show bars.
 
     Returns:
-        A row per number: ``adapters``; ``forward_ms`` routed, with ``against_one``, the ratio to one adapter for all
-        rows, and ``against_bare``; ``enter_first_ms`` and ``enter_ms``, the time to enter ``route`` with adapters that
-        were not used before, and again; ``add_ms``, the time to add one adapter.
+        A row per number: ``adapters``; ``rows`` of the batch; ``forward_ms`` routed, with ``against_one``, the ratio to
+        one adapter for all rows, and ``against_bare``; ``enter_first_ms`` and ``enter_ms``, the time to enter ``route``
+        with adapters that were not used before, and again; ``add_ms``, the time to add one adapter, None where none was
+        added.
     """
     model = build(shape)
     device = next(model.parameters()).device

@@ -45,8 +45,8 @@ def scaling_cost(
     Returns:
         A row per shape: ``sweep`` and its ``value``; ``step_ms`` and ``step_ratio`` against the upper bound,
         ``forward_ms`` and ``forward_ratio`` against the bare model; ``step_operators`` and ``forward_operators``, the
-        number of operators added;
-        ``attach_ms``; ``parameters``; ``bytes`` on disk, and ``hardened_bytes`` with a twentieth of the heads open.
+        number of operators added; ``attach_ms``; ``parameters``; ``bytes`` on disk, and ``hardened_bytes`` with a
+        twentieth of the heads open.
 
     Raises:
         HeadEditError: a name is not known.

@@ -19,7 +19,15 @@ from headedit.evaluation.tasks.task import Task
 from headedit.hf.modes import evaluating
 
 OURS = "headedit"
-_COLUMNS = ["system", "batch size", "seconds", "times faster", "accuracy", "same answers", "largest difference, nats"]
+_COLUMNS = [
+    "system",
+    "batch size",
+    "seconds",
+    "times headedit's",
+    "accuracy",
+    "same answers",
+    "largest difference, nats",
+]
 
 
 def measure_evaluation(
@@ -46,7 +54,7 @@ def measure_evaluation(
         tokenizer: its tokenizer.
         task: the task; a free or extracted answer is generated greedily, whatever beams it asks for.
         data: records, or where they are; by default the task's.
-        limit: use this many examples, drawn by the seed.
+        limit: use at most this many examples, drawn by the seed.
         seed: seed of that draw.
         batch_size: of headedit.
         peer_batch_sizes: of the harness; empty to leave it out.
@@ -123,7 +131,7 @@ def _row(
         "system": key[0],
         "batch size": key[1],
         "seconds": statistics.median(seconds[key]),
-        "times faster": None if key == ours else statistics.median(ratios),
+        "times headedit's": None if key == ours else statistics.median(ratios),
         "ratios": ratios,
         "accuracy": sum(y.prediction in y.answers for _, y in pairs) / len(pairs),
         "same answers": sum(x.prediction == y.prediction for x, y in pairs) / len(pairs),

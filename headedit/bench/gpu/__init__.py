@@ -1,4 +1,4 @@
-"""What is measured on a GPU: tests, costs, decoding and memory, in parts that can be ended and taken up again."""
+"""What is measured on a GPU: tests, costs, decoding and memory, in parts that can be ended and resumed."""
 
 from headedit.bench.gpu.page import page
 from headedit.bench.gpu.runner import LIMITS, run_parts

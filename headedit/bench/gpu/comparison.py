@@ -22,7 +22,7 @@ from headedit.io.files import check_writable
 
 
 def measure(recorder: Recorder, settings: Data) -> None:
-    """Runs the cells that are not finished, as ``headedit compare`` does, which can be continued by either.
+    """Runs the cells that are not finished, as ``headedit compare`` does; each of the two resumes the other's work.
 
     Args:
         recorder: takes a row per cell, without the values of its examples, and ``tables``, those of the comparison so
@@ -109,7 +109,7 @@ def _run(cell: Cell) -> tuple[float, Row]:
         row = run_cell(cell, config.model.load, config.model.load_tokenizer(), lambda line: _say(cell, line))
     gc.collect()  # a model and its hooks hold each other
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # for the processes beside this one
+        torch.cuda.empty_cache()  # for the processes next to this one
     return time.perf_counter() - started, row
 
 

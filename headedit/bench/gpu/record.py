@@ -17,7 +17,7 @@ part: its name.
 state: running, finished, stopped (at its limit) or failed (its process ended early).
 reason: of the last two; else None.
 settings: what it is run with.
-machine: device, processor and versions.
+machine: device, its memory if it is a GPU, and versions.
 seconds: how long its last run took.
 begun: the item that is being measured; None between items.
 items: by name, what was measured: ``seconds``, and ``rows`` or ``error``; of a test, and of a cell of a comparison that

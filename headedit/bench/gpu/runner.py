@@ -24,20 +24,20 @@ def run_parts(
     limits: Mapping[str, float],
     *,
     own: Mapping[str, Data] | None = None,
-    told: Callable[[Data, bool], None] = lambda data, skipped: None,
+    report: Callable[[Data, bool], None] = lambda data, skipped: None,
 ) -> list[Data]:
     """Runs parts whose results are not complete in a folder; what one measures is written at once and never lost.
 
-    A part that was ended, or in which something failed, is taken up again: what it has measured is kept, and the rest
-    is measured.
+    A part that was ended, or in which something failed, is resumed: what it has measured is kept, and the rest is
+    measured.
 
     Args:
         folder: of the results, ``PART.json`` and ``PART.log``; it is created.
         settings: what all parts are run with; those that lie in the folder must have been run with the same.
         limits: the parts, and the seconds that each may take.
         own: further settings of single parts, by part. Another number of ``jobs`` is no other setting; with other
-            ``cells`` a part is taken up again, however complete it was.
-        told: called after each part with its record, and whether it was complete before.
+            ``cells`` a part is run again, however complete it was.
+        report: called after each part with its record, and whether it was complete before.
 
     Returns:
         The records, one per part.
@@ -62,7 +62,7 @@ def run_parts(
         if not skipped:
             _run_part(folder, part, of_part[part], limit)
         found.append(read_record(folder, part) or new_record(part, of_part[part]))
-        told(found[-1], skipped)
+        report(found[-1], skipped)
     return found
 
 

@@ -13,7 +13,7 @@ _LONGEST = 4000
 
 
 def run_tests(recorder: Recorder, settings: Data) -> None:
-    """Runs the tests that have not passed and were not skipped before, those last that failed.
+    """Runs the tests that have neither passed nor been skipped before; those that failed come last.
 
     Args:
         recorder: takes a test per item: ``outcome``, passed, failed, skipped or error; ``seconds``; ``message``.

@@ -24,12 +24,12 @@ def bench_localise(
     progress: bool = True,
     **problem: Any,
 ) -> BenchResult:
-    """Runs every recipe, and the oracle, on planted problems.
+    """Runs recipes, and the oracle, on planted problems.
 
     Args:
         shapes: of the models.
         seeds: one problem each.
-        recipes: names of methods; by default all.
+        recipes: names of methods; by default all that train.
         changes: of the methods' settings.
         jobs: number of processes.
         progress: show a bar.
@@ -81,7 +81,7 @@ def bench_localise(
 
 
 def names_of(recipes: Sequence[str] | None) -> list[str]:
-    """The methods of ``bench_localise``: those that are named, or all, and at the end the oracle."""
+    """The methods of ``bench_localise``: those that are named, or all that train, and at the end the oracle."""
     names = [name for name in methods() if name != UNEDITED] if recipes is None else recipes
     return [*(name for name in names if name != ORACLE), ORACLE]
 

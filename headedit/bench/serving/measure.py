@@ -12,10 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from headedit.bench.results import counted
 from headedit.serving.folders import VARIABLE, named_edits
 
 _BATCH, _TOKENS, _ROUNDS, _PROMPT = 64, 32, 11, 8
-_PLAIN, _NONE, _EDITS = "plain vLLM", "served, no edit in the batch", "served, 16 edits in the batch"
+_PLAIN, _NONE = "plain vLLM", "served, no edit in the batch"
 _MOST_EDITS = 16
 
 
@@ -24,7 +25,7 @@ def measure(model: str, edits: Sequence[str], rounds: int = _ROUNDS, batch: int 
 
     Args:
         model: folder or hub id.
-        edits: folders of saved edits, or folders of such folders.
+        edits: folders of saved edits, or folders of such folders; requests choose among the first 16 edits.
         rounds: how often each way is timed, after one round that is not counted.
         batch: requests at once.
     """
@@ -33,11 +34,11 @@ def measure(model: str, edits: Sequence[str], rounds: int = _ROUNDS, batch: int 
     plain = _engine(model, batch)
     os.environ[VARIABLE] = os.pathsep.join(edits)
     serving = _engine(model, batch)
-    names = list(named_edits(edits))[:_MOST_EDITS]
+    names = list(named_edits(edits))[: min(_MOST_EDITS, batch)]
     ways: dict[str, tuple[Any, list[str | None]]] = {
         _PLAIN: (plain, [None] * batch),
         _NONE: (serving, [None] * batch),
-        _EDITS: (serving, [names[i % len(names)] for i in range(batch)]),
+        f"served, {counted(names, 'edit')} in the batch": (serving, [names[i % len(names)] for i in range(batch)]),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds + 1):
@@ -85,11 +86,11 @@ def _load_ms(engine: Any, edits: Sequence[str]) -> float:
 
 def main() -> None:
     """Prints what was measured, as JSON."""
-    parser = argparse.ArgumentParser(description=measure.__doc__)
-    parser.add_argument("model")
-    parser.add_argument("edits", nargs="+")
-    parser.add_argument("--rounds", type=int, default=_ROUNDS)
-    parser.add_argument("--batch", type=int, default=_BATCH)
+    parser = argparse.ArgumentParser(description="Seconds per decoding step of vLLM with edits, against plain vLLM.")
+    parser.add_argument("model", help="folder or hub id")
+    parser.add_argument("edits", nargs="+", help="folders of saved edits, or folders of such folders")
+    parser.add_argument("--rounds", type=int, default=_ROUNDS, help="timed rounds (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=_BATCH, help="requests at once (default %(default)s)")
     given = parser.parse_args()
     print(json.dumps(measure(given.model, given.edits, given.rounds, given.batch), indent=2))
 

@@ -23,17 +23,15 @@ _FEWEST_PROMPTS = 4
 class CommonPrefix(Checked):
     """Reads rows that all begin with the same tokens.
 
+    Args:
+        reader: runs rows.
+        prompts: token ids of the prompts, one or more; a row is one of them with the beginning of an option.
+
     Fields:
         tokens: how many tokens are run once; 0 where that would save little.
     """
 
     def __init__(self, reader: RowReader, prompts: Sequence[list[int]]) -> None:
-        """Begins.
-
-        Args:
-            reader: runs rows.
-            prompts: token ids of the prompts, one or more; a row is one of them with the beginning of an option.
-        """
         self._reader = reader
         shared = beginning(prompts)
         enough = len(prompts) >= _FEWEST_PROMPTS and len(shared) >= _FEWEST_TOKENS
@@ -79,7 +77,7 @@ class CommonPrefix(Checked):
             values, _, out = self._reader.read([rows[i]], use_cache=False)
             if not all(agree(a, b, out.logits.dtype) for a, b in zip(found[i], values[0], strict=True)):
                 logger.warning(
-                    "%s answers otherwise after the cache of what all prompts begin with, so each is run whole.",
+                    "%s answers differently after the cache of what all prompts begin with, so each is run whole.",
                     type(self._reader.model).__name__,
                 )
                 return False

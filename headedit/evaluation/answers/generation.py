@@ -91,7 +91,7 @@ def continuations(
         progress: show a bar.
         describe: what the bar says.
 
-    Returns:
+    Yields:
         For every batch the (index of the prompt, continuation) of its prompts.
 
     Raises:

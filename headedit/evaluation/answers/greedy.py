@@ -1,8 +1,8 @@
 """Greedy decoding of a batch that rows leave when they have ended, by the model's own ``generate`` in several calls.
 
-A call ends once the rows that have ended in it cost more than another call, which goes on from its cache with the rows
-that are left. A cache that is not a plain one of keys
-and values cannot be cut to some of its rows; the batch is then decoded in one call.
+A call ends once the rows that have ended in it cost more than another call, which continues from its cache with the
+rows that are left. A cache that is not a plain one of keys and values cannot be cut to some of its rows; the batch is
+then decoded in one call.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +23,8 @@ _FIRST = 4
 """Tokens of the first call, after which it is known whether rows can leave."""
 _WASTE = 0.125
 """Passes of the whole batch that may be spent on rows that have ended, before the others go on without them."""
-_CLOSE, _SELDOM = 32, 4
-"""Rows are asked whether they have ended after each of the first so many tokens, then after each few tokens."""
+_CLOSE, _EVERY_NTH = 32, 4
+"""Whether rows have ended is checked after each of the first 32 tokens, then after every fourth."""
 _OF_ONE_CALL = (
     "begin_suppress_tokens",
     "exponential_decay_length_penalty",
@@ -43,18 +43,16 @@ _OF_ONE_CALL = (
 class GreedyDecoder:
     """Decodes batches of one model.
 
+    Args:
+        model: a causal LM in eval mode.
+        stops: the tokens that end a text.
+        settings: of ``generate``.
+
     Fields:
         in_parts: whether rows can leave a batch; None before the first batch.
     """
 
     def __init__(self, model: nn.Module, stops: list[int], settings: dict[str, Any]) -> None:
-        """Begins.
-
-        Args:
-            model: a causal LM in eval mode.
-            stops: the tokens that end a text.
-            settings: of ``generate``.
-        """
         self._model, self._stops = model, set(stops)
         self._settings = {**settings, "eos_token_id": stops or None}
         self.in_parts: bool | None = None if _may_be_parted(model) else False
@@ -127,15 +125,14 @@ class GreedyDecoder:
 
 
 class _EndOfPart(StoppingCriteria):  # type: ignore[misc]
-    """Ends a call of ``generate`` once rows that have ended have cost as much as another call."""
+    """Ends a call of ``generate`` once rows that have ended have cost as much as another call.
+
+    Args:
+        width: tokens of the prompts.
+        has_ended: whether a row of the batch has ended with these new tokens.
+    """
 
     def __init__(self, width: int, has_ended: Callable[[int, list[int]], bool]) -> None:
-        """Begins.
-
-        Args:
-            width: tokens of the prompts.
-            has_ended: whether a row of the batch has ended with these new tokens.
-        """
         self._width, self._has_ended = width, has_ended
         self._ended: set[int] = set()
         self._wasted = 0.0
@@ -143,7 +140,7 @@ class _EndOfPart(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
         """Whether each row is to stop, [rows]: all of them or none."""
         made = input_ids.shape[1] - self._width
-        if made <= _CLOSE or made % _SELDOM == 0:
+        if made <= _CLOSE or made % _EVERY_NTH == 0:
             new = input_ids[:, self._width :].tolist()
             self._ended |= {k for k, row in enumerate(new) if k not in self._ended and self._has_ended(k, row)}
         self._wasted += len(self._ended) / len(input_ids)

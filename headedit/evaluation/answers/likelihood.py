@@ -74,7 +74,7 @@ def option_scores(
         progress: show a bar.
         describe: what the bar says.
 
-    Returns:
+    Yields:
         For every batch the (index of the question, scores of its options).
 
     Raises:
@@ -118,7 +118,7 @@ def option_scores(
 
 
 def _report_passes(reader: RowReader, questions: Sequence[Question], batch_size: int) -> None:
-    """Says how many passes it takes that inputs of equal length alone share one, where that is more."""
+    """Warns how many passes it takes that inputs of equal length alone share one, where that is more."""
     widths = [len(head) + len(inner) for head, tails in questions for inner, _ in passes(tails)]
     order = sorted(range(len(widths)), key=lambda k: -widths[k])
     counts = [sum(1 for _ in batches_of(order, widths, batch_size, equal=equal)) for equal in (False, True)]

@@ -23,17 +23,16 @@ _MASK = 2**24
 
 
 class OptionTrees(Checked):
-    """Scores options with one row per question, for as long as the model is seen to allow it."""
+    """Scores options with one row per question, for as long as the model is seen to allow it.
+
+    Args:
+        reader: runs rows.
+        read: gives the log-probability of each read of rows; by ``reader``, or after a common beginning. None
+            where it cannot.
+        tokens: tokens per pass, with padding.
+    """
 
     def __init__(self, reader: RowReader, read: Read, tokens: int) -> None:
-        """Begins.
-
-        Args:
-            reader: runs rows.
-            read: gives the log-probability of each read of rows; by ``reader``, or after a common beginning. None
-                where it cannot.
-            tokens: tokens per pass, with padding.
-        """
         self._reader, self._read, self._tokens = reader, read, tokens
         self._longest = context_length(reader.model)
         implementation = getattr(getattr(reader.model, "config", None), "_attn_implementation", None)

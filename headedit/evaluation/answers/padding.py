@@ -11,10 +11,10 @@ logger = logging.getLogger(__name__)
 
 
 def report_equal_lengths(model: nn.Module, side: str, sequences: int, batches: int) -> None:
-    """Says that sequences of equal length alone share a batch, where that makes more batches."""
+    """Warns that sequences of equal length alone share a batch, where that makes more batches."""
     logger.warning(
-        "%s answers otherwise with padding on the %s, or is of a type without a spec; so only inputs of equal length "
-        "share a batch: %d batches for %d inputs.",
+        "%s answers differently with padding on the %s, or is of a type without a spec; so only inputs of equal "
+        "length share a batch: %d batches for %d inputs.",
         type(model).__name__,
         side,
         batches,

@@ -33,7 +33,7 @@ class Prediction:
         where: the file and line, or number, of its record.
         text: what was generated; empty where options were scored.
         prediction: the label of the option, or the first line of a free text; None where none could be parsed.
-        answers: the right label, or the references.
+        answers: the right label, for the metric ``mc2`` all right ones; or the references.
         scores: of the options, where they were scored.
         tokens: tokens generated or scored.
         seconds: its share of the time of its batch.

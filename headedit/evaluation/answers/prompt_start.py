@@ -25,18 +25,16 @@ _COMPARED = 8
 class PromptStart(Checked):
     """The common beginning of prompts.
 
+    Args:
+        model: a causal LM in eval mode.
+        prompts: token ids of all prompts.
+        possible: whether the model takes padding on the left and its generation can be parted.
+
     Fields:
         tokens: how many tokens it has.
     """
 
     def __init__(self, model: nn.Module, prompts: Sequence[list[int]], *, possible: bool = True) -> None:
-        """Begins.
-
-        Args:
-            model: a causal LM in eval mode.
-            prompts: token ids of all prompts.
-            possible: whether the model takes padding on the left and its generation can be parted.
-        """
         self._model = model
         takes = {"past_key_values", "position_ids"} <= set(inspect.signature(model.forward).parameters)
         self._ids = beginning(prompts) if takes else []

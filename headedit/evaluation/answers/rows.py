@@ -108,7 +108,7 @@ class RowReader:
                 return out.logits, out
             self._head = None
             if "past_key_values" in inputs:
-                raise RuntimeError("The head was called otherwise after a cache than without one.")
+                raise RuntimeError("The head was called differently after a cache than without one.")
         if "logits_to_keep" in self.takes:
             inputs["logits_to_keep"] = width - int(positions.min())
         out = self.model(**inputs)

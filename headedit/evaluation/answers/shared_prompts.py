@@ -23,16 +23,15 @@ Question = tuple[list[int], list[list[int]]]
 
 
 class SharedPrompts(Checked):
-    """Scores options with one pass over each prompt, for as long as the model is seen to allow it."""
+    """Scores options with one pass over each prompt, for as long as the model is seen to allow it.
+
+    Args:
+        reader: runs rows.
+        batch_size: rows per batch.
+        tokens: tokens per batch.
+    """
 
     def __init__(self, reader: RowReader, batch_size: int, tokens: int) -> None:
-        """Begins.
-
-        Args:
-            reader: runs rows.
-            batch_size: rows per batch.
-            tokens: tokens per batch.
-        """
         self._reader, self._batch_size, self._tokens = reader, batch_size, tokens
         self._left = takes_padding(reader.model, "left")
         super().__init__("past_key_values" in reader.takes)

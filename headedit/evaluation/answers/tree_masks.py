@@ -13,8 +13,8 @@ def tree_inputs(
     """The attention mask and the position ids of rows, padded on the right.
 
     Args:
-        rows: the number of tokens of each, and of each of the last of them the index of the token that it follows; a
-            token before these follows the one before it. None of them follows one before the last of those.
+        rows: the number of tokens of each row, and for each of its last tokens the index of the token that it follows:
+            one of these, or the one just before them. The earlier tokens follow each other.
         past: tokens that a cache holds, which all rows see.
         dtype: of the model's activations.
         device: where the tensors are to be.

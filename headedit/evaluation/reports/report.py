@@ -65,7 +65,8 @@ class Report:
         scoring: ``generation`` or ``loglikelihood``.
         score: the model as it was given, with its edits.
         base: the model with its edits switched off; None where it has none.
-        constant: the most frequent answer of these examples, given every time: the most that a constant can score.
+        constant: the most frequent answer of these examples, given every time; for a choice, the most that a constant
+            can score.
         majority: the most frequent answer of the training split, given every time; None without such a split.
         test: the edited model against the base on the same examples; None without edits.
         left_out: a message for every record that was left out.

@@ -29,7 +29,7 @@ def training_records(
         task: a name, a file or a task.
         data: where the records are; by default where the task says.
         split: which split.
-        limit: use this many records, drawn by the seed.
+        limit: use at most this many records, drawn by the seed.
         seed: seed of the draw.
         skip_broken: leave broken records out.
 
@@ -43,9 +43,7 @@ def training_records(
     found = find_task(task, template="plain")
     if found.prompt is None:
         raise HeadEditError(f"The records of '{found.name}' are training examples already; train on their file.")
-    source = Source(path="", split=split) if found.data is None else replace(found.data, split=split)
-    if found.data is not None or data is not None:
-        found = replace(found, data=source)
+    found = _with_split(found, data, split)
     examples, broken = load_examples(
         found, load_rows(found, data), None, limit=limit, seed=seed, skip_broken=skip_broken
     )
@@ -71,24 +69,36 @@ def preference_records(
         changes: fields of the task to change, such as its prompt.
 
     Raises:
-        HeadEditError: the task has no options, or as in ``training_records``.
+        HeadEditError: the task has no options, every option of a record is right, or as in ``training_records``.
     """
     found = find_task(task, template="plain", **changes)
     if found.options is None:
         raise HeadEditError(f"The task '{found.name}' has no options, of which one could be rejected.")
-    if found.data is not None and data is None:
-        found = replace(found, data=replace(found.data, split=split))
+    found = _with_split(found, data, split)
     examples, broken = load_examples(
         found, load_rows(found, data), None, limit=limit, seed=seed, skip_broken=skip_broken
     )
     rows = []
     for example in examples:
-        wrong = next(
-            o for label, o in zip(example.labels, example.options, strict=True) if label not in example.answers
-        )
-        right = dict(zip(example.labels, example.options, strict=True))[example.answers[0]]
-        rows.append({"prompt": example.prompt, "chosen": right, "rejected": wrong})
+        options = dict(zip(example.labels, example.options, strict=True))
+        wrong = next((option for label, option in options.items() if label not in example.answers), None)
+        if wrong is not None:
+            rows.append({"prompt": example.prompt, "chosen": options[example.answers[0]], "rejected": wrong})
+            continue
+        message = f"{example.where}: every option is right, so none can be rejected."
+        if not skip_broken:
+            raise HeadEditError(f"{message} Correct it, or leave such records out (skip_broken=True, --skip-broken).")
+        broken.append(message)
+    if not rows:
+        raise HeadEditError(f"{found.name}: there is nothing to export: no record has a wrong option.")
     return rows, broken
+
+
+def _with_split(task: Task, data: TaskData | None, split: str) -> Task:
+    """The task with another split as the one that is read."""
+    if task.data is not None:
+        return replace(task, data=replace(task.data, split=split))
+    return task if data is None else replace(task, data=Source(path="", split=split))
 
 
 def _response(task: Task, example: Example) -> str:

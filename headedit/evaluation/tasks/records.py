@@ -66,7 +66,8 @@ def load_rows(task: Task, data: TaskData | None, fields: Mapping[str, str] | Non
         fields: what the fields of a format are called in the records; for a task without a prompt of its own.
 
     Raises:
-        HeadEditError: there are none, or they cannot be read.
+        HeadEditError: it is not said where they are, they cannot be read, or ``fields`` are given for a task with a
+            prompt.
     """
     if fields is not None:
         check_fields(dict(fields))
@@ -83,7 +84,7 @@ def load_rows(task: Task, data: TaskData | None, fields: Mapping[str, str] | Non
 
 
 def load_training_rows(task: Task, data: TaskData | None, train: TaskData | None) -> Iterable[SourceRow] | None:
-    """Reads the records that give the majority answer; None if the task has none."""
+    """Reads the records that give the majority answer; None where it is not known where they are."""
     if train is not None:
         return load_rows(task, train)
     if task.data is None or task.data.train is None:

@@ -133,10 +133,9 @@ class Task:
             raise HeadEditError(f"metrics: found {self.metrics}; a choice is measured by {ACCURACY} alone.")
         if self.only is not None and self.group is None:
             raise HeadEditError("only: needs a group, the field that names the group of a record.")
-        try:
-            compiled(self.prompt or "")
-            compiled(self.response)
-        except TemplateSyntaxError as error:
-            raise HeadEditError(f"prompt: not a template that can be read, line {error.lineno}: {error.message}") from (
-                None
-            )
+        for name, template in (("prompt", self.prompt or ""), ("response", self.response)):
+            try:
+                compiled(template)
+            except TemplateSyntaxError as error:
+                message = f"{name}: not a template that can be read, line {error.lineno}: {error.message}"
+                raise HeadEditError(message) from None

@@ -61,7 +61,8 @@ def add_loreft(model: nn.Module, rank: int) -> nn.Module:
 def add_biases(model: Any) -> nn.Module:
     """Makes all biases trainable, and gives linear layers that have none a bias of zeros; nothing else is trainable.
 
-    BitFit (Ben Zaken et al., ACL 2022, arXiv 2106.10199) trains the biases that a model has; many models have none.
+    The output head gets none. BitFit (Ben Zaken et al., ACL 2022, arXiv 2106.10199) trains the biases that a model has;
+    many models have none.
     """
     model.requires_grad_(False)
     head = model.get_output_embeddings()

@@ -30,7 +30,7 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dic
 
 
 def chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Corpus chrF, chrF+ and chrF++: F2 of character 6-grams with no words, words, and pairs of words.
+    """Corpus chrF, chrF+ and chrF++: F2 of 1 to 6 characters in a row, with no words, words, and also pairs of words.
 
     Args:
         predictions: one text per row.
