@@ -166,3 +166,9 @@ def test_the_bench_of_serving_says_how_many_edits_are_in_its_batches(monkeypatch
     assert found["ratio"] == {"served, no edit in the batch": 1.0, "served, 3 edits in the batch": 2.0}
     two = serving.measure("model", ["edits"], rounds=1, batch=2)
     assert "served, 2 edits in the batch" in two["ratio"]
+
+
+def test_the_bench_of_serving_refuses_folders_without_edits_before_an_engine_is_made(monkeypatch, tmp_path):
+    monkeypatch.setattr(serving, "_engine", lambda model, batch: pytest.fail("an engine was made"))
+    with pytest.raises(HeadEditError, match="holds no saved edits to serve"):
+        serving.measure("model", [str(tmp_path)])

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headedit.bench.results import counted
+from headedit.errors import HeadEditError
 from headedit.serving.folders import VARIABLE, named_edits
 
 _BATCH, _TOKENS, _ROUNDS, _PROMPT = 64, 32, 11, 8
@@ -28,13 +29,20 @@ def measure(model: str, edits: Sequence[str], rounds: int = _ROUNDS, batch: int 
         edits: folders of saved edits, or folders of such folders; requests choose among the first 16 edits.
         rounds: how often each way is timed, after one round that is not counted.
         batch: requests at once.
+
+    Raises:
+        HeadEditError: the folders hold no edits.
     """
+    names = list(named_edits(edits))[: min(_MOST_EDITS, batch)]
+    if not names:
+        raise HeadEditError(
+            f"{', '.join(edits)}: holds no saved edits to serve; name folders that edits.save_pretrained wrote."
+        )
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.pop(VARIABLE, None)
     plain = _engine(model, batch)
     os.environ[VARIABLE] = os.pathsep.join(edits)
     serving = _engine(model, batch)
-    names = list(named_edits(edits))[: min(_MOST_EDITS, batch)]
     ways: dict[str, tuple[Any, list[str | None]]] = {
         _PLAIN: (plain, [None] * batch),
         _NONE: (serving, [None] * batch),
