@@ -280,8 +280,9 @@ def test_a_folder_or_evidence_that_cannot_be_reported_is_refused(run, frame, edi
         report(tmp_path / "bare")
     write_run(edits, tmp_path / "bare")
     (tmp_path / "bare" / "run.json").write_text("[")
-    with pytest.raises(HeadEditError, match=r"run\.json: is not valid JSON"):
+    with pytest.raises(HeadEditError, match=r"run\.json: not valid JSON") as damaged:
         report(tmp_path / "bare")
+    assert str(damaged.value).count("run.json") == 1
     write_run(edits, tmp_path / "bare")
     (tmp_path / "bare" / "history.jsonl").write_text("")
     with pytest.raises(HeadEditError, match="no step was logged"):

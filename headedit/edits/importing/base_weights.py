@@ -127,9 +127,9 @@ class BaseComparison:
 
     def _meaning(self) -> str:
         if all(weight.resized and not weight.distance for weight in self.moved):
-            return (
-                "Only rows of new tokens, such as [PAD], were added: the edits act on the base as they were trained to."
-            )
+            added = all(weight.shape[0] > weight.base_shape[0] for weight in self.moved)
+            what = "Only rows of new tokens, such as [PAD], were added" if added else "Only the number of rows differs"
+            return f"{what}: the edits act on the base as they were trained to."
         if len(self.moved) > self.compared / 2:
             return (
                 "Most weights differ: is this the base that the edits were trained on? Edits act as they were trained "
