@@ -123,7 +123,7 @@ class Run:
 
     @property
     def worse_than_base(self) -> str | None:
-        """Says that the edits were worse than the unedited model, which was kept; None if they were not."""
+        """Says that the edits were more than 1 % worse than the unedited model, which was kept; None if not."""
         found = self.record.get("held_out")
         return None if found is None else worse_than_base(found)
 

@@ -50,7 +50,7 @@ class Head:
 
     @torch.no_grad()
     def effective(self, vector: str) -> Tensor | None:
-        """Gate times vector, [head_dim]: is added to the head, or to the factor of 1 on it; None without a vector."""
+        """Strength · gate · vector, [head_dim], added to the head or to the factor 1 on it; None without the vector."""
         return self.edit.effective()[vector][self.index] if vector in self.edit.vectors else None
 
 
