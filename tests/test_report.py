@@ -659,3 +659,9 @@ def test_large_models_have_their_edited_heads_shown_first(browser, tmp_path):
     assert min(box["width"], box["height"]) >= 8
     assert page.evaluate("document.documentElement.scrollWidth") == 1200
     page.close()
+
+
+def test_the_page_says_how_many_examples_the_run_was_tested_on(tmp_path, edits):
+    page = Page(report(write_run(edits, tmp_path / "run", test_examples=1500)))
+    told = dict(zip((e["text"] for e in page.all(tag="dt")), (e["text"] for e in page.all(tag="dd")), strict=True))
+    assert told["data"] == "1,200 to train on; 9 to validate on; 1,500 to test on"

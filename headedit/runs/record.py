@@ -20,7 +20,7 @@ _KINDS: dict[str, Any] = {
     "settings": dict[str, Any],
     "seed": int | None,
     "date": str | None,
-    **dict.fromkeys(("train_examples", "valid_examples", "steps", "kept_step"), int | None),
+    **dict.fromkeys(("train_examples", "valid_examples", "test_examples", "steps", "kept_step"), int | None),
     **dict.fromkeys(("best_eval_loss", "test_loss", "test_loss_base", "seconds"), _NUMBER),
     "held_out": dict[str, int | float | str] | None,
     "open": dict[str, dict[str, int]],
