@@ -321,7 +321,7 @@ def test_a_merged_model_keeps_its_adapter(llama, ids):
         lambda: setattr(edits, "strength", 0.5),
         lambda: edits.route(["b", None]).__enter__(),
     ):
-        with pytest.raises(HeadEditError, match=r"While the edits are merged .* call unmerge_adapter\(\) first"):
+        with pytest.raises(HeadEditError, match=r"While the edits are merged, .* call unmerge_adapter\(\) first"):
             change()
     edits.add_adapter("c")
     assert torch.allclose(logits(llama, ids), wanted["default"], atol=1e-5)

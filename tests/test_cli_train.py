@@ -322,6 +322,8 @@ def test_shipped_configs_are_listed_and_shown(capsys):
     assert yaml.safe_load(shown)["recipe"]["name"] == "jola"
     assert run("config", "show", "jola") == 2
     assert "Configs: cpu-small" in capsys.readouterr().err
+    assert run("config", "show", "missing.yaml") == 2
+    assert "missing.yaml: cannot be read (No such file or directory)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["config list", "config show", "sweep"])

@@ -60,6 +60,14 @@ def test_a_run_without_held_out_examples_says_so(tmp_path):
     assert "no examples were held out" in dict(run.rows())["loss on held-out examples"]
 
 
+def test_controls_that_a_metric_alone_measured_have_that_metric_in_the_table_of_the_run(tmp_path):
+    edits = headedit.attach(tiny_model("llama"))
+    run = headedit.fit(edits, ROWS, recipe="refit", controls=True, metric=lambda: 0.75, output_dir=tmp_path, **QUICK)
+    gates = run.controls["no gate"]["gates"]
+    assert run.controls["no gate"]["validation_loss"] is None
+    assert dict(run.rows())["control: no gate"] == f"metric 0.75 with {gates} gates"
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_bars_show_the_stage_in_a_terminal_and_are_not_in_log_files(terminal, monkeypatch):
     stream = io.StringIO()

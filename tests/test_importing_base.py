@@ -160,6 +160,17 @@ def test_what_is_missing_unknown_or_of_another_shape_is_named(arrays, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_rows_that_the_checkpoint_lacks_are_not_said_to_be_added(arrays, tmp_path):
+    model = tiny_model("llama")
+    tensors = tensors_of(model, arrays)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = tensors[name][:-3].clone()
+    lines = compare_base(model, write(tensors, tmp_path / "checkpoint")).lines()
+    assert sum("has 3 rows fewer" in line for line in lines) == 2
+    assert "Only the number of rows differs" in lines[-1]
+    assert not any("added" in line for line in lines)
+
+
 def test_many_weights_of_a_kind_take_one_line_and_another_base_is_suspected(arrays, tmp_path):
     model = tiny_model("llama", num_hidden_layers=13)
     tensors = {name: value + 0.1 for name, value in tensors_of(model, arrays).items()}

@@ -28,14 +28,14 @@ def fit(edits, folder):
 
 MEANWHILE = {
     "set_head": (lambda edits, folder: edits.set_head(0, 1, scale=0.0), "no head can be set"),
-    "strength": (lambda edits, folder: setattr(edits, "strength", 0.5), "strength cannot be changed"),
+    "strength": (lambda edits, folder: setattr(edits, "strength", 0.5), "the strength cannot be changed"),
     "harden": (lambda edits, folder: edits.harden(), "they cannot be hardened"),
     "restore": (lambda edits, folder: edits.restore(edits.snapshot()), "their values cannot be restored"),
     "set_adapter": (lambda edits, folder: edits.set_adapter("other"), "'other' cannot be set"),
     "delete_adapter": (lambda edits, folder: edits.delete_adapter("other"), "'other' cannot be deleted"),
     "fit": (fit, "they cannot be trained"),
     "route": (lambda edits, folder: edits.route([None]).__enter__(), "rows cannot be routed"),
-    "at_strength": (lambda edits, folder: edits.at_strength(0.5).__enter__(), "strength cannot be changed"),
+    "at_strength": (lambda edits, folder: edits.at_strength(0.5).__enter__(), "the strength cannot be changed"),
     "disable_adapter_layers": (
         lambda edits, folder: edits.disable_adapter_layers(),
         "they cannot be switched off in place",
@@ -48,7 +48,7 @@ def test_what_would_change_nothing_while_merged_is_refused_and_changes_nothing(a
     edited = logits(edits.model, ids)
     edits.merge_adapter()
     merged = logits(edits.model, ids)
-    with pytest.raises(HeadEditError, match=f"While the edits are merged {what}.*unmerge_adapter"):
+    with pytest.raises(HeadEditError, match=f"While the edits are merged, {what}.*unmerge_adapter"):
         act(edits, tmp_path)
     assert torch.equal(logits(edits.model, ids), merged)
     edits.unmerge_adapter()

@@ -134,7 +134,7 @@ def test_layers_that_are_disabled_stay_so_until_they_are_enabled(edits, ids):
     edits.enable_adapter_layers()
     assert torch.equal(logits(edits.model, ids), edited)
     edits.merge_adapter()
-    with pytest.raises(HeadEditError, match=r"While the edits are merged .* disable_adapter\(\) is a context"):
+    with pytest.raises(HeadEditError, match=r"While the edits are merged, .* disable_adapter\(\) is a context"):
         edits.disable_adapter_layers()
 
 

@@ -280,8 +280,9 @@ def test_a_folder_or_evidence_that_cannot_be_reported_is_refused(run, frame, edi
         report(tmp_path / "bare")
     write_run(edits, tmp_path / "bare")
     (tmp_path / "bare" / "run.json").write_text("[")
-    with pytest.raises(HeadEditError, match=r"run\.json: is not valid JSON"):
+    with pytest.raises(HeadEditError, match=r"run\.json: not valid JSON") as damaged:
         report(tmp_path / "bare")
+    assert str(damaged.value).count("run.json") == 1
     write_run(edits, tmp_path / "bare")
     (tmp_path / "bare" / "history.jsonl").write_text("")
     with pytest.raises(HeadEditError, match="no step was logged"):
@@ -658,3 +659,9 @@ def test_large_models_have_their_edited_heads_shown_first(browser, tmp_path):
     assert min(box["width"], box["height"]) >= 8
     assert page.evaluate("document.documentElement.scrollWidth") == 1200
     page.close()
+
+
+def test_the_page_says_how_many_examples_the_run_was_tested_on(tmp_path, edits):
+    page = Page(report(write_run(edits, tmp_path / "run", test_examples=1500)))
+    told = dict(zip((e["text"] for e in page.all(tag="dt")), (e["text"] for e in page.all(tag="dd")), strict=True))
+    assert told["data"] == "1,200 to train on; 9 to validate on; 1,500 to test on"

@@ -473,7 +473,7 @@ def steered_without_offsets(edits):
 
 
 STATES = {
-    "While the edits are merged they cannot be steered: call unmerge_adapter": steered_while_merged,
+    "While the edits are merged, they cannot be steered: call unmerge_adapter": steered_while_merged,
     "disabled, so nothing would be steered: call enable_adapter_layers": steered_while_disabled,
     r"Inside disable_adapter\(\), nothing can be steered": steered_inside(lambda edits: edits.disable_adapter()),
     r"Inside route\(\), nothing can be steered": steered_inside(lambda edits: edits.route(["default"])),

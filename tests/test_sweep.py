@@ -245,6 +245,20 @@ def test_a_folder_with_another_run_is_left_unchanged(done, inputs, monkeypatch):
         list(sweep_run.run_sweep(planned, progress=False))
 
 
+def test_the_mean_over_tasks_counts_tasks_and_not_runs():
+    rows = [
+        SweepRow(task=task, fields={}, seed=seed, folder="out", figures={"loss": 1.0})
+        for task in ("arc", "boolq")
+        for seed in (0, 1, 2)
+    ]
+    *tasks, mean = grouped(rows)
+    assert [repr(group) for group in tasks] == [
+        f"SweepGroup({name}, mean of 3 seeds: loss 1)" for name in ("arc", "boolq")
+    ]
+    assert repr(mean) == "SweepGroup(mean, mean of 2 tasks: loss 1)"
+    assert "mean of 2 tasks" in mean._repr_html_()
+
+
 def test_the_mean_has_the_figures_that_all_tasks_have():
     rows = [
         SweepRow(task=task, fields={}, seed=seed, folder="", figures={"loss": loss, task: 1.0})

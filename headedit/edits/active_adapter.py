@@ -115,8 +115,8 @@ class ActiveAdapter(AdapterSet):
             kind: the kind of site; by default attention, or the only kind there is.
 
         Raises:
-            HeadEditError: there is no such head, or ``scale`` or ``offset`` has another shape, is NaN or infinite, or
-                holds no numbers; nothing is changed then.
+            HeadEditError: there is no such head, the edits are merged or have no such vector, or ``scale`` or
+                ``offset`` has another shape, is NaN or infinite, or holds no numbers; nothing is changed then.
         """
         kind = self.module.kinds()[0] if kind is None else kind
         if kind not in SITE_KINDS:
@@ -148,6 +148,9 @@ class ActiveAdapter(AdapterSet):
         The values go into the vectors, so that every gate is exactly 0 or 1 from then on, in training mode too; a site
         without an open head costs nothing any more. With ``eval_gate="clip"`` the logits in eval mode stay the same to
         the bit; with ``expectation`` what E[g] leaves of a closed gate is dropped. The gates are no longer trained.
+
+        Raises:
+            HeadEditError: the edits are merged.
         """
         with self.writing("they cannot be hardened"):
             harden(self.module)
@@ -189,7 +192,7 @@ class ActiveAdapter(AdapterSet):
         """Sets the parameters to their values at a ``snapshot``.
 
         Raises:
-            HeadEditError: it is not a snapshot of edits of this shape.
+            HeadEditError: it is not a snapshot of edits of this shape, or the edits are merged.
         """
         shapes = [parameter.shape for parameter in self.module.parameters()]
         if not isinstance(snapshot, list) or [getattr(value, "shape", None) for value in snapshot] != shapes:

@@ -111,7 +111,7 @@ class Adapter(nn.Module, Arithmetic):
         config: the shape of the edits.
         dial: their strength, which all sites share.
         site_edits: their parameters.
-        date: the date that the chat template was told in training, in ISO format; None where it asked for none.
+        date: the date that the chat template was given in training, in ISO format; None where it asked for none.
     """
 
     date: str | None = None

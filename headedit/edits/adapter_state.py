@@ -99,7 +99,7 @@ class AdapterState(Arithmetic):
 
     @strength.setter
     def strength(self, value: float) -> None:
-        with self.writing("strength cannot be changed"):
+        with self.writing("the strength cannot be changed"):
             self.module.strength = value
 
     def __getitem__(self, adapter_name: str) -> Adapter:
@@ -142,7 +142,7 @@ class AdapterState(Arithmetic):
         """A context in which the values of edits are written: a pass in another thread sees all of it or nothing.
 
         Args:
-            what: what is being done, for the error where the edits are merged, such as "they cannot be hardened".
+            what: what cannot be done while the edits are merged, for the error, such as "they cannot be hardened".
 
         Raises:
             HeadEditError: the edits are merged.
@@ -225,4 +225,4 @@ class AdapterState(Arithmetic):
 
     def _refuse_merged(self, what: str) -> None:
         if self.merged is not None:
-            raise HeadEditError(f"While the edits are merged {what}: call unmerge_adapter() first.")
+            raise HeadEditError(f"While the edits are merged, {what}: call unmerge_adapter() first.")

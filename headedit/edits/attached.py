@@ -229,7 +229,7 @@ def _same(a: Tensor, b: Tensor | None) -> bool:
 def _warn_where_a_model_is_saved() -> None:
     """Says, where the state dict is asked for by the model's own ``save_pretrained``, how to read the edits in it.
 
-    Whoever loads that folder as a model only sees the names of keys that the model does not know.
+    Whoever loads that folder as a model sees nothing but the names of keys that the model does not know.
     """
     frame, depth = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__") in (__name__, nn.Module.__module__):

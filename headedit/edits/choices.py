@@ -101,7 +101,7 @@ class Choices:
 
     Fields:
         model: the handle's choice. It is replaced as a whole, so that a pass sees the one or the other.
-        off: whether the handle's layers are disabled, in every context.
+        off: whether ``disable_adapter_layers`` has disabled the edits, in every context.
         live: the overrides that are entered in any context.
         asked: the overrides of the running context, outermost first; anything but a tuple where there are none.
     """

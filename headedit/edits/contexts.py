@@ -59,7 +59,7 @@ class AdapterContexts(AdapterState):
         Raises:
             HeadEditError: it is not a finite number, or the edits are merged.
         """
-        self._refuse_merged("strength cannot be changed")
+        self._refuse_merged("the strength cannot be changed")
         dial = Strength(check_strength(strength))
         with self._choices.entered(Override("at_strength()", adapter=self.module, dial=dial)):
             yield self.model

@@ -62,7 +62,7 @@ class HardConcrete:
         return (wide.new_tensor(weights) * above).sum(-1).to(log_alpha.dtype)
 
     def open_probability(self, log_alpha: Tensor) -> Tensor:
-        """P(g ≠ 0), equation 12: which the penalty sums."""
+        """P(g ≠ 0), equation 12, which the penalty sums."""
         return torch.sigmoid(log_alpha - self.temperature * math.log(-self.low / self.high))
 
     def _stretch(self, s: Tensor) -> Tensor:

@@ -136,7 +136,8 @@ class HeadEdits(ActiveAdapter):
 
         Raises:
             HeadEditError: a vector or gate is NaN, infinite, sharded or on the meta device, the folder cannot be made
-                or written, a metric is not a number, or a field is not one of a card; nothing on disk has changed then.
+                or written, a metric is not a number, or a field is not one of a card; nothing on disk has changed then,
+                unless the card alone cannot be written.
         """
         save(self, folder_to_save_in(save_directory), hardened=hardened, card=card, metrics=metrics)
 
@@ -262,6 +263,10 @@ class HeadEdits(ActiveAdapter):
 
         llama.cpp adds it to the output of whole layers. That equals the edits where attention and MLP stand side by
         side in a layer (GPT-NeoX, Falcon, Phi, Cohere); elsewhere, as for Llama, it is refused unless ``approximate``.
+
+        Args:
+            path: the file; its folder is made if it does not exist.
+            approximate: write it also where it is not the same function as the edits.
 
         Returns:
             How far the logits are off, as a share of what the edits change; 0 where that is not more than rounding.

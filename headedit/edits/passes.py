@@ -40,7 +40,7 @@ class Pass:
         thread: the thread that it runs in.
         found: the affine maps of ``together``, once they are computed.
         fired: the sites whose hook was called.
-        kind: the modes of the model and of autograd, by which passes that should call the same sites are told.
+        kind: the modes of the model and of autograd, by which passes that should call the same sites are recognised.
         group: the processes that draw the same gates in it; None for this one alone.
     """
 

@@ -145,6 +145,9 @@ class SiteEdit(nn.Module):
             z: the input, or the part of its last dimension that this process has.
             affine: the map, where it was computed before, as together with those of other sites; see ``affine_all``.
             part: which part of the input that is; None for all.
+
+        Raises:
+            HeadEditError: the edit is on the meta device and the input is not, or the input has another width.
         """
         scale, offset = self.affine(self.strength.factor) if affine is None else affine
         if not z.is_meta and any(vector is not None and vector.is_meta for vector in (scale, offset)):
@@ -166,6 +169,9 @@ class SiteEdit(nn.Module):
             head: index of the head.
             scale: factor, one number or [head_dim]; 1 everywhere leaves it out.
             offset: [head_dim]; None leaves it out.
+
+        Raises:
+            HeadEditError: the edits have no vector of a kind that is given.
         """
         values = {"scale": scale - 1.0, "offset": offset}
         given = {"scale": bool((scale != 1.0).any()), "offset": offset is not None}

@@ -48,7 +48,8 @@ def site_input(module: nn.Module, z: Tensor, width: int, path: str) -> SiteInput
         path: the module's name, for messages.
 
     Raises:
-        HeadEditError: the input is split over processes otherwise than by its last dimension.
+        HeadEditError: the input is split over processes in another way than by its last dimension, or this process was
+            given another part of it than its weight has.
     """
     if type(z) is not Tensor and is_sharded(z):
         return _local(z, width, path)

@@ -24,7 +24,7 @@ def enable_checkpointing(model: Any) -> None:
 def evaluating_with_gradients(model: nn.Module) -> Iterator[None]:
     """Eval mode for passes with a backward pass: gradient checkpointing stays on, which models have in training only.
 
-    The modules that it is of stay in training mode, but nothing inside them, and without dropout of their own.
+    The modules that are checkpointed stay in training mode, without dropout of their own; what is inside them does not.
     """
     kept = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     dropouts = [

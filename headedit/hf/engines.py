@@ -51,7 +51,7 @@ def _why_not_called(module: nn.Module) -> str | None:
 
 
 def _called_in_place_of_forward(module: nn.Module) -> str | None:
-    """The function that a module keeps and its class calls without going through ``nn.Module``; None of others."""
+    """The function that a module keeps and its class calls without going through ``nn.Module``; None for others."""
     names = getattr(getattr(type(module).__call__, "__code__", None), "co_names", ())
     if "__call__" in names or "_call_impl" in names or "_wrapped_call_impl" in names:
         return None

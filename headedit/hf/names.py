@@ -9,7 +9,7 @@ _IN_CACHE = re.compile(r"(?:^|/)models--([\w.-]+?)(?:--([\w.-]+))?/snapshots/")
 
 
 def hub_id(name_or_path: object) -> str | None:
-    """The id of a hub repository, ``name`` or ``owner/name``, or that of a snapshot in the hub's cache; None of others.
+    """The id of a hub repository, ``name`` or ``owner/name``, or of a snapshot in the hub's cache; None for others.
 
     A name that is a folder or file here is none, as transformers would load that.
     """

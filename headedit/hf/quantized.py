@@ -32,7 +32,7 @@ def quantization_of(module: nn.Module) -> str | None:
 
 
 def full_precision(module: nn.Module) -> str:
-    """How to load the model of a quantized module in full precision, as the begin of a sentence."""
+    """How to load the model of a quantized module in full precision, as the beginning of a sentence."""
     return _UNPACK if quantization_of(module) == "GGUF blocks" else "Load the base model in full precision"
 
 

@@ -1,7 +1,7 @@
 """Work that several processes do together.
 
 Processes talk through the key-value store by which torch makes process groups, so they need neither a group nor a
-backend, and what fails in one is told to the others instead of leaving them to wait.
+backend, and what fails in one is reported to the others instead of leaving them to wait.
 """
 
 import logging

@@ -71,7 +71,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             jinja2.TemplateSyntaxError: it is not a template.
         """
         if len(text) > LONGEST:
-            raise HeadEditError(f"{what}: has {len(text):,} characters, more than the {LONGEST:,} that a template may.")
+            raise HeadEditError(
+                f"{what}: has {len(text):,} characters, more than the {LONGEST:,} that a template may have."
+            )
         with spending(text):
             try:
                 return self.from_string(text)
@@ -113,7 +115,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Charging(NodeTransformer):
-    """Puts charges into a template: on what is looped over, compared, joined and listed, and at the begin of bodies."""
+    """Puts charges into a template: on what is looped over, compared, joined and listed, and first in every body."""
 
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
         node = super().generic_visit(node, *args, **kwargs)

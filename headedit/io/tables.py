@@ -57,7 +57,10 @@ def rich_table(
 
 
 def format_cell(value: Any) -> str:
-    """A cell: floats up to 1 with three digits, others below 10 with one; blank for None; text as it is."""
+    """A cell: floats up to 1 with three decimals, others below 10 with one, the rest with none; blank for None.
+
+    Thousands are set off by commas, and text is as it is.
+    """
     if value is None:
         return ""
     if isinstance(value, float):

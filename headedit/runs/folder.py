@@ -26,7 +26,7 @@ CONTROLS = "controls"
 OWNER_FILE = "headedit.json"
 """In a folder of checkpoints: it marks the folder as headedit's own."""
 DATE = "date"
-"""Among what a run depends on: the date that the chat template was told."""
+"""Among what a run depends on: the date that the chat template was given."""
 JOURNAL_FILE = "run.json"
 """In the journal: hashes of everything that the run's result depends on."""
 
@@ -64,7 +64,7 @@ def folder_state(folder: Path) -> FolderState:
 
 
 def run_date(folder: Path) -> str | None:
-    """The date that the chat template was told in the run in a folder; None where it asked for none, or there is none.
+    """The date that the chat template was given in the run in a folder; None where it asked for none, or there is none.
 
     A run that was stopped has it in its journal, a finished one in its record.
     """

@@ -12,7 +12,7 @@ from headedit.runs.selection import Selection
 from headedit.runs.stability import Stability
 
 MARGIN = 0.01
-"""Share of the unedited model's loss by which edits may lie above it, as a few examples cannot tell so little."""
+"""Share of the unedited model's loss by which edits may lie above it, as a few examples do not show so small a rise."""
 
 _NUMBER = int | float | None
 _KINDS: dict[str, Any] = {
@@ -20,7 +20,7 @@ _KINDS: dict[str, Any] = {
     "settings": dict[str, Any],
     "seed": int | None,
     "date": str | None,
-    **dict.fromkeys(("train_examples", "valid_examples", "steps", "kept_step"), int | None),
+    **dict.fromkeys(("train_examples", "valid_examples", "test_examples", "steps", "kept_step"), int | None),
     **dict.fromkeys(("best_eval_loss", "test_loss", "test_loss_base", "seconds"), _NUMBER),
     "held_out": dict[str, int | float | str] | None,
     "open": dict[str, dict[str, int]],
@@ -31,7 +31,7 @@ _KINDS: dict[str, Any] = {
 
 
 def worse_than_base(held_out: Mapping[str, Any]) -> str | None:
-    """Says that the edits were worse than the unedited model on held-out examples, by 1 % or more; None if not."""
+    """Says that the edits were worse than the unedited model on held-out examples, by more than 1 %; None if not."""
     edited, base = held_out["edited"], held_out["base"]
     if edited <= (1 + MARGIN) * base:
         return None

@@ -123,7 +123,7 @@ class Run:
 
     @property
     def worse_than_base(self) -> str | None:
-        """Says that the edits were worse than the unedited model, which was kept; None if they were not."""
+        """Says that the edits were more than 1 % worse than the unedited model, which was kept; None if not."""
         found = self.record.get("held_out")
         return None if found is None else worse_than_base(found)
 
@@ -145,8 +145,9 @@ class Run:
             ("time", f"{record['seconds']:.0f} s"),
         ]
         for name, found in (self.controls or {}).items():
-            loss = found["validation_loss"]
-            rows.append((f"control: {name}", f"{loss:.4f} nats per token with {found['gates']} gates"))
+            loss, metric = found["validation_loss"], found.get("metric")
+            measured = f"metric {metric:.4g}" if loss is None else f"{loss:.4f} nats per token"
+            rows.append((f"control: {name}", f"{measured} with {found['gates']} gates"))
         selection = self.selection
         if selection is not None:
             rows += selection.rows()

@@ -250,7 +250,7 @@ def _passing(counts: Counter[Competitor], least: int) -> tuple[int, int]:
 
 
 def _groups(orders: Sequence[Sequence[Competitor]], q: int) -> list[list[tuple[int, str, int]]]:
-    """Gates that are selected in each other's place: nearly always one of them, and both more seldom than by chance.
+    """Gates that are selected in each other's place: nearly always one of them, and both less often than by chance.
 
     Chance is that of the hypergeometric distribution, the halves in which each is selected being given.
     """

@@ -39,7 +39,7 @@ def environment(edits: Sequence[str], *, slots: int | None = None, updates: bool
         updates: whether clients can load and unload edits that lie below these folders.
 
     Raises:
-        HeadEditError: there is no such folder, or two edits have one name.
+        HeadEditError: there is no such folder, one that is given a name holds no edits, or two edits have one name.
     """
     named_edits(edits)
     found = {VARIABLE: os.pathsep.join(edits), _UPDATES: "1" if updates else "0"}

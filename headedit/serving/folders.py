@@ -21,11 +21,11 @@ def named_edits(entries: Iterable[str]) -> dict[str, Path]:
     """Folders of saved edits by the name that a request chooses them by.
 
     Args:
-        entries: a folder of saved edits, which is served by its own name; a folder of such folders; or
-            ``name=folder``.
+        entries: a folder of saved edits, which is served by its own name; a folder of such folders, which may hold none
+            yet; or ``name=folder``.
 
     Raises:
-        HeadEditError: there is no such folder, it holds no edits, or two edits have one name.
+        HeadEditError: there is no such folder, one that is given a name holds no edits, or two edits have one name.
     """
     found: dict[str, Path] = {}
     for entry in entries:

@@ -46,10 +46,11 @@ def read_for(model: nn.Module, name: str, path: "str | PathLike[str]") -> SavedE
     Args:
         model: of transformers; it may be on the meta device.
         name: the one that requests will choose the edits by.
-        path: a folder of saved edits, or the id of a repository on the Hugging Face hub.
+        path: a folder of saved edits.
 
     Raises:
-        HeadEditError: nothing is found, a file is damaged, or the edits were made for another model.
+        HeadEditError: nothing is found, a file is damaged, a value is not finite, or the edits were made for another
+            model.
     """
     read_adapter(model, None, path, None)
     adapter = read_values(path)

@@ -65,7 +65,8 @@ def prove_sites(
 ) -> list[SiteProof]:
     """Scales every head inside the attention and looks for it at the site, under eager and sdpa attention.
 
-    It costs a forward pass for each head, all layers at once, and one more. The model is returned to its state.
+    Each of the two takes a forward pass for each head, all layers at once, and one more; a linear mixer takes passes of
+    its own. The model is returned to its state.
 
     Args:
         model: the model that the sites were found on.

@@ -115,7 +115,7 @@ def fit(
         resume: resume the run that was stopped in ``output_dir``; if there is none, start a new one; if it is finished
             already, return it. All other arguments, and the edits, must be as they were at its start. A run that was
             stopped at any moment, by whatever cause, ends with the same edits as one that was not, bit for bit. A chat
-            template is told the date of the run's start.
+            template is given the date of the run's start.
         overwrite: remove the run, or the edits, in ``output_dir`` first: everything that headedit wrote there, and
             nothing else.
         cache_prefix: run the layers below the first edited one only once for each example, and start every later pass
@@ -133,12 +133,12 @@ def fit(
         The run, with its record, its history and the handle. The model is in the mode, train or eval, in which it was.
 
     Raises:
-        HeadEditError: a set of examples is empty, malformed or smaller than the batch size; the recipe or one of its
-            fields is unknown, or a value is of a wrong type or out of range; the model gives no logits for the next
-            token; the edits are detached, merged, disabled or frozen; other weights of the model are trainable, which
-            only ``HeadEditTrainer`` saves; several processes were started that would each train by itself; DeepSpeed or
-            FSDP1 is to run the model; another process trains into the folder; the folder cannot be written, or holds
-            what would be lost; the loss becomes NaN or infinite; or the run to resume differs from this one.
+        HeadEditError: a set of examples is empty or malformed, or the training set is smaller than the batch size; the
+            recipe or one of its fields is unknown, or a value is of a wrong type or out of range; the model gives no
+            logits for the next token; the edits are detached, merged, disabled or frozen; other weights of the model
+            are trainable, which only ``HeadEditTrainer`` saves; several processes were started that would each train by
+            itself; DeepSpeed or FSDP1 is to run the model; another process trains into the folder; the folder cannot be
+            written, or holds what would be lost; the loss becomes NaN or infinite; or the run to resume differs.
         KeyboardInterrupt: Ctrl-C or SIGTERM, raised at the end of the step in which it arrived; that step is saved, and
             ``resume=True`` continues from there.
     """

@@ -17,7 +17,7 @@ from headedit.io.files import write_atomically
 from headedit.io.tables import markdown_table
 
 CARD_FILE = "README.md"
-_WRITTEN = "<!-- Written by headedit,"  # the begin of the marker, which older cards share
+_WRITTEN = "<!-- Written by headedit,"  # the beginning of the marker, which older cards share
 MARKER = f"{_WRITTEN} and again at every save. Delete this line to keep what you write here. -->"
 _RUN_FILE = "run.json"
 _WIDEST = 160

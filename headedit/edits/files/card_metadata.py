@@ -177,7 +177,7 @@ def model_index(
 
 
 def _dataset(ids: list[str]) -> dict[str, str]:
-    """What was measured on; the form asks for a name and an id, and data of one's own has no id."""
+    """The data set of a result; the form asks for a name and an id, and data of one's own has no id."""
     return {"name": ids[0], "type": ids[0]} if len(ids) == 1 else {"name": "own data", "type": "custom"}
 
 

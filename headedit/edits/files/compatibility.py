@@ -66,7 +66,7 @@ def check_sites(saved: dict[str, Any], sites: list[HeadSite], where: object) -> 
 
 
 def site_differences(rows: list[dict[str, Any]], sites: list[HeadSite]) -> list[str]:
-    """In what some sites of a model differ from the recorded ones, in words; empty where they are the same."""
+    """How some sites of a model differ from the recorded ones, in words; empty where they are the same."""
     live = [site_row(site) for site in sites]
     if live == rows:
         return []

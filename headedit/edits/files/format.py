@@ -7,10 +7,9 @@ still read. A file may come from anyone: nothing in it is run, and its sizes, nu
 anything is made of them.
 
 The config: format_version; versions (headedit, torch, transformers); base_model (name_or_path, revision, model_type,
-class, shape); spec and spec_sha256; config, the fields of ``EditConfig``, of
-which positions are left out where they are all; strength; date, which the chat template was
-told in training, if it asked for one; sites, a row each (layer, layers, kind, name, heads, head_dim); data_sha256, of
-what follows the header. In the header it is JSON under the key
+class, shape); spec and spec_sha256; config, the fields of ``EditConfig``, of which positions are left out where they
+are all; strength; date, which the chat template was given in training, if it asked for one; sites, a row each (layer,
+layers, kind, name, heads, head_dim); data_sha256, of what follows the header. In the header it is JSON under the key
 ``config``. The copy has tensors_sha256, of the whole tensors' file, as well, by which older versions read the pair.
 
 The tensors, by format_version:
@@ -46,7 +45,7 @@ FULL, HARDENED = 1, 2
 """The values of ``format_version``: every head with its gates, or open heads alone."""
 
 LARGEST_CONFIG = 2**22  # bytes
-LARGEST_TENSORS = 2**30  # bytes; the full edits of a 70B model have 10 MB
+LARGEST_TENSORS = 2**30  # bytes; the full edits of a 70B model have 5 MB
 _KINDS = {"format_version": int, "base_model": dict, "spec": dict, "config": dict, "sites": list}
 _TRIES = 100
 

@@ -42,8 +42,8 @@ def push_to_hub(
         The address of the commit.
 
     Raises:
-        HeadEditError: a vector or gate is not finite, the hub refuses, cannot be reached, a metric is not a number, or
-            a field is not one of a card.
+        HeadEditError: a vector or gate is not finite, the hub refuses or cannot be reached, a metric is not a number,
+            or a field is not one of a card.
     """
     from huggingface_hub import HfApi
 

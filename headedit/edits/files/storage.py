@@ -81,7 +81,8 @@ def save(
 
     Raises:
         HeadEditError: a vector or gate is NaN, infinite or not whole in this process, the folder cannot be made or
-            written, a metric is not a number, or a field is not one of a card; nothing on disk has changed then.
+            written, a metric is not a number, or a field is not one of a card; nothing on disk has changed then, unless
+            the card alone cannot be written.
     """
     check_metrics(metrics)
     fields = {} if isinstance(card, bool) else card

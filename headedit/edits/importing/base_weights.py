@@ -21,7 +21,7 @@ _BUFFERS = (".inv_freq", ".cos_cached", ".sin_cached", ".masked_bias")
 """Ends of the names of constants that old versions of transformers saved."""
 
 _LISTED = 12
-"""So many names are listed, and of one kind of weight so many lines; a kind is the same in every layer."""
+"""The most names in a list, and the most lines for a kind of weight, whose names differ in the layer alone."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class MovedWeight:
 
 @dataclass(frozen=True)
 class BaseComparison:
-    """What a checkpoint's base weights are to those of a base model.
+    """How the base weights in a checkpoint compare with those of a base model.
 
     Fields:
         compared: how many were compared.
@@ -127,9 +127,9 @@ class BaseComparison:
 
     def _meaning(self) -> str:
         if all(weight.resized and not weight.distance for weight in self.moved):
-            return (
-                "Only rows of new tokens, such as [PAD], were added: the edits act on the base as they were trained to."
-            )
+            added = all(weight.shape[0] > weight.base_shape[0] for weight in self.moved)
+            what = "Only rows of new tokens, such as [PAD], were added" if added else "Only the number of rows differs"
+            return f"{what}: the edits act on the base as they were trained to."
         if len(self.moved) > self.compared / 2:
             return (
                 "Most weights differ: is this the base that the edits were trained on? Edits act as they were trained "
@@ -137,7 +137,7 @@ class BaseComparison:
             )
         heads = all(weight.name.endswith(("lm_head.weight", "embed_out.weight")) for weight in self.moved)
         lead = "JoLA's released code trains an untied lm_head along. " if heads else ""
-        return f"{lead}The edits were learned together with these weights, and act otherwise on the plain base."
+        return f"{lead}The edits were learned together with these weights, and act differently on the plain base."
 
 
 @dataclass

@@ -48,8 +48,9 @@ def import_jola(
 ) -> HeadEdits:
     """Attaches the edits in a checkpoint that JoLA's code saved.
 
-    A warning names the base weights that the checkpoint has otherwise than the model, which is not changed, and what
-    JoLA's Llama class computes otherwise. ``headedit import jola --with-base`` writes the base with those weights.
+    A warning names the base weights that differ in the checkpoint, and what JoLA's Llama class computes differently.
+    The model's own weights stay as they are; ``headedit import jola --with-base`` writes the base with those of the
+    checkpoint.
 
     Args:
         model: the base model, without edits.

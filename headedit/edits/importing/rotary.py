@@ -39,8 +39,8 @@ def rotary_fault(model: nn.Module) -> str | None:
     return (
         "JoLA's released Llama class ignores rope_theta and rope_scaling: it works with a rotary base of 10000 and no "
         f"scaling, where this base has {_described(config)}. So the edits were trained, and their published figures "
-        f"measured, on a model that attends otherwise than this one: at a distance of {_DISTANCE} tokens {off} of its "
-        f"{len(frequencies)} rotations are off by more than a quarter turn, and its slowest rotation turns once in "
+        f"measured, on a model that attends differently from this one: at a distance of {_DISTANCE} tokens {off} of "
+        f"its {len(frequencies)} rotations are off by more than a quarter turn, and its slowest rotation turns once in "
         f"{theirs:,.0f} tokens instead of {own:,.0f}. On the base as it is the edits get other inputs than they were "
         "trained on: evaluate them before you trust them, or train them again."
     )

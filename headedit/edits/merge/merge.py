@@ -30,9 +30,10 @@ def merge(
         progressbar: show a bar over the sites.
 
     Raises:
-        HeadEditError: the edits are merged, disabled, detached or act on some tokens alone, a name is not known, a
-            weight is quantized, offloaded, shared or not a projection's, an offset needs a bias that the model cannot
-            have, or a result is not finite. The model is unchanged then.
+        HeadEditError: the edits are merged, disabled, detached or act on some tokens alone, a thread is in a context
+            such as ``route()``, a name is not known, a weight is quantized, offloaded, sharded, shared or not a
+            projection's, an offset needs a bias that the model cannot have, or with ``safe_merge`` a result is not
+            finite. The model is unchanged then.
     """
     if edits.merged is not None:
         raise HeadEditError(

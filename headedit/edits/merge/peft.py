@@ -1,10 +1,9 @@
 """Edits written as an adapter of PEFT, for tools that load those: the same function in PEFT's own terms.
 
 A scale of a projection's input is (IA)³ with the projection as a feedforward module (Liu et al. 2022, arXiv
-2205.05638).
-An offset needs LoRA with a bias: W·z' + b = W·z + b + B·A·z + c with A = diag(g_m·m), B = W in the columns whose scale
-is not 1, and c = W·(g_a·a) (Hu et al. 2022, arXiv 2106.09685; ``lora_bias`` of PEFT). Servers of many LoRAs read no
-bias, and neither (IA)³ nor a rank per site: for them a scale alone is a LoRA whose sites all have one rank.
+2205.05638). An offset needs LoRA with a bias: W·z' + b = W·z + b + B·A·z + c with A = diag(g_m·m), B = W in the columns
+whose scale is not 1, and c = W·(g_a·a) (Hu et al. 2022, arXiv 2106.09685; ``lora_bias`` of PEFT). Servers of many LoRAs
+read no bias, and neither (IA)³ nor a rank per site: for them a scale alone is a LoRA whose sites all have one rank.
 """
 
 import tempfile

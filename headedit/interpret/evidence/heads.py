@@ -50,7 +50,7 @@ class Head:
 
     @torch.no_grad()
     def effective(self, vector: str) -> Tensor | None:
-        """Gate times vector, [head_dim]: is added to the head, or to the factor of 1 on it; None without a vector."""
+        """Strength · gate · vector, [head_dim], added to the head or to the factor 1 on it; None without the vector."""
         return self.edit.effective()[vector][self.index] if vector in self.edit.vectors else None
 
 
@@ -77,7 +77,9 @@ def edited_heads(edits: HeadEdits, choice: Choice = "all") -> list[Head]:
     if choice == "open":
         chosen = [head for head in heads if head.is_open]
         if not chosen:
-            raise HeadEditError("No head is edited: every gate is closed. Train the edits, or set_head some of them.")
+            raise HeadEditError(
+                "No head is edited: every gate is closed. Train the edits, or set some heads with set_head."
+            )
         return chosen
     places = [] if isinstance(choice, str) else [(int(layer), int(head)) for layer, head in choice]
     if not places:

@@ -41,7 +41,7 @@ def evidence(
     Columns, those of losses in nats per token:
         layer, kind, head: which head; head as ``HeadEdits.gates`` counts.
         open: whether its edit has an open gate.
-        gate, gate_offset, gate_scale: its gates, and the larger of them; NaN without the vector.
+        gate, gate_offset, gate_scale: the larger of its gates, and each of them; NaN without the vector.
         offset_norm, scale_norm: ‖g·a‖₂ and ‖g·m‖₂, by the second of which LoFiT ranks heads; NaN without the vector.
         contribution, share: size of what the edit adds to the head's output, and that over the output's own; see
             ``HeadEstimates``.

@@ -227,10 +227,7 @@ def _seconds(value: object) -> str | None:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    try:
-        found = parse_json(_text(file), file.name)
-    except HeadEditError as error:
-        raise HeadEditError(f"{file}: is not valid JSON ({error}).") from None
+    found = parse_json(_text(file), str(file))
     if not isinstance(found, dict):
         raise HeadEditError(f"{file}: expected an object, found {type(found).__name__}; the file is damaged.")
     return found

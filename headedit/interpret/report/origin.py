@@ -14,7 +14,7 @@ from headedit.runs.files import RUN_FILE, RUN_YAML
 from headedit.version import __version__
 
 _SETS = {"train": "to train on", "valid": "to validate on", "test": "to test on"}
-_SIZES = {"train": "train_examples", "valid": "valid_examples"}
+_SIZES = {"train": "train_examples", "valid": "valid_examples", "test": "test_examples"}
 
 
 def sentence(run: RunFolder) -> str:
@@ -57,7 +57,7 @@ def _data(run: RunFolder) -> Iterator[str]:
     """Number of examples of every set, and the names of their files, without the folders that they are in."""
     files = _files(run)
     for name, purpose in _SETS.items():
-        count, named = run.record.get(_SIZES.get(name, "")), files.get(name, "")
+        count, named = run.record.get(_SIZES[name]), files.get(name, "")
         if count or named:
             yield " ".join([*([f"{count:,}"] if count else []), purpose, *([f"({named})"] if named else [])])
 

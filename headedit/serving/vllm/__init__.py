@@ -1,7 +1,8 @@
 """Edits in vLLM: one engine, compiled as ever, and another edit for each request of a batch.
 
 vLLM finds ``plugin`` by its entry point ``vllm.general_plugins`` and calls it in each process. Edits are served
-where ``HEADEDIT_EDITS`` lists folders of them; without it vLLM is as it was, but that a request for an edit is refused.
+where ``HEADEDIT_EDITS`` lists folders of them; without it vLLM is as it was, except that a request for an edit is
+refused.
 
 The parts, in the order of a request: ``start`` and ``refusals`` (the engine's settings), ``places`` (which modules are
 sites), ``requests`` and ``registry`` (which edit a request chooses), ``chosen`` (how it is named on its way),

@@ -1,7 +1,7 @@
 """The edit of a request, as it travels through vLLM: a LoRA request whose name says which values act.
 
 The name is the key of the prefix cache. It has the hash of the edit's content and the strength; and, for edits that
-act on some tokens alone, the length of the prompt, since the same tokens are edited otherwise in another prompt.
+act on some tokens alone, the length of the prompt, since the same tokens are edited differently in another prompt.
 """
 
 import hashlib

@@ -54,6 +54,9 @@ def find_config(config: "str | PathLike[str]") -> Path:
     Args:
         config: the path of a YAML file, the folder of a run, or the name of a config that comes with headedit.
 
+    Returns:
+        The path; one that ends with ``.yaml`` or ``.yml`` is returned as it is, whether there is such a file or not.
+
     Raises:
         HeadEditError: there is no such file, folder or name.
     """
@@ -70,8 +73,18 @@ def find_config(config: "str | PathLike[str]") -> Path:
 
 
 def config_text(name: str) -> str:
-    """The YAML text of a config, with its comments."""
-    return (tune_configs().get(name) or find_config(name)).read_text(encoding="utf-8")
+    """The YAML text of a config, with its comments.
+
+    Raises:
+        HeadEditError: there is no such config, or its file cannot be read.
+    """
+    file = tune_configs().get(name) or find_config(name)
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise HeadEditError(f"{file}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError as error:
+        raise HeadEditError(f"{file}: is not UTF-8 text (byte {error.start}).") from None
 
 
 def read_run(

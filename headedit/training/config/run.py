@@ -67,7 +67,9 @@ class LoggingConfig:
             raise HeadEditError(f"every: found {self.every}, expected 1 or more.")
         for tag in self.tags:
             if not tag or "," in tag:
-                raise HeadEditError(f"tags: found {tag!r}, expected words without a comma, by which W&B parts them.")
+                raise HeadEditError(
+                    f"tags: found {tag!r}, expected words without a comma, by which W&B separates them."
+                )
 
     @property
     def trackers(self) -> list[str]:
@@ -102,7 +104,7 @@ class RunConfig:
         logging: trackers; see ``LoggingConfig``.
         seed: seed of the order of examples and of the gates' noise; the draw of examples has its own, ``data.seed``.
         seeds: number of runs, with the seeds ``seed``, ``seed + 1``, ...; the record says how far they agree.
-        controls: also fit as many random heads, and every head without gates, for comparison.
+        controls: also fit as many random gates, and every head without gates, for comparison.
         bootstrap: number of halves of the examples on which all gates are ranked, to say how sure each head is; an even
             number such as 20, or 0 to leave it out.
         cache_prefix: run the layers below the first edited one only once for each example; ``edits: layers`` must leave

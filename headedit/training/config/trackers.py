@@ -1,4 +1,4 @@
-"""The trackers of a run: which of them log, what they are told, and whether they can log before anything is loaded."""
+"""The trackers of a run: which of them log, what they are given, and whether they can log before anything is loaded."""
 
 import os
 from dataclasses import replace

@@ -55,7 +55,7 @@ class ScoresResponses(_TrainerMethods):  # type: ignore[misc]
             called = in_equal_lengths(self.edits.model, inputs, called)
         elif (side := wrong_side(self.edits.model, inputs)) is not None:
             raise HeadEditError(
-                f"{type(self.edits.model).__name__} answers otherwise with padding on the {side}, and "
+                f"{type(self.edits.model).__name__} answers differently with padding on the {side}, and "
                 f"{type(self).__name__} computes its loss from padded batches. Set per_device_train_batch_size and "
                 "per_device_eval_batch_size to 1 and gradient_accumulation_steps to the size of a batch, or train with "
                 "headedit.HeadEditTrainer or headedit.fit, which run rows of equal length together."

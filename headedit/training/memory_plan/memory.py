@@ -18,7 +18,11 @@ _UNITS |= {f"{p}IB": 1024**i for i, p in enumerate("KMGT", 1)}
 
 
 def read_memory(text: str) -> int:
-    """Bytes, of a number with a unit such as ``24GiB``, ``80 GB`` or ``512MiB``."""
+    """The bytes of a number with a unit, such as ``24GiB``, ``80 GB`` or ``512MiB``.
+
+    Raises:
+        HeadEditError: it is not a number with a unit of memory.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in _UNITS:
         raise HeadEditError(f"--memory: found '{text}', expected a number with a unit, such as 24GiB or 80GB.")

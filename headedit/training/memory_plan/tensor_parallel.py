@@ -30,7 +30,7 @@ _WHOLE = (
 
 
 def split_over_devices(model: nn.Module, edits: HeadEdits, devices: int) -> None:
-    """Leaves of a model on the meta device what one device of several has, the one that has most, in place.
+    """Cuts a model on the meta device down to what one of several devices has, the one that has most, in place.
 
     Args:
         model: of transformers.

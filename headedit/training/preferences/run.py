@@ -29,7 +29,8 @@ def train_preferences(config: PreferenceConfig, *, base: nn.Module | None = None
     """Trains LoFiT's edits on preferences, and saves them.
 
     The output folder gets the edits with the chosen heads alone, ``history.jsonl``, ``dpo.json`` with the chosen heads
-    and their scores, and ``dpo.yaml``, with which the run can be repeated. A run that is stopped begins again.
+    and their scores, and ``dpo.yaml``, with which the run can be repeated. A run that was stopped cannot be resumed:
+    it begins again, in an empty folder.
 
     Args:
         config: the run.

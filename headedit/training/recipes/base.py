@@ -45,7 +45,7 @@ class Recipe:
         self.check_above_zero("batch_size", "max_grad_norm", "epochs")
 
     def check_above_zero(self, *names: str) -> None:
-        """Raises a HeadEditError if one of these fields is not above 0, or None."""
+        """Raises a HeadEditError if one of these fields is not above 0; None is allowed."""
         for name in names:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise HeadEditError(f"{name}: found {getattr(self, name)}, expected a number above 0.")

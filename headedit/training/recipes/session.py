@@ -68,7 +68,7 @@ class Session:
         resume: resume the run that was stopped in the folder, if there is one.
         overwrite: remove what headedit wrote into the folder first.
         batch_size: examples per training step.
-        planned: optimiser steps of the whole run, for its bar; None where that of each stage shows its own.
+        planned: optimiser steps of the whole run, for its bar; None where the bar of each stage shows its own.
         prefix: the cache of the layers below the edited ones; None to run all layers in every pass.
         history: rows of all stages.
         steps: optimiser steps taken so far.
@@ -144,7 +144,7 @@ class Session:
         return {"examples": len(self.valid), "by": GIVEN, "base": base, "edited": edited}
 
     def keep_better(self) -> dict[str, Any] | None:
-        """The figures of ``held_out_figures``; where the edits are worse than the base model, they are taken out."""
+        """The figures of ``held_out_figures``; edits that are more than 1 % worse than the base model are taken out."""
         found = self.held_out_figures()
         if found is not None and not found["edited"] <= found["base"]:
             worse = worse_than_base(found)

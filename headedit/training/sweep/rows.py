@@ -50,8 +50,8 @@ class SweepGroup:
         task: name of the task; ``mean`` for the mean of all tasks.
         over: what mean and spread are over, ``seeds`` or ``tasks``.
         fields: the values of the fields that the sweep lists.
-        runs: number of runs that succeeded.
-        failed: number of runs that failed.
+        runs: number of runs that succeeded, of all tasks together where it is over tasks.
+        failed: number of runs that failed, likewise.
         figures: mean and spread of each figure.
     """
 
@@ -64,12 +64,17 @@ class SweepGroup:
 
     def __repr__(self) -> str:
         means = {name: spread.mean for name, spread in self.figures.items()}
-        return f"SweepGroup({_run_name(self.task, self.fields)}, mean of {self.runs} {self.over}: {_text(means)})"
+        return f"SweepGroup({_run_name(self.task, self.fields)}, {self._mean_of()}: {_text(means)})"
 
     def _repr_html_(self) -> str:
         rows = [(name, f"{spread.mean:.4g}", f"{spread.std:.2g}") for name, spread in self.figures.items()]
-        table = html_table(["", f"mean of {self.runs} {self.over}", "standard deviation"], rows, left=1)
+        table = html_table(["", self._mean_of(), "standard deviation"], rows, left=1)
         return html_block(_run_name(self.task, self.fields), table)
+
+    def _mean_of(self) -> str:
+        """Of how many seeds or tasks it is the mean: of each task, a figure has one value."""
+        count = self.runs if self.over == "seeds" else max((len(s.values) for s in self.figures.values()), default=0)
+        return f"mean of {count} {self.over}"
 
 
 def _run_name(task: str, fields: dict[str, Any]) -> str:
