@@ -23,7 +23,7 @@ class RankSite(NamedTuple):
 
 
 def rank_sites(model: nn.Module, places: Sequence[Place], slots: int, slot_of_token: Tensor) -> dict[str, RankSite]:
-    """The sites that a rank has, by name, with buffers; those of other pipeline stages are left out.
+    """The sites that a rank has, by name, with buffers; several pipeline stages are refused at start.
 
     Args:
         model: vLLM's, not yet compiled.
@@ -37,8 +37,6 @@ def rank_sites(model: nn.Module, places: Sequence[Place], slots: int, slot_of_to
     modules = dict(model.named_modules())
     sites: dict[str, RankSite] = {}
     for place in places:
-        if _on_another_stage(place.module, modules):
-            continue
         module = modules.get(place.module)
         if module is None:
             raise HeadEditError(
@@ -49,14 +47,6 @@ def rank_sites(model: nn.Module, places: Sequence[Place], slots: int, slot_of_to
         add_buffers(module, slots, share.stop - share.start, slot_of_token)
         sites[place.site] = RankSite(module, share)
     return sites
-
-
-def _on_another_stage(name: str, modules: dict[str, nn.Module]) -> bool:
-    from vllm.model_executor.models.utils import PPMissingLayer
-
-    parts = name.split(".")
-    above = (modules.get(".".join(parts[:i])) for i in range(1, len(parts)))
-    return any(isinstance(module, PPMissingLayer) for module in above)
 
 
 def _share(module: nn.Module, place: Place) -> slice:
