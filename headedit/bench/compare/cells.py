@@ -25,6 +25,7 @@ from headedit.evaluation.tasks.records import load_examples, load_rows
 from headedit.evaluation.tasks.task import ACCURACY, MC2, Source, Task
 from headedit.evaluation.tasks.task_files import find_task
 from headedit.evaluation.tasks.templates import render
+from headedit.hf.config import context_length
 from headedit.io.files import write_atomically
 from headedit.io.json import parse_json
 
@@ -168,7 +169,7 @@ def run_cell(cell: Cell, base: Callable[[], nn.Module], tokenizer: Any, say: Cal
         epochs=config.epochs,
         batch_size=config.batch_size,
         validation=config.validation,
-        max_length=config.max_length,
+        max_length=context_length(config.model.load_config()) if config.max_length is None else config.max_length,
         folder=cell.folder / "learned",
     )
     row: Row = {"task": cell.task, "size": cell.size, "seed": cell.seed, "method": cell.method}
