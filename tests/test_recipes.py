@@ -100,10 +100,29 @@ def test_run_at_refuses_what_is_impossible_and_says_why(localised, tmp_path, lla
         localised.run.at()
     with pytest.raises(HeadEditError, match="read from disk; give the handle"):
         Run.read(localised.run.output_dir).at(heads=1)
+    with pytest.raises(HeadEditError, match=r"heads: found the text '2', expected a whole number"):
+        localised.run.at(heads="2")
+    with pytest.raises(HeadEditError, match=r"heads: found 2\.5, expected a whole number"):
+        localised.run.at(heads=2.5)
+    other = headedit.attach(tiny_model("gpt2", n_embd=64), config=EditConfig(layers="0"))
+    with pytest.raises(
+        HeadEditError, match=r"The pruning path is of other edits: it has \w+s of 16 numbers on 4 heads"
+    ):
+        localised.run.at(heads=2, edits=other)
     edits = headedit.attach(llama)
     plain = headedit.fit(edits, problem(8)[1], recipe="ungated", output_dir=tmp_path, epochs=1, min_steps=1)
     with pytest.raises(HeadEditError, match=r"holds no path\.json"):
         plain.at(heads=1)
+
+
+def test_run_at_does_not_change_edits_that_are_merged(localised):
+    localised.edits.merge_adapter()
+    try:
+        with pytest.raises(HeadEditError, match="merged"):
+            localised.run.at(heads=1)
+    finally:
+        localised.edits.unmerge_adapter()
+    assert all(torch.equal(a, b) for a, b in zip(localised.edits.snapshot(), localised.kept, strict=True))
 
 
 def test_the_refit_uses_what_was_held_out_for_the_search(tmp_path):

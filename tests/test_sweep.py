@@ -21,7 +21,7 @@ from headedit.training.config import ModelConfig, read_run
 from headedit.training.loop.interrupts import StopOnSignal
 from headedit.training.sweep import run as sweep_run
 from headedit.training.sweep.config import SweepConfig, plan_sweep
-from headedit.training.sweep.rows import SweepRow, grouped
+from headedit.training.sweep.rows import SweepRow, chosen, grouped
 
 TASK = {"prompt": "{{ instruction }}", "answer": "answer", "options": ["true", "false"], "scoring": "loglikelihood"}
 
@@ -254,6 +254,15 @@ def test_the_mean_has_the_figures_that_all_tasks_have():
     a, b, mean = grouped(rows)
     assert (a.figures["loss"].mean, b.figures["loss"].mean) == (2.0, 7.0)
     assert {name: spread.mean for name, spread in mean.figures.items()} == {"loss": 4.5}
+
+
+def test_fields_whose_validation_loss_is_nan_are_not_chosen():
+    rows = [
+        SweepRow(task="", fields={"epochs": epochs}, seed=0, folder="x", figures={"validation loss": loss})
+        for epochs, loss in ((1, float("nan")), (2, 3.0), (3, 2.0))
+    ]
+    assert [group.fields for group in chosen(rows)] == [{"epochs": 3}]
+    assert chosen([rows[0], SweepRow(task="", fields={"epochs": 4}, seed=0, folder="x", error="stopped")]) == []
 
 
 MISTAKES = {

@@ -12,6 +12,7 @@ from headedit import HeadEditError
 from headedit.cli.main import main
 from headedit.cli.train import NOTHING_LEARNT
 from headedit.data.batches import ListedRows
+from headedit.hf.loading import load_tokenizer
 from headedit.training.config import read_run
 from headedit.training.config.reading import tune_configs
 from headedit.training.sparse.sparse_tuning import SparseTuning
@@ -351,3 +352,13 @@ def test_config_list_and_show_have_the_configs_of_tune(capsys):
     printed = capsys.readouterr().out
     assert "headedit tune CONFIG" in printed
     assert "name: dora" in printed
+
+
+def test_a_tokenizer_whose_padding_the_model_does_not_have_pads_with_another_token(inputs, tmp_path):
+    model = save_model(tmp_path / "model", num_hidden_layers=1)
+    tokenizer = load_tokenizer(model)
+    tokenizer.add_tokens([f"[{i}]" for i in range(500)])
+    tokenizer.pad_token = "[499]"
+    tokenizer.save_pretrained(model)
+    run = tuned(inputs, tmp_path / "out", **{"model.name": model, "training.num_train_epochs": 1})
+    assert run.record["steps"] == 4
