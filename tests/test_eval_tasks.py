@@ -206,6 +206,17 @@ def test_an_unknown_task_is_refused_with_the_nearest_name():
         load_rows(Task(name="t", prompt="{{ a }}", answer="b"), None)
 
 
+def test_two_task_files_of_one_name_are_refused_and_the_same_one_twice_counts_once(tmp_path):
+    files = []
+    for place, prompt in (("a", "{{ x }}"), ("b", "{{ y }}")):
+        (tmp_path / place).mkdir()
+        files.append(str(tmp_path / place / "qa.yaml"))
+        (tmp_path / place / "qa.yaml").write_text(f"prompt: '{prompt}'\nanswer: z\n")
+    with pytest.raises(HeadEditError, match="Two different tasks are named 'qa'"):
+        find_tasks(files)
+    assert [task.name for task in find_tasks([files[0], files[0], "boolq"])] == ["qa", "boolq"]
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [

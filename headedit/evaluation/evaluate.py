@@ -29,6 +29,7 @@ from headedit.evaluation.tasks.task import Task
 from headedit.evaluation.tasks.task_files import find_task
 from headedit.hf.loading import load_tokenizer
 from headedit.hf.models import check_has_head, expect_model
+from headedit.hf.names import portable_name
 from headedit.hf.tokenizers import as_tokenizer
 from headedit.io.describe import describe
 from headedit.io.files import check_writable, write_atomically
@@ -131,7 +132,7 @@ def evaluate(
             with clock:
                 trained, _ = load_examples(task, training_rows, tokenizer, limit=None, seed=seed, skip_broken=True)
         settings = {
-            "task": {k: v for k, v in dataclasses.asdict(task).items() if k not in ("data", "description", "suite")},
+            "task": task_settings(task),
             "examples": digest(dataclasses.astuple(example) for example in examples),
             **fingerprint(model, edits, tokenizer, [example.prompt for example in examples]),
         }
@@ -150,7 +151,8 @@ def evaluate(
             batch_size=batch_size,
             progress=progress,
         )
-        settings = {**settings, "batch_size": batch_size, "limit": limit, "seed": seed}
+        place = portable_name(str(data)) if isinstance(data, str | PathLike) else None
+        settings = {**settings, "batch_size": batch_size, "limit": limit, "seed": seed, "data": place}
 
         def reported() -> Report:
             report = _report(task, examples, found, trained, left_out, settings)
@@ -159,6 +161,11 @@ def evaluate(
             return report
 
         return processes.from_first(reported)
+
+
+def task_settings(task: Task) -> dict[str, Any]:
+    """The fields of a task that its figures depend on, as a report has them."""
+    return {k: v for k, v in dataclasses.asdict(task).items() if k not in ("data", "description", "suite")}
 
 
 def _report(
