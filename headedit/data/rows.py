@@ -74,7 +74,7 @@ class Vocabulary:
     def padding(self, tokenizer: Any) -> int:
         """The token that pads a batch: that of a tokenizer, or 0 where it has none or the model does not have it."""
         pad = getattr(tokenizer, "pad_token_id", None)
-        return pad if pad is not None and self.has(pad) else 0
+        return int(pad) if pad is not None and self.has(pad) else 0
 
     def check(self, row: Encoded, where: str) -> None:
         """Raises a HeadEditError for a row without tokens, with an id that the model does not have, or without a loss.
