@@ -175,6 +175,6 @@ def test_pairs_that_are_too_long_are_left_out_and_counted(tmp_path, caplog):
 def test_arguments_that_trl_refuses_are_named(tmp_path):
     with pytest.raises(HeadEditError, match="'eval_strategy' needs validation pairs; give valid"):
         preferences(tmp_path, **{"training.eval_strategy": "epoch"})
-    config = preferences(tmp_path, **{"training.optim": "no such optimiser"})
-    with pytest.raises(HeadEditError, match=r"training: TRL refuses these arguments: .*no such optimiser"):
+    config = preferences(tmp_path, **{"training.fp16": True, "training.bf16": True})
+    with pytest.raises(HeadEditError, match=r"training: TRL refuses these arguments: .*fp16"):
         train_preferences(config, progress=False)
