@@ -19,6 +19,7 @@ from tiny import tiny_model
 
 import headedit
 from headedit import CompareConfig, HeadEditError
+from headedit.bench.compare import cells
 from headedit.bench.compare.cells import CELL_FILE, examples_of, plan_cells
 from headedit.bench.compare.learning import METHODS, RECIPES
 from headedit.bench.compare.peers.adapters import PEERS
@@ -26,6 +27,7 @@ from headedit.bench.compare.peers.training import Budget, train_peer
 from headedit.bench.compare.result import result_of
 from headedit.bench.plots import methods as plots
 from headedit.cli.main import main
+from headedit.evaluation.scores.statistics import wilson
 
 TASK = """
 prompt: "Word: {{ text }} Kind (animal, thing):"
@@ -300,11 +302,66 @@ def test_a_method_is_tested_against_lora_on_the_same_test_examples_and_seeds(fol
     lora, jola, *others = result_of(config, ["lora", "jola"], rows).summary
     assert lora["against_lora"] is None
     assert jola["against_lora"] == pytest.approx(3 / 8)
-    assert jola["p_value"] == pytest.approx(2 * 0.5**3)
+    assert jola["p_value"] == pytest.approx(2 / 2**4, abs=0.01)  # of four examples, each counted once
     assert (jola["peak_memory"], jola["disk"], jola["runs"]) == (1.0, 0.5, 2)
     assert [(line["method"], line["mean_rank"]) for line in others[:2]] == [("jola", 1.0), ("lora", 2.0)]
     assert others[2]["agreement"] == pytest.approx(1 / 3)
     assert others[2]["chance"] == pytest.approx(5 / 6 * 1 / 3 * 4 / 5 + 1 / 6, abs=0.2)
+
+
+COUNTS = {"parameters": 1, "heads": 1, "seconds": 1.0, "peak_bytes": 2**20, "disk_bytes": 2**19, "notes": ""}
+
+
+def row_of(method, seed, values, **changes):
+    """The row of a finished cell."""
+    row = {"task": "words", "size": 8, "method": method, "seed": seed, "metric": "accuracy", "values": values}
+    if values is not None:
+        low, high = wilson(round(sum(values)), len(values))
+        row |= {"test_examples": len(values), "score": sum(values) / len(values), "low": low, "high": high}
+    return {**row, **COUNTS, "learning_rate": None, "total_heads": None, "found": None, **changes}
+
+
+def test_seeds_that_give_the_same_answers_make_a_comparison_no_more_certain(folder, tmp_path):
+    config = CompareConfig.read(comparison(folder, tmp_path, seeds=[0, 1, 2]))
+    values = {"lora": [1.0] * 6 + [0.0] * 6, "zero-shot": [1.0] * 10 + [0.0] * 2}
+    rows = [row_of(method, seed, found) for seed in range(3) for method, found in values.items()]
+    alone, together = (result_of(config, list(values), some).summary[:2] for some in (rows[:2], rows))
+    for one, all_of_them in zip(alone, together, strict=True):
+        figures = ("score", "score_low", "score_high", "against_lora", "p_value")
+        assert [all_of_them[key] for key in figures] == pytest.approx([one[key] for key in figures])
+    assert together[1]["p_value"] == pytest.approx(2 / 2**4)
+
+
+def test_seeds_that_differ_have_an_interval_around_their_mean(folder, tmp_path):
+    config = CompareConfig.read(comparison(folder, tmp_path, seeds=[0, 1]))
+    rows = [row_of("lora", 0, [1.0, 0.0] * 20), row_of("lora", 1, [0.0, 0.0, 1.0, 1.0] * 10)]
+    (line,) = result_of(config, ["lora"], rows).summary
+    assert line["score_low"] < line["score"] == 0.5 < line["score_high"]
+    assert line["score_high"] - line["score_low"] > 0.15
+
+
+def test_a_metric_of_the_whole_set_has_a_difference_and_no_paired_test(folder, tmp_path):
+    config = CompareConfig.read(comparison(folder, tmp_path, seeds=[0, 1]))
+    scores = {"lora": (2.0, 3.0), "jola": (4.0, 4.5)}
+    rows = [
+        row_of(method, seed, None, metric="cider", score=score, low=score - 1, high=score + 1, test_examples=4)
+        for method, found in scores.items()
+        for seed, score in enumerate(found)
+    ]
+    lora, jola, *_ = result_of(config, ["lora", "jola"], rows).summary
+    assert (jola["against_lora"], jola["p_value"]) == (1.75, None)
+    assert (lora["score_low"], lora["score_high"]) == (1.5, 3.5)
+
+
+def test_a_method_that_failed_with_some_seeds_shows_how_many_runs_it_has(folder, tmp_path):
+    config = CompareConfig.read(comparison(folder, tmp_path, seeds=[0, 1]))
+    rows = [row_of("lora", seed, [1.0, 0.0]) for seed in (0, 1)] + [row_of("jola", 0, [1.0, 1.0])]
+    whole = result_of(config, ["lora"], rows[:2]).tables[0]
+    assert "runs" not in whole[1]
+    failed = {"task": "words", "size": 8, "method": "jola", "seed": 1, "error": "too little memory"}
+    (_, header, cells), *_, (_, names, errors) = result_of(config, ["lora", "jola"], [*rows, failed]).tables
+    assert [row[header.index("runs")] for row in cells] == [2, 1]
+    assert dict(zip(names, errors[0], strict=True))["seed"] == 1
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -343,3 +400,16 @@ def test_a_learning_rate_that_destroys_the_model_is_not_chosen(folder, tmp_path)
     file = comparison(folder, tmp_path / "none", methods={"bitfit": {"rates": [1e30, 1e31]}})
     (row,) = headedit.compare(file, say=quiet).rows
     assert "NaN or infinite at every learning rate" in row["error"]
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, 1024), (12, 12)])
+def test_every_method_gets_examples_up_to_the_models_context_where_no_length_is_given(
+    given, wanted, folder, tmp_path, monkeypatch
+):
+    def learn(name, lesson, settings, say):
+        raise HeadEditError(f"up to {lesson.max_length}")
+
+    monkeypatch.setattr(cells, "learn", learn)
+    config = CompareConfig.read(comparison(folder, tmp_path, max_length=given))
+    row = cells.run_cell(plan_cells(config, ["lora"])[0], None, config.model.load_tokenizer(), quiet)
+    assert row["error"] == f"up to {wanted}"

@@ -271,6 +271,18 @@ def test_the_strength_of_a_context_is_that_of_the_adapter_that_was_active(edits,
     assert torch.equal(logits(edits, ids), right["default"])
 
 
+def test_rows_that_are_routed_within_another_strength_have_it(edits, ids):
+    right = of_adapters(edits, ids)
+    edits.strength = 0.5
+    half = logits(edits, ids)
+    edits.strength = 1.0
+    with edits.at_strength(0.25), edits.at_strength(0.5), edits.route(["default", "a"]):
+        found = logits(edits, ids)
+    torch.testing.assert_close(found, torch.stack([half[0], right["a"][1]]))
+    with edits.route(["default", "a"]):
+        torch.testing.assert_close(logits(edits, ids), torch.stack([right["default"][0], right["a"][1]]))
+
+
 def test_disabling_wins_over_whatever_is_asked_for_within(edits, ids):
     base = of_adapters(edits, ids)[None]
     with edits.disable_adapter(), edits.route(["a", "b"]):

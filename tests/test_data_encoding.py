@@ -168,3 +168,16 @@ def test_examples_that_no_token_ends_are_said_once(chat_template, example, count
     endless.eos_token = "</s>"
     encoded([example], with_tokenizer=endless)
     assert not caplog.text
+
+
+def test_rows_on_disk_that_are_too_long_are_dropped_as_those_in_memory_are(caplog):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"input_ids": [5] * count, "labels": [-100, *[5] * (count - 1)]} for count in (4, 9, 5)]
+    for examples in (rows, StoredRows(datasets.Dataset.from_list(rows), "2025-01-01")):
+        kept = encode(examples, None, max_length=5, name="training", progress=False)
+        assert list(kept) == [rows[0], rows[2]]
+        assert "1 of 3 training examples are longer than 5 tokens" in caplog.text
+        caplog.clear()
+    assert kept.date == "2025-01-01"
+    with pytest.raises(HeadEditError, match="all 3 examples are longer than 2 tokens"):
+        encode(StoredRows(datasets.Dataset.from_list(rows)), None, max_length=2, name="training", progress=False)

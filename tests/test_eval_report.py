@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 
 import headedit
 from headedit import HeadEditError, Source, Task, evaluate
@@ -292,3 +293,56 @@ def test_the_source_of_a_task_can_be_given_in_python(model, tmp_path):
     task = Task(**{**vars(LETTERS), "data": Source(path=str(tmp_path / "rows_{split}.json"))})
     tokenizer = load_tokenizer(str(MODEL_FOLDER))
     assert evaluate(model, task, tokenizer=tokenizer, progress=False).accuracy == 1.0
+
+
+def test_options_of_several_lines_that_begin_alike_are_different_answers(model):
+    code = Task(**{**vars(CHOICE), "name": "code", "group": None})
+    rows = [
+        {"prompt": row["prompt"], "choices": [f"{right}\nb", f"{right}\na"], "right": f"{right}\n{end}"}
+        for row in cued(6)
+        for right, end in [(row["response"].strip(), "ab"[len(row["prompt"]) % 2])]
+    ]
+    report = run(model, code, data=[*rows, {**rows[0], "right": rows[0]["choices"][0]}])
+    chosen = [{**row, "right": choice} for row in rows[:1] for choice in row["choices"]]
+    assert run(model, code, data=chosen).accuracy == 0.5
+    assert report.constant_accuracy < 1
+
+
+def test_likelihoods_that_are_nan_stop_an_evaluation_instead_of_choosing_the_first_option(model):
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(math.nan)
+    with pytest.raises(
+        HeadEditError, match=r"record \d: the log-likelihood of an option is NaN.*overflows in its dtype"
+    ):
+        run(model, CHOICE, data=choices(3))
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85"])
+def test_predictions_of_texts_with_the_line_separators_of_unicode_are_resumed(separator, model, tmp_path):
+    rows = [{**row, "response": f"a{separator}b"} for row in cued(3)]
+    report = run(model, LETTERS, data=rows, output=tmp_path / "report.json")
+    kept = (tmp_path / "report.predictions.jsonl").read_bytes()
+    assert run(model, LETTERS, data=rows, output=tmp_path / "report.json").score == report.score
+    assert (tmp_path / "report.predictions.jsonl").read_bytes() == kept
+    assert [p.answers for p in predictions.read_predictions(tmp_path / "report.predictions.jsonl")] == [
+        [f"a{separator}b"]
+    ] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": "8"}, "batch_size: found the text '8', expected a whole number"),
+        ({"batch_size": None}, "batch_size: found None, expected a whole number"),
+        ({"batch_size": 2.5}, "batch_size: found 2.5"),
+        ({"batch_size": 0}, "batch_size: found 0, expected 1 or more"),
+        ({"limit": "3"}, "limit: found the text '3'"),
+        ({"limit": -1}, "limit: found -1, expected 1 or more"),
+        ({"seed": "a"}, "seed: found the text 'a'"),
+        ({"output": 5}, r"output: found 5, expected a JSON file, such as 'report\.json'"),
+        ({"data": 5}, "data: found 5, expected records, or where they are"),
+    ],
+)
+def test_an_argument_of_evaluate_of_a_wrong_type_is_named(arguments, message, model):
+    with pytest.raises(HeadEditError, match=message):
+        run(model, LETTERS, **{"data": cued(2), **arguments})

@@ -4,7 +4,10 @@ import math
 
 import pytest
 
+from headedit import Task
+from headedit.evaluation.scores.scoring import constant
 from headedit.evaluation.scores.statistics import bootstrap, mcnemar, paired_bootstrap, percentiles, wilson
+from headedit.evaluation.tasks.examples import Example
 
 
 @pytest.mark.parametrize(
@@ -50,5 +53,18 @@ def test_the_bootstrap_draws_the_same_sets_for_every_system():
     truth = sum(values) / 200
     assert (low, high) == pytest.approx((truth - error, truth + error), abs=0.1)
     better = [draw + 0.01 for draw in draws]
-    assert paired_bootstrap(better, draws, 0.01).p == pytest.approx(2 / 301)  # small, but the draws are the same
-    assert paired_bootstrap(draws, draws, 0.0).p == 1.0
+    assert paired_bootstrap(better, draws, 0.01, 200).p == pytest.approx(2 / 301)  # small, but the draws are the same
+    assert paired_bootstrap(draws, draws, 0.0, 200).p == 1.0
+
+
+@pytest.mark.parametrize(("n", "p"), [(1, 1.0), (2, 0.5), (5, 1 / 16), (2000, 2 / 301)])
+def test_the_bootstrap_of_few_examples_has_no_smaller_p_than_they_can_show(n, p):
+    assert paired_bootstrap([1.0] * 300, [0.0] * 300, 1.0, n).p == pytest.approx(p)
+
+
+def test_the_most_frequent_answer_is_counted_as_answers_are_compared():
+    task = Task(name="t", prompt="{{ x }}", answer="y", ignore_case=True)
+    answers = ["no", "no", "no", "Yes", "yes", "YES\nof course", "yes"]
+    examples = [Example(str(i), "?", (answer,)) for i, answer in enumerate(answers)]
+    found = constant(task, examples)
+    assert (found.answer, found.value) == ("Yes", pytest.approx(4 / 7))

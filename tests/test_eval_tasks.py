@@ -206,6 +206,17 @@ def test_an_unknown_task_is_refused_with_the_nearest_name():
         load_rows(Task(name="t", prompt="{{ a }}", answer="b"), None)
 
 
+def test_two_task_files_of_one_name_are_refused_and_the_same_one_twice_counts_once(tmp_path):
+    files = []
+    for place, prompt in (("a", "{{ x }}"), ("b", "{{ y }}")):
+        (tmp_path / place).mkdir()
+        files.append(str(tmp_path / place / "qa.yaml"))
+        (tmp_path / place / "qa.yaml").write_text(f"prompt: '{prompt}'\nanswer: z\n")
+    with pytest.raises(HeadEditError, match="Two different tasks are named 'qa'"):
+        find_tasks(files)
+    assert [task.name for task in find_tasks([files[0], files[0], "boolq"])] == ["qa", "boolq"]
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -248,3 +259,32 @@ def test_a_broken_row_stops_an_evaluation_or_is_left_out(tmp_path, tokenizer):
 
 def test_task_and_source_are_public():
     assert {"Task", "Source", "Report", "evaluate"} <= set(headedit.__all__)
+
+
+STARS = Task(name="stars", prompt="{{ text }}", answer="stars", options=["1", "2", "3"], template="plain")
+
+
+def test_a_number_that_is_an_option_of_the_task_and_the_index_of_another_is_refused(tokenizer):
+    with pytest.raises(HeadEditError, match=r"row 3: the answer 1 is an option .* index of its option '2'\. Write it"):
+        make_example(STARS, {"text": "?", "stars": 1}, tokenizer, "row 3")
+    assert make_example(STARS, {"text": "?", "stars": "1"}, tokenizer, "row 3").answers == ("1",)
+    assert make_example(STARS, {"text": "?", "stars": 0}, tokenizer, "row 3").answers == ("1",)
+    zeros = Task(**{**vars(STARS), "options": ["0", "1", "2"]})
+    assert make_example(zeros, {"text": "?", "stars": 1}, tokenizer, "row 3").answers == ("1",)
+    own = Task(**{**vars(STARS), "options": "choices"})  # of a record: a number is the index, as data sets have it
+    assert make_example(own, {"text": "?", "choices": ["1", "0"], "stars": 1}, tokenizer, "row 3").answers == ("B",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": "a \ud83d"}, r"row 3: the prompt holds half of a character \(\\ud83d at 2\)"),
+        ({"stars": "a \ud83d"}, "row 3: the answer holds half of a character"),
+        ({"choices": ["a", "\ud83d"]}, "row 3: an option holds half of a character"),
+    ],
+)
+def test_half_of_a_character_in_a_record_of_a_task_is_named(change, message, tokenizer):
+    options = "choices" if "choices" in change else None
+    task = Task(**{**vars(STARS), "options": options})
+    with pytest.raises(HeadEditError, match=message):
+        make_example(task, {"text": "?", "stars": "a", **change}, tokenizer, "row 3")

@@ -1,5 +1,6 @@
 """LoFiT by DPO: pairs from a task, the published run by its name, and a run from the pairs to saved edits."""
 
+import dataclasses
 import json
 import math
 
@@ -137,3 +138,43 @@ def test_the_commands_lead_from_a_task_to_edits(tmp_path):
     )
     assert f"{first}, {second}" in done.stdout
     assert (tmp_path / "out" / "headedit.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rejected": "b"}, r"rows\.jsonl, line 2: chosen and rejected are the same text, so neither is preferred"),
+        ({"prompt": "a \ud83d"}, r"rows\.jsonl, line 2: the field 'prompt' holds half of a character"),
+    ],
+)
+def test_a_pair_from_which_nothing_can_be_learned_is_named(change, message, tmp_path):
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(good | change)}\n")
+    with pytest.raises(HeadEditError, match=message):
+        read_pairs(str(tmp_path / "rows.jsonl"))
+
+
+def preferences(tmp_path, **changes):
+    """A run of one step on the pairs of a folder, of which each stage has its own."""
+    given = {"model.name": save_model(tmp_path / "model"), "model.device": "cpu", "heads": 2, "epochs": 1}
+    given |= {"output": str(tmp_path / "out"), "training.max_steps": 1, "train": save_pairs(tmp_path), **changes}
+    return read_preferences("lofit-truthfulqa", given)
+
+
+def test_pairs_that_are_too_long_are_left_out_and_counted(tmp_path, caplog):
+    config = preferences(tmp_path, max_length=60)
+    with open(config.train, "a") as file:
+        file.write("\n" + json.dumps({"prompt": "two and three " * 90, "chosen": "a", "rejected": "b"}))
+    train_preferences(config, progress=False)
+    assert "1 of 5 pairs have more than max_length=60 tokens, the longest" in caplog.text
+    assert json.loads((tmp_path / "out" / "dpo.json").read_text())["pairs"] == 4
+    with pytest.raises(HeadEditError, match=r"5 of 5 pairs have more than max_length=3 tokens, .*; raise max_length"):
+        train_preferences(dataclasses.replace(config, max_length=3, output=str(tmp_path / "other")))
+
+
+def test_arguments_that_trl_refuses_are_named(tmp_path):
+    with pytest.raises(HeadEditError, match="'eval_strategy' needs validation pairs; give valid"):
+        preferences(tmp_path, **{"training.eval_strategy": "epoch"})
+    config = preferences(tmp_path, **{"training.fp16": True, "training.bf16": True})
+    with pytest.raises(HeadEditError, match=r"training: TRL refuses these arguments: .*fp16"):
+        train_preferences(config, progress=False)

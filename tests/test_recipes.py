@@ -14,7 +14,8 @@ from headedit import EditConfig, HeadEditError, Run
 from headedit.data.batches import PadRight
 from headedit.data.losses import example_losses
 from headedit.edits.gate_set import GateIndex, all_gates, freeze_gates, heads_of, open_gates
-from headedit.runs.pruning_path import PruningPath
+from headedit.runs.history import History
+from headedit.runs.pruning_path import Level, PruningPath
 from headedit.runs.stability import agreement, expected_jaccard, jaccard
 from headedit.training.recipes import RECIPES, make_recipe
 from headedit.training.recipes.jola import add_noise
@@ -104,6 +105,28 @@ def test_run_at_refuses_what_is_impossible_and_says_why(localised, tmp_path, lla
     plain = headedit.fit(edits, problem(8)[1], recipe="ungated", output_dir=tmp_path, epochs=1, min_steps=1)
     with pytest.raises(HeadEditError, match=r"holds no path\.json"):
         plain.at(heads=1)
+
+
+def test_run_at_leaves_edits_that_are_merged_or_of_another_shape_as_they_are(tmp_path, llama):
+    edits = headedit.attach(llama)
+    vectors = {"0.scale": torch.ones(1, edits.sites[0].head_dim)}
+    PruningPath([Level(order=[GateIndex(0, "scale", 1)], vectors=vectors)], 1).save(tmp_path)
+    run = Run(tmp_path, History(None), {}, edits)
+    for given, message in (("1", "heads: found the text '1', expected a whole"), (1.5, r"heads: found 1\.5, expected")):
+        with pytest.raises(HeadEditError, match=message):
+            run.at(heads=given)
+    other = headedit.attach(tiny_model("gpt2"))
+    with pytest.raises(HeadEditError, match=r"of other edits: it has scales of 16 numbers on 1 heads of site 0"):
+        run.at(heads=1, edits=other)
+    edits.set_head(1, 2, scale=0.5)
+    before = edits.snapshot()
+    edits.merge_adapter()
+    with pytest.raises(HeadEditError, match="merged"):
+        run.at(heads=1)
+    edits.unmerge_adapter()
+    assert all(torch.equal(a, b) for a, b in zip(before, edits.snapshot(), strict=True))
+    assert run.at(heads=1).gates == 1
+    assert open_gates(edits.module) == [GateIndex(0, "scale", 1)]
 
 
 def test_the_refit_uses_what_was_held_out_for_the_search(tmp_path):

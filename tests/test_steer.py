@@ -390,6 +390,7 @@ BAD = {
     r"strength: found the text '4'": {"strength": "4"},
     r"paired: found the text 'yes', expected True or False": {"paired": "yes"},
     r"l2: found 0, expected a number above 0": {"l2": 0},
+    r"l2: found inf, expected a number above 0": {"l2": float("inf")},
     r"batch_size: found 0, expected 1 or more": {"batch_size": 0},
     r"no site of kind 'mlp'; they have attention": {"kind": "mlp"},
     r"positive example 2: has the token id 500, but the model's embedding has 128 tokens": {

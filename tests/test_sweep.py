@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -14,14 +15,17 @@ from run_inputs import save_model, save_records
 import headedit
 from headedit import HeadEditError
 from headedit.cli.main import main
+from headedit.cli.sweep import evaluated
+from headedit.evaluation.evaluate import task_settings
+from headedit.evaluation.tasks.task_files import find_task
 from headedit.hf.loading import load_model
 from headedit.interpret.labels import with_error
 from headedit.runs.run import Run
 from headedit.training.config import ModelConfig, read_run
 from headedit.training.loop.interrupts import StopOnSignal
 from headedit.training.sweep import run as sweep_run
-from headedit.training.sweep.config import SweepConfig, plan_sweep
-from headedit.training.sweep.rows import SweepRow, grouped
+from headedit.training.sweep.config import EvaluateConfig, SweepConfig, plan_sweep
+from headedit.training.sweep.rows import SweepRow, chosen, grouped
 
 TASK = {"prompt": "{{ instruction }}", "answer": "answer", "options": ["true", "false"], "scoring": "loglikelihood"}
 
@@ -268,6 +272,39 @@ def test_the_mean_has_the_figures_that_all_tasks_have():
     a, b, mean = grouped(rows)
     assert (a.figures["loss"].mean, b.figures["loss"].mean) == (2.0, 7.0)
     assert {name: spread.mean for name, spread in mean.figures.items()} == {"loss": 4.5}
+
+
+def test_fields_whose_validation_loss_is_nan_are_not_chosen():
+    rows = [
+        SweepRow(task="", fields={"epochs": epochs}, seed=0, folder="x", figures={"validation loss": loss})
+        for epochs, loss in ((1, float("nan")), (2, 3.0), (3, 2.0))
+    ]
+    assert [group.fields for group in chosen(rows)] == [{"epochs": 3}]
+    assert chosen([rows[0], SweepRow(task="", fields={"epochs": 4}, seed=0, folder="x", error="stopped")]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"limit": 9}, "boolq.json: is the report of another evaluation: limit was 5, is 9. Choose another output"),
+        ({"data": "other"}, "data was 'records', is 'other'"),
+        ({"changes": {"num_beams": 1}}, "num_beams was 4, is 1"),
+    ],
+)
+def test_reports_of_other_settings_are_not_taken_for_those_of_a_sweep(changes, message, tmp_path):
+    settings = {"task": task_settings(find_task("boolq")), "limit": 5, "data": "records"}
+    value = {"value": 0.5}
+    report = {"metric": "accuracy", "score": value, "base": value, "constant": value, "settings": settings}
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "boolq.json").write_text(json.dumps(report))
+
+    def run(**fields):
+        evaluate = EvaluateConfig(**{"tasks": ["boolq"], "limit": 5, "data": "records", **fields})
+        return SimpleNamespace(folder=tmp_path, evaluate=evaluate)
+
+    assert evaluated(run(), None)["accuracy"] == 0.5
+    with pytest.raises(HeadEditError, match=re.escape(message)):
+        evaluated(run(**changes), None)
 
 
 MISTAKES = {

@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from run_inputs import save_model, save_records
 from headedit import HeadEditError
 from headedit.cli.main import main
 from headedit.cli.train import NOTHING_LEARNT
+from headedit.cli.tune import mean_of
 from headedit.data.batches import ListedRows
+from headedit.hf.loading import load_tokenizer
 from headedit.training.config import read_run
 from headedit.training.config.reading import tune_configs
 from headedit.training.sparse.sparse_tuning import SparseTuning
@@ -351,3 +354,23 @@ def test_config_list_and_show_have_the_configs_of_tune(capsys):
     printed = capsys.readouterr().out
     assert "headedit tune CONFIG" in printed
     assert "name: dora" in printed
+
+
+def test_a_tokenizer_whose_padding_the_model_does_not_have_pads_with_another_token(inputs, tmp_path):
+    model = save_model(tmp_path / "model", num_hidden_layers=1)
+    tokenizer = load_tokenizer(model)
+    tokenizer.add_tokens([f"[{i}]" for i in range(500)])
+    tokenizer.pad_token = "[499]"
+    tokenizer.save_pretrained(model)
+    run = tuned(inputs, tmp_path / "out", **{"model.name": model, "training.num_train_epochs": 1})
+    assert run.record["steps"] == 4
+
+
+def test_the_mean_over_tasks_is_in_per_cent_for_accuracy_alone():
+    def reports(metric, *values):
+        return [SimpleNamespace(metric=metric, score=SimpleNamespace(value=value)) for value in values]
+
+    assert mean_of(reports("accuracy", 0.5, 0.75)) == "mean over 2 tasks: 62.50"
+    assert mean_of(reports("bleu", 30.0, 40.0)) == "mean over 2 tasks: 35.00"
+    assert mean_of(reports("bleu", 30.0)) is None
+    assert mean_of([*reports("bleu", 30.0), *reports("accuracy", 0.5)]) is None

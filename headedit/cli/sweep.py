@@ -21,7 +21,8 @@ from headedit.io.tables import rich_table
 
 if TYPE_CHECKING:
     from headedit.edits import HeadEdits
-    from headedit.training.sweep.config import PlannedRun
+    from headedit.evaluation.tasks.task import Task
+    from headedit.training.sweep.config import EvaluateConfig, PlannedRun
     from headedit.training.sweep.rows import SweepGroup, SweepRow
 
 _REPORTS = "eval"
@@ -145,7 +146,11 @@ def _to_evaluate(planned: "Sequence[PlannedRun]", rows: "Sequence[SweepRow]") ->
 
 
 def evaluated(run: "PlannedRun", handle: "Callable[[], HeadEdits]") -> dict[str, float]:
-    """The main metric of each task: of the run, its base and the constant answer; saved reports are read again."""
+    """The main metric of each task: of the run, its base and the constant answer; saved reports are read again.
+
+    Raises:
+        HeadEditError: a saved report is of other settings than those of the sweep, or as for ``headedit.evaluate``.
+    """
     from headedit.evaluation import evaluate
     from headedit.evaluation.tasks.task_files import find_tasks
 
@@ -168,6 +173,7 @@ def evaluated(run: "PlannedRun", handle: "Callable[[], HeadEdits]") -> dict[str,
                 all_processes=False,
             )
         report = json.loads(file.read_text(encoding="utf-8"))
+        _check_settings(report["settings"], task, run.evaluate, file)
         name = report["metric"] if len(tasks) == 1 else f"{task.name} {report['metric']}"
         figures |= {
             name: report["score"]["value"],
@@ -175,6 +181,22 @@ def evaluated(run: "PlannedRun", handle: "Callable[[], HeadEdits]") -> dict[str,
             f"constant {name}": report["constant"]["value"],
         }
     return figures
+
+
+def _check_settings(saved: dict[str, Any], task: "Task", wanted: "EvaluateConfig", file: Path) -> None:
+    """Raises a HeadEditError where a saved report was made with other settings; what it lacks is not compared."""
+    from headedit.evaluation.evaluate import task_settings
+    from headedit.hf.names import portable_name
+
+    place = None if wanted.data is None else portable_name(wanted.data)
+    now = {**json.loads(json.dumps(task_settings(task))), "limit": wanted.limit, "data": place}
+    before = {**saved["task"], **{key: saved[key] for key in ("limit", "data") if key in saved}}
+    for key, value in now.items():
+        if key in before and before[key] != value:
+            raise HeadEditError(
+                f"{file}: is the report of another evaluation: {key} was {before[key]!r}, is {value!r}. Choose another "
+                f"output for the sweep, or remove {file.parent} to evaluate the run again."
+            )
 
 
 def write_sweep(rows: "Sequence[SweepRow]", folder: Path) -> list[Path]:

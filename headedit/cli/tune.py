@@ -196,10 +196,20 @@ def print_evaluation(reports: "list[Report]", tuned: "Tuned") -> None:
     from headedit.training.tuning.folder import EVALUATION
 
     console.print(rich_tables(reports))
-    mean = f"mean over {len(reports)} tasks: {100 * sum(report.score.value for report in reports) / len(reports):.2f}"
-    one_metric = len({report.metric for report in reports}) == 1
-    if one_metric and len(reports) > 1:
+    mean = mean_of(reports)
+    if mean is not None:
         console.print(mean)
     file: Path = tuned.folder / EVALUATION / "summary.md"
-    write_whole(file, markdown(reports) + (f"\n{mean}\n" if one_metric and len(reports) > 1 else ""))
+    write_whole(file, markdown(reports) + ("" if mean is None else f"\n{mean}\n"))
     print_files([file])
+
+
+def mean_of(reports: "list[Report]") -> str | None:
+    """The mean over the tasks in words, accuracy in per cent; None of one task, or of several metrics."""
+    from headedit.evaluation.tasks.task import ACCURACY
+
+    metrics = {report.metric for report in reports}
+    if len(reports) < 2 or len(metrics) > 1:
+        return None
+    mean = sum(report.score.value for report in reports) / len(reports)
+    return f"mean over {len(reports)} tasks: {100 * mean if metrics == {ACCURACY} else mean:.2f}"

@@ -46,7 +46,7 @@ def encode(
 
     Args:
         examples: examples of any form, in a list, a ``datasets.Dataset`` or a split of ``load_data``. Rows that
-            ``load_data`` keeps on disk stay there, and are as long as it let them.
+            ``load_data`` keeps on disk stay there.
         tokenizer: the model's tokenizer; None is enough where all examples hold ``input_ids``.
         max_length: longer examples are dropped, and the log says how many; None for no limit.
         name: what to call the set in messages.
@@ -77,10 +77,10 @@ def encode(
                 raise
             broken.append(str(error))
             continue
-        if stored:
-            chosen.append(i)
-        elif max_length is not None and len(row["input_ids"]) > max_length:
+        if max_length is not None and len(row["input_ids"]) > max_length:
             too_long += 1
+        elif stored:
+            chosen.append(i)
         else:
             kept.append(row)
     if not kept and not chosen:
@@ -89,7 +89,7 @@ def encode(
         logger.warning(
             "%d of %d %s examples are longer than %d tokens and are dropped; none was cut.",
             too_long,
-            too_long + len(kept),
+            too_long + len(kept) + len(chosen),
             name,
             max_length,
         )
@@ -100,7 +100,7 @@ def encode(
     if broken:
         logger.warning("%d %s examples cannot be used and are dropped; the first: %s", len(broken), name, broken[0])
     if isinstance(examples, StoredRows):
-        return StoredRows(examples.dataset.select(chosen), examples.date) if broken else examples
+        return StoredRows(examples.dataset.select(chosen), examples.date) if broken or too_long else examples
     return kept
 
 

@@ -71,6 +71,11 @@ class Vocabulary:
         """Whether the model reads a token id; False for None."""
         return token is not None and 0 <= token < (_LARGEST if self.read is None else self.read)
 
+    def padding(self, tokenizer: Any) -> int:
+        """The token that pads a batch: that of a tokenizer, or 0 where it has none or the model does not have it."""
+        pad = getattr(tokenizer, "pad_token_id", None)
+        return int(pad) if pad is not None and self.has(pad) else 0
+
     def check(self, row: Encoded, where: str) -> None:
         """Raises a HeadEditError for a row without tokens, with an id that the model does not have, or without a loss.
 

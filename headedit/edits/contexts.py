@@ -71,9 +71,9 @@ class AdapterContexts(AdapterState):
         It holds for the thread or asyncio task that enters it, and for tasks and ``asyncio.to_thread`` calls started in
         it, but not for other threads that are started in it.
 
-        The vectors are gathered when the context is entered, as they act in eval mode then, so that a site costs one
-        multiply-add however many adapters there are. A batch that is a multiple of the rows holds each of them several
-        times, one after the other, as ``num_beams`` and ``num_return_sequences`` do.
+        The vectors are gathered when the context is entered, as they act in eval mode then, within ``at_strength`` too,
+        so that a site costs one multiply-add however many adapters there are. A batch that is a multiple of the rows
+        holds each of them several times, one after the other, as ``num_beams`` and ``num_return_sequences`` do.
 
         >>> import torch
         >>> from headedit.demo import MODEL_FOLDER  # a tiny model that comes with headedit; any causal LM will do
@@ -111,9 +111,17 @@ class AdapterContexts(AdapterState):
                 "route() works in eval mode: call model.eval() first, and train adapters one at a time."
             )
         with self._hooks.passes.lock:
-            routed = route_rows({name: self[name] for name in names if name is not None}, names)
+            routed = route_rows({name: self[name] for name in names if name is not None}, names, self._dials())
         with self._choices.entered(Override("route()", Choice(routed))):
             yield self.model
+
+    def _dials(self) -> dict[Adapter, Strength]:
+        """The strengths that the running context asked for, by adapter."""
+        return {
+            override.adapter: override.dial
+            for override in self._choices.overrides()
+            if override.adapter is not None and override.dial is not None
+        }
 
     @contextmanager
     def prompt_lengths(self, lengths: Sequence[int]) -> Iterator[nn.Module]:

@@ -9,6 +9,7 @@ from headedit.edits.adapter import Adapter
 from headedit.edits.affine import apply_affine, heads_shape
 from headedit.edits.site_edit import SiteEdit
 from headedit.edits.site_input import take
+from headedit.edits.strength import Strength
 from headedit.errors import HeadEditError
 from headedit.hf.sharding import Part
 from headedit.specs import HeadSite
@@ -26,12 +27,15 @@ class RoutedEdit(nn.Module):
 
     idle = False
 
-    def __init__(self, site: HeadSite, edits: Sequence[SiteEdit | None], index: Tensor) -> None:
+    def __init__(
+        self, site: HeadSite, edits: Sequence[SiteEdit | None], dials: Sequence[Strength | None], index: Tensor
+    ) -> None:
         """Gathers the vectors.
 
         Args:
             site: the site.
             edits: the edits that rows can have; None for the base model.
+            dials: the strength of each; None for its own.
             index: which of them each row has, [rows].
         """
         super().__init__()
@@ -41,7 +45,9 @@ class RoutedEdit(nn.Module):
         self.positions = kinds.pop() if len(kinds) == 1 else tuple(of_each[i] for i in index.tolist())
         device = next(p.device for edit in edits if edit is not None for p in edit.parameters())
         nothing = torch.ones(site.width, device=device), torch.zeros(site.width, device=device)
-        pairs = [nothing if edit is None else edit.scale_and_offset() for edit in edits]
+        pairs = [
+            nothing if edit is None else edit.scale_and_offset(dial) for edit, dial in zip(edits, dials, strict=True)
+        ]
         self.scale: Tensor
         self.offset: Tensor
         for name, vectors in zip(("scale", "offset"), zip(*pairs, strict=True), strict=True):
@@ -76,12 +82,15 @@ class RoutedEdit(nn.Module):
 
 
 @torch.no_grad()
-def route_rows(adapters: Mapping[str, Adapter], names: Sequence[str | None]) -> dict[str, RoutedEdit]:
+def route_rows(
+    adapters: Mapping[str, Adapter], names: Sequence[str | None], dials: Mapping[Adapter, Strength]
+) -> dict[str, RoutedEdit]:
     """The edit that every site applies when each row of a batch has its own adapter, by the site's name.
 
     Args:
         adapters: the edits by name.
         names: of the adapter of each row; None for the base model.
+        dials: the strengths of those adapters that are to have another one than their own.
     """
     used = list(dict.fromkeys(names))
     index = torch.tensor([used.index(name) for name in names])
@@ -91,4 +100,5 @@ def route_rows(adapters: Mapping[str, Adapter], names: Sequence[str | None]) -> 
         for site, edit in () if name is None else adapters[name].pairs():
             sites[site.name] = site
             edits.setdefault(site.name, {})[name] = edit
-    return {key: RoutedEdit(sites[key], [of.get(name) for name in used], index) for key, of in edits.items()}
+    strengths = [None if name is None else dials.get(adapters[name]) for name in used]
+    return {key: RoutedEdit(sites[key], [of.get(name) for name in used], strengths, index) for key, of in edits.items()}

@@ -120,9 +120,14 @@ class SiteEdit(nn.Module):
         values = _effective([self], [self.values()], strength=self.strength.factor)
         return dict(zip(self.vectors, values[0].unbind(), strict=True))
 
-    def scale_and_offset(self) -> tuple[Tensor, Tensor]:
-        """The factor on the site's input in eval mode and the offset added to it, each [heads * head_dim]."""
-        ((scale, offset),) = _affine([self], [self.values()], strength=self.strength.factor)
+    def scale_and_offset(self, dial: Strength | None = None) -> tuple[Tensor, Tensor]:
+        """The factor on the site's input in eval mode and the offset added to it, each [heads * head_dim].
+
+        Args:
+            dial: the strength; None for the edit's own.
+        """
+        strength = self.strength if dial is None else dial
+        ((scale, offset),) = _affine([self], [self.values()], strength=strength.factor)
         like = next(vector for vector in (scale, offset) if vector is not None)
         return torch.ones_like(like) if scale is None else scale, torch.zeros_like(like) if offset is None else offset
 

@@ -14,6 +14,7 @@ from headedit.data.clock import Clock
 from headedit.data.tokens import TokenisedPrompt, text_ids
 from headedit.edits.attached import handle_of
 from headedit.edits.handle import HeadEdits
+from headedit.edits.values import whole_number
 from headedit.errors import HeadEditError
 from headedit.evaluation.answers.generation import check_room
 from headedit.evaluation.answers.predictions import BASE, Prediction, digest
@@ -28,7 +29,9 @@ from headedit.evaluation.tasks.task import Task
 from headedit.evaluation.tasks.task_files import find_task
 from headedit.hf.loading import load_tokenizer
 from headedit.hf.models import check_has_head, expect_model
+from headedit.hf.names import portable_name
 from headedit.hf.tokenizers import as_tokenizer
+from headedit.io.describe import describe
 from headedit.io.files import check_writable, write_atomically
 from headedit.io.launch import shared
 
@@ -91,9 +94,9 @@ def evaluate(
         changes: fields of the task to change, such as ``scoring="loglikelihood"`` or ``num_beams=1``.
 
     Raises:
-        HeadEditError: the task or a record is faulty, the edits are not on the model, the split is empty, a prompt does
-            not fit the model's context, the output holds another evaluation, or another process has failed or evaluates
-            something else.
+        HeadEditError: an argument is of a wrong type, the task or a record is faulty, the edits are not on the model,
+            the split is empty, a prompt does not fit the model's context, the log-likelihood of an option is NaN, the
+            output holds another evaluation, or another process has failed or evaluates something else.
     """
     with shared(all_processes) as processes:
         task = find_task(task, **changes)
@@ -102,8 +105,12 @@ def evaluate(
         check_has_head(model, "Evaluation")
         if edits is not None and (not isinstance(edits, HeadEdits) or edits.model is not model or not edits.attached):
             raise HeadEditError("edits: are not on this model; give the model that they were attached to or loaded on.")
-        if (limit is not None and limit < 1) or batch_size < 1:
-            raise HeadEditError("limit and batch_size: expected 1 or more.")
+        for name, value in (("limit", 1 if limit is None else limit), ("batch_size", batch_size)):
+            if whole_number(value, name) < 1:
+                raise HeadEditError(f"{name}: found {value}, expected 1 or more.")
+        seed = whole_number(seed, "seed")
+        if not isinstance(output, str | PathLike | None):
+            raise HeadEditError(f"output: found {describe(output)}, expected a JSON file, such as 'report.json'.")
         file = None if output is None else Path(output)
         if file is not None and processes.first:
             check_writable(file.parent)
@@ -125,7 +132,7 @@ def evaluate(
             with clock:
                 trained, _ = load_examples(task, training_rows, tokenizer, limit=None, seed=seed, skip_broken=True)
         settings = {
-            "task": {k: v for k, v in dataclasses.asdict(task).items() if k not in ("data", "description", "suite")},
+            "task": task_settings(task),
             "examples": digest(dataclasses.astuple(example) for example in examples),
             **fingerprint(model, edits, tokenizer, [example.prompt for example in examples]),
         }
@@ -144,7 +151,8 @@ def evaluate(
             batch_size=batch_size,
             progress=progress,
         )
-        settings = {**settings, "batch_size": batch_size, "limit": limit, "seed": seed}
+        place = portable_name(str(data)) if isinstance(data, str | PathLike) else None
+        settings = {**settings, "batch_size": batch_size, "limit": limit, "seed": seed, "data": place}
 
         def reported() -> Report:
             report = _report(task, examples, found, trained, left_out, settings)
@@ -153,6 +161,11 @@ def evaluate(
             return report
 
         return processes.from_first(reported)
+
+
+def task_settings(task: Task) -> dict[str, Any]:
+    """The fields of a task that its figures depend on, as a report has them."""
+    return {k: v for k, v in dataclasses.asdict(task).items() if k not in ("data", "description", "suite")}
 
 
 def _report(

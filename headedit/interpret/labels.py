@@ -176,6 +176,7 @@ LABELS = {
     "p_value": Label(short="p", meaning="Of the paired test against LoRA."),
     "peak_memory": Label(short="peak memory", unit="MiB"),
     "disk": Label(short="on disk", unit="MiB"),
+    "runs": Label(short="runs", meaning="Seeds with which the method could be used."),
     "mean_rank": Label(short="mean rank"),
     "cells": Label(short="tasks and sizes"),
     "agreement": Label(short="agreement", full="Jaccard index of the chosen heads"),

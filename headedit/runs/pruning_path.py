@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headedit.edits import HeadEdits
 from headedit.edits.gate_set import GateIndex, freeze_gates, heads_of
+from headedit.edits.values import whole_number
 from headedit.errors import HeadEditError
 from headedit.io import strict
 from headedit.io.files import write_atomically
@@ -116,7 +117,8 @@ class PruningPath:
             HeadEditError: the number is below 1, or above that of the gates or heads.
         """
         sizes = [level.gates if heads is None else level.heads for level in self.levels]
-        wanted = gates if heads is None else heads
+        given, name = (gates, "gates") if heads is None else (heads, "heads")
+        wanted = None if given is None else whole_number(given, name)
         if wanted is None or not 1 <= wanted <= max(sizes):
             what = "gates" if heads is None else "heads"
             raise HeadEditError(
@@ -137,6 +139,20 @@ class PruningPath:
     def level_of(self, gates: int) -> Level:
         """The smallest level with at least this many gates."""
         return min((level for level in self.levels if level.gates >= gates), key=lambda level: level.gates)
+
+    def check_shape(self, edits: HeadEdits) -> None:
+        """Raises a HeadEditError where the vectors of the path do not fit the sites of these edits."""
+        listed = list(edits.module)
+        for name, rows in self.levels[0].vectors.items():
+            site, _, vector = name.rpartition(".")
+            edit = listed[int(site)] if int(site) < len(listed) else None
+            found = None if edit is None or vector not in edit.vectors else edit.vectors[vector]
+            if found is None or len(found) < len(rows) or found.shape[1:] != rows.shape[1:]:
+                raise HeadEditError(
+                    f"The pruning path is of other edits: it has {vector}s of {rows.shape[-1]} numbers on {len(rows)} "
+                    f"heads of site {site}, which these edits do not have. Give the edits of the run: "
+                    "headedit.load(model, run.output_dir)."
+                )
 
     def open_gates(self, edits: HeadEdits, gates: list[GateIndex]) -> None:
         """Opens these gates for good, with the vectors of the smallest level that has them; closes the others."""

@@ -109,7 +109,8 @@ class Run:
             The smallest level of the path that has these gates, with its validation loss.
 
         Raises:
-            HeadEditError: the run has no pruning path, the number is not possible, or there is no handle.
+            HeadEditError: the run has no pruning path, the number is not possible, there is no handle, or its edits are
+                merged or of another shape than the run's.
         """
         handle = self.edits if edits is None else edits
         if handle is None:
@@ -118,7 +119,9 @@ class Run:
             raise HeadEditError("at: give heads=... or gates=..., one of the two.")
         path = self.path
         chosen = path.first(heads=heads, gates=gates)
-        path.open_gates(handle, chosen)
+        path.check_shape(handle)
+        with handle.writing("other gates cannot be opened"):
+            path.open_gates(handle, chosen)
         return path.level_of(len(chosen))
 
     @property

@@ -50,13 +50,11 @@ def encode_examples(
         skip_malformed=skip_malformed,
         progress=progress,
     )
-    pad = getattr(tokenizer, "pad_token_id", None)
-    pad = pad if pad is not None and vocabulary.has(pad) else 0
     rows = encoding(train, name="training")
     return (
         rows,
         None if valid is None else encoding(valid, name="validation"),
-        pad,
+        vocabulary.padding(tokenizer),
     )
 
 

@@ -18,14 +18,14 @@ from headedit.bench.cost.memory import peak_of_process
 from headedit.bench.results import Row
 from headedit.errors import HeadEditError
 from headedit.evaluation import evaluate
-from headedit.evaluation.answers.predictions import Prediction, digest
-from headedit.evaluation.scores.scoring import compute_metrics, right_share
+from headedit.evaluation.answers.predictions import Prediction, digest, read_predictions
+from headedit.evaluation.scores.scoring import MEANS_OVER_ROWS, compute_metrics, right_share
 from headedit.evaluation.tasks.examples import Example
 from headedit.evaluation.tasks.records import load_examples, load_rows
-from headedit.evaluation.tasks.task import MC2, Source, Task
+from headedit.evaluation.tasks.task import ACCURACY, MC2, Source, Task
 from headedit.evaluation.tasks.task_files import find_task
 from headedit.evaluation.tasks.templates import render
-from headedit.io import strict
+from headedit.hf.config import context_length
 from headedit.io.files import write_atomically
 from headedit.io.json import parse_json
 
@@ -155,7 +155,8 @@ def run_cell(cell: Cell, base: Callable[[], nn.Module], tokenizer: Any, say: Cal
         say: called with a line about what is done.
 
     Returns:
-        Task, size, seed, method; score with its interval, values of each example; parameters, heads, seconds, peak of
+        Task, size, seed, method; score with its interval, values of each example (None for a metric of the whole set);
+        parameters, heads, seconds, peak of
         memory, bytes on disk. With ``error`` and without figures where the method cannot be used.
     """
     config = cell.config
@@ -168,7 +169,7 @@ def run_cell(cell: Cell, base: Callable[[], nn.Module], tokenizer: Any, say: Cal
         epochs=config.epochs,
         batch_size=config.batch_size,
         validation=config.validation,
-        max_length=config.max_length,
+        max_length=context_length(config.model.load_config()) if config.max_length is None else config.max_length,
         folder=cell.folder / "learned",
     )
     row: Row = {"task": cell.task, "size": cell.size, "seed": cell.seed, "method": cell.method}
@@ -234,15 +235,15 @@ def _scores(cell: Cell, learned: Learned, tokenizer: Any) -> Row:
     }
 
 
-def _values(cell: Cell, task: Task, tokenizer: Any) -> list[float]:
-    """The headline of each test example alone; for accuracy 1 for a right answer and 0 for a wrong one."""
-    file = cell.folder / "report.predictions.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines()[1:]
-    found = {
-        prediction.row: prediction
-        for number, line in enumerate(lines, start=2)
-        for prediction in [strict.build(Prediction, json.loads(line), f"{file}, line {number}")]
-    }
+def _values(cell: Cell, task: Task, tokenizer: Any) -> list[float] | None:
+    """The headline of each test example alone; for accuracy 1 for a right answer and 0 for a wrong one.
+
+    None for a metric of the whole set, such as BLEU or CIDEr, which is not the mean of what its examples have alone.
+    """
+    if next(iter(task.metrics)) not in (ACCURACY, MC2, *MEANS_OVER_ROWS):
+        return None
+    read = read_predictions(cell.folder / "report.predictions.jsonl")
+    found = {prediction.row: prediction for prediction in read}
     if MC2 in task.metrics:
         limit = cell.config.test_examples
         examples, _ = load_examples(task, load_rows(task, None), tokenizer, limit=limit, seed=0, skip_broken=False)

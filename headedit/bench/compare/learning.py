@@ -19,6 +19,7 @@ from headedit.bench.compare.prompting import with_shots
 from headedit.data.batches import Encoded, PadRight
 from headedit.data.encoding import encode
 from headedit.data.losses import example_losses
+from headedit.data.rows import Vocabulary
 from headedit.data.tokens import text_ids
 from headedit.edits import EditConfig, attach
 from headedit.edits.files.format import TENSOR_FILE
@@ -220,7 +221,7 @@ def _peer(name: str, lesson: Lesson, settings: Mapping[str, Any], say: Callable[
         held_out, rest = _split(rows, lesson.validation, lesson.seed)
         for rate in rates:
             model, seconds = _trained(name, own, lesson, rest, rate)
-            loss = example_losses(model, held_out, _collate(lesson), lesson.batch_size).mean().item()
+            loss = example_losses(model, held_out, PadRight(_padding(lesson, model)), lesson.batch_size).mean().item()
             tried.append({"learning_rate": rate, "validation_loss": loss, "seconds": round(seconds, 2)})
             say(f"learning rate {rate:g}: validation loss {loss:.4f} nats per token, {seconds:.0f} s")
             del model
@@ -253,7 +254,7 @@ def _trained(
     started = time.perf_counter()
     set_seed(lesson.seed)
     adapted = PEERS[name].adapt(model, **own)
-    budget, pad = Budget(epochs=lesson.epochs, batch_size=lesson.batch_size), _collate(lesson).pad_token_id
+    budget, pad = Budget(epochs=lesson.epochs, batch_size=lesson.batch_size), _padding(lesson, model)
     try:
         trained = train_peer(adapted, rows, budget, learning_rate=rate, seed=lesson.seed, pad_token_id=pad)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # of a library that does not fit the model
@@ -262,9 +263,8 @@ def _trained(
     return trained, time.perf_counter() - started
 
 
-def _collate(lesson: Lesson) -> PadRight:
-    pad = getattr(lesson.tokenizer, "pad_token_id", None)
-    return PadRight(0 if pad is None else pad)
+def _padding(lesson: Lesson, model: nn.Module) -> int:
+    return Vocabulary.of(model).padding(lesson.tokenizer)
 
 
 def _split(rows: Sequence[Encoded], share: float, seed: int) -> tuple[list[Encoded], list[Encoded]]:

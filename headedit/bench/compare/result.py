@@ -2,14 +2,22 @@
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from headedit.bench.compare.config import CompareConfig
 from headedit.bench.compare.learning import LORA
 from headedit.bench.results import BenchResult, Row, counted, grouped, mean, table_of, whole_mean
-from headedit.evaluation.scores.statistics import PairedTest, bootstrap, mcnemar, paired_bootstrap, wilson
+from headedit.evaluation.scores.statistics import (
+    PairedTest,
+    bootstrap,
+    mcnemar,
+    paired_bootstrap,
+    percentiles,
+    wilson,
+)
+from headedit.evaluation.tasks.task import ACCURACY
 from headedit.runs.stability import agreement
 
 _COLUMNS = [
@@ -46,7 +54,9 @@ def result_of(config: CompareConfig, names: Sequence[str], rows: Sequence[Row]) 
                 metric = lines[0]["metric"]
                 tests = lines[0]["test_examples"]
                 title = f"{task}, {size} examples: {metric} on {tests} test examples, {counted(config.seeds, 'seed')}"
-                header, cells = table_of(_COLUMNS, lines)
+                incomplete = any(line["runs"] < len(config.seeds) for line in lines)
+                columns = [*_COLUMNS[:1], *(["runs"] if incomplete else []), *_COLUMNS[1:]]
+                header, cells = table_of(columns, lines)
                 tables.append((title, header, cells))
     ranks = _ranks(summary, names)
     if ranks:
@@ -60,7 +70,7 @@ def result_of(config: CompareConfig, names: Sequence[str], rows: Sequence[Row]) 
         )
     failed = [row for row in rows if "error" in row]
     if failed:
-        header, cells = table_of(["task", "size", "method", "error"], failed)
+        header, cells = table_of(["task", "size", "seed", "method", "error"], failed)
         tables.append(("Not run", header, cells))
     return BenchResult(
         title=f"Methods on {config.model.name}",
@@ -73,12 +83,12 @@ def result_of(config: CompareConfig, names: Sequence[str], rows: Sequence[Row]) 
 
 
 def _summary(rows: Sequence[Row]) -> list[Row]:
-    """A line per task, size and method: means over the seeds, and the test against LoRA on all of them."""
+    """A line per task, size and method: means over the seeds, and the test against LoRA on those that both have."""
     lines = []
     groups = grouped(rows, "task", "size", "method")
     for (task, size, method), found in groups.items():
         low, high = _interval(found)
-        test = _against(found, groups.get((task, size, LORA), [])) if method != LORA else None
+        difference, test = _against(found, groups.get((task, size, LORA), [])) if method != LORA else (None, None)
         lines.append(
             {
                 "task": task,
@@ -90,7 +100,7 @@ def _summary(rows: Sequence[Row]) -> list[Row]:
                 "score": mean(row["score"] for row in found),
                 "score_low": low,
                 "score_high": high,
-                "against_lora": None if test is None else test.difference,
+                "against_lora": difference,
                 "p_value": None if test is None else test.p,
                 "test": None if test is None else test.name,
                 "parameters": whole_mean(row["parameters"] for row in found),
@@ -110,26 +120,42 @@ def _mib(number: float | None) -> float | None:
 
 
 def _interval(rows: Sequence[Row]) -> tuple[float, float]:
-    """The 95 % interval of the mean: that of the one run, Wilson's on the answers of all, or the mean of the ends."""
-    values = [value for row in rows for value in row["values"]]
-    if len(rows) > 1 and set(values) <= {0.0, 1.0}:
+    """The 95 % interval of the mean over the seeds: that of the one run, or by the examples' means over the seeds.
+
+    The seeds answer the same test examples, so their answers are not so many independent ones. For a metric of the
+    whole set it is the mean of the ends.
+    """
+    if len(rows) == 1 or any(row["values"] is None for row in rows):
+        return statistics.fmean(row["low"] for row in rows), statistics.fmean(row["high"] for row in rows)
+    values = _by_example(row["values"] for row in rows)
+    if set(values) <= {0.0, 1.0} and rows[0]["metric"] == ACCURACY:
         return wilson(round(sum(values)), len(values))
-    return statistics.fmean(row["low"] for row in rows), statistics.fmean(row["high"] for row in rows)
+    return percentiles(bootstrap(partial(_mean_of, values), len(values)))
 
 
-def _against(rows: Sequence[Row], others: Sequence[Row]) -> PairedTest | None:
-    """The paired test of a method against another on the same test examples and seeds; None without common seeds."""
-    by_seed = {row["seed"]: row["values"] for row in others}
-    pairs = [
-        pair for row in rows if row["seed"] in by_seed for pair in zip(row["values"], by_seed[row["seed"]], strict=True)
-    ]
+def _against(rows: Sequence[Row], others: Sequence[Row]) -> tuple[float | None, PairedTest | None]:
+    """The difference of a method to another on the seeds that both have, and the paired test on the test examples.
+
+    Each example counts once, by its mean over the seeds. Without common seeds both are None; for a metric of the whole
+    set there is no test.
+    """
+    by_seed = {row["seed"]: row for row in others}
+    pairs = [(row, by_seed[row["seed"]]) for row in rows if row["seed"] in by_seed]
     if not pairs:
-        return None
-    ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
+        return None, None
+    if any(row["values"] is None for pair in pairs for row in pair):
+        return statistics.fmean(ours["score"] - theirs["score"] for ours, theirs in pairs), None
+    ours, theirs = (_by_example(pair[side]["values"] for pair in pairs) for side in (0, 1))
+    difference = statistics.fmean(ours) - statistics.fmean(theirs)
     if {*ours, *theirs} <= {0.0, 1.0}:
-        return mcnemar([value == 1.0 for value in ours], [value == 1.0 for value in theirs])
-    drawn = [bootstrap(partial(_mean_of, values), len(pairs)) for values in (ours, theirs)]
-    return paired_bootstrap(drawn[0], drawn[1], statistics.fmean(ours) - statistics.fmean(theirs))
+        return difference, mcnemar([value == 1.0 for value in ours], [value == 1.0 for value in theirs])
+    drawn = [bootstrap(partial(_mean_of, values), len(values)) for values in (ours, theirs)]
+    return difference, paired_bootstrap(drawn[0], drawn[1], difference, len(ours))
+
+
+def _by_example(runs: Iterable[Sequence[float]]) -> list[float]:
+    """The mean over the seeds of the value of each test example."""
+    return [statistics.fmean(values) for values in zip(*runs, strict=True)]
 
 
 def _mean_of(values: Sequence[float], chosen: Sequence[int]) -> float:

@@ -8,6 +8,7 @@ Rows of whole inputs are padded on the right, where causal attention never looks
 positions.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -78,8 +79,8 @@ def option_scores(
         For every batch the (index of the question, scores of its options).
 
     Raises:
-        HeadEditError: ``questions`` is empty, an option is, a question does not fit the model's context, or it has a
-            token id that the model does not have.
+        HeadEditError: ``questions`` is empty, an option is, a question does not fit the model's context or has a token
+            id that the model does not have, or the log-likelihood of an option is NaN.
     """
     if not questions:
         raise HeadEditError("There is nothing to score: the list of questions is empty.")
@@ -114,6 +115,13 @@ def option_scores(
             found = dict(zip(several, values, strict=False))
             rest = [i for i in batch if i not in found]
             found |= zip(rest, _separate(reader, prefix, [planned[i] for i in rest], batch_size, tokens), strict=True)
+            for i in batch:
+                if any(map(math.isnan, found[i])):
+                    raise HeadEditError(
+                        f"{names[i]}: the log-likelihood of an option is NaN, so none is the most likely. The model "
+                        "overflows in its dtype, or its weights or edits are not finite; try dtype='bfloat16' or "
+                        "'float32'."
+                    )
             yield [(i, _scores(questions[i][1], planned[i][1], found[i], normalise)) for i in batch]
 
 

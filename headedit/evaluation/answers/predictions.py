@@ -74,20 +74,26 @@ def resume(file: Path, header: dict[str, Any], digests: Mapping[str, str]) -> li
         return []
     content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    first, *rest = whole.decode(errors="replace").splitlines() or [""]
+    first, *rest = _lines(whole) or [""]
     changed = _changed(file, _parsed(file, first, 1), header, digests)
     if changed:
         logger.warning("%s: holds predictions of other %s; they are made again.", file, " and ".join(changed))
         _write_lines(file, "w", [{"kind": KIND, **header}])
         return []
-    found = [
-        strict.build(Prediction, _parsed(file, line, number), f"{file}, line {number}")
-        for number, line in enumerate(rest, start=2)
-    ]
+    found = _built(file, rest)
     if whole != content:
         with file.open("r+b") as stream:
             stream.truncate(len(whole))
     return found
+
+
+def read_predictions(file: Path) -> list[Prediction]:
+    """Reads the predictions of a finished evaluation.
+
+    Raises:
+        HeadEditError: a line is not a prediction.
+    """
+    return _built(file, _lines(file.read_bytes())[1:])
 
 
 def append(file: Path, predictions: Sequence[Prediction]) -> None:
@@ -102,6 +108,19 @@ def _write_lines(file: Path, mode: str, rows: Iterable[dict[str, Any]]) -> None:
             stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     except OSError as error:
         raise HeadEditError(f"{file}: cannot be written ({error.strerror}).") from None
+
+
+def _lines(content: bytes) -> list[str]:
+    """The lines of a file; a text in them may hold U+2028, at which ``str.splitlines`` breaks a line too."""
+    return content.decode(errors="replace").split("\n")[:-1]
+
+
+def _built(file: Path, lines: Sequence[str]) -> list[Prediction]:
+    """The predictions in the lines after the first."""
+    return [
+        strict.build(Prediction, _parsed(file, line, number), f"{file}, line {number}")
+        for number, line in enumerate(lines, start=2)
+    ]
 
 
 def _parsed(file: Path, line: str, number: int) -> Any:

@@ -175,7 +175,7 @@ def _paired(
     if {*mine, *other} <= {0.0, 1.0}:
         return mcnemar([value == 1.0 for value in mine], [value == 1.0 for value in other])
     draws = [bootstrap(partial(_mean, values), n) for values in (mine, other)]
-    return paired_bootstrap(draws[0], draws[1], (sum(mine) - sum(other)) / n)
+    return paired_bootstrap(draws[0], draws[1], (sum(mine) - sum(other)) / n, n)
 
 
 def _mean(values: Sequence[float], rows: Sequence[int]) -> float:

@@ -16,7 +16,8 @@ from headedit.evaluation.tasks.task import ACCURACY, MC2, Task
 
 Answers = Sequence[str | None]
 
-_MEANS_OVER_ROWS = ("rouge", "bertscore")
+MEANS_OVER_ROWS = ("rouge", "bertscore")
+"""Metrics of generated text whose figure is the mean of what each example has alone."""
 
 
 def check_metrics(task: Task) -> None:
@@ -31,13 +32,9 @@ def check_metrics(task: Task) -> None:
 
 
 def hits(task: Task, examples: Sequence[Example], answers: Answers) -> list[bool]:
-    """Marks which answers are right: the right label, or the first line of a reference."""
-
-    def plain(text: str) -> str:
-        return first_line(text).casefold() if task.ignore_case else first_line(text)
-
+    """Marks which answers are right: the right label of a choice, or the first line of a reference of a free text."""
     return [
-        answer is not None and plain(answer) in [plain(a) for a in example.answers]
+        answer is not None and _compared(task, answer) in [_compared(task, a) for a in example.answers]
         for example, answer in zip(examples, answers, strict=True)
     ]
 
@@ -77,7 +74,7 @@ def draws(task: Task, examples: Sequence[Example], predictions: Sequence[Predict
     everything = range(len(examples))
     if name == ACCURACY:
         return []
-    if name == MC2 or name in _MEANS_OVER_ROWS:
+    if name == MC2 or name in MEANS_OVER_ROWS:
         values = _right_shares(examples, predictions) if name == MC2 else []
         values = values or [_of_rows(task, examples, answers, [row]) for row in everything]
         return bootstrap(lambda rows: fmean(values[row] for row in rows), len(examples))
@@ -114,8 +111,11 @@ def constant(task: Task, examples: Sequence[Example], trained: Sequence[Example]
     if MC2 in task.metrics:
         equal = fmean(right_share(example, [0.0] * len(example.labels)) for example in examples)
         return Baseline(answer="every option alike", value=equal)
-    counted = Counter(example.answers[0] for example in (examples if trained is None else trained))
-    answer = first_line(counted.most_common(1)[0][0])
+    given = [example.answers[0] for example in (examples if trained is None else trained)]
+    ((most, _),) = Counter(_compared(task, answer) for answer in given).most_common(1)
+    answer = next(answer for answer in given if _compared(task, answer) == most)
+    if task.options is None:
+        answer = first_line(answer)
     return Baseline(
         answer=answer, value=_first(compute_metrics(task, examples, [answer] * len(examples), headline=True))
     )
@@ -133,9 +133,16 @@ def paired_test(
         return mcnemar(hits(task, examples, edited), hits(task, examples, base))
     if MC2 in task.metrics:
         means = [fmean(_right_shares(examples, found[system])) for system in (EDITED, BASE)]
-        return paired_bootstrap(drawn[EDITED], drawn[BASE], means[0] - means[1])
+        return paired_bootstrap(drawn[EDITED], drawn[BASE], means[0] - means[1], len(examples))
     headlines = [_first(compute_metrics(task, examples, answers, headline=True)) for answers in (edited, base)]
-    return paired_bootstrap(drawn[EDITED], drawn[BASE], headlines[0] - headlines[1])
+    return paired_bootstrap(drawn[EDITED], drawn[BASE], headlines[0] - headlines[1], len(examples))
+
+
+def _compared(task: Task, answer: str) -> str:
+    """What is compared of an answer: the label of a choice, or the first line of a free text."""
+    if task.options is not None:
+        return answer
+    return first_line(answer).casefold() if task.ignore_case else first_line(answer)
 
 
 def _of_rows(task: Task, examples: Sequence[Example], answers: Answers, rows: Sequence[int]) -> float:

@@ -69,9 +69,16 @@ def percentiles(draws: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def paired_bootstrap(edited: Sequence[float], base: Sequence[float], difference: float) -> PairedTest:
-    """The paired bootstrap: how often the sign of the difference turns on the same draws."""
+def paired_bootstrap(edited: Sequence[float], base: Sequence[float], difference: float, n: int) -> PairedTest:
+    """The paired bootstrap: how often the sign of the difference turns on the same draws.
+
+    Args:
+        edited, base: the metric of each system on the same draws.
+        difference: of the metric on the whole set.
+        n: number of examples. All draws of few examples are alike, so p is never below 2 / 2ⁿ, the smallest p of a test
+            that exchanges the two systems on any of the examples.
+    """
     below = sum(a <= b for a, b in zip(edited, base, strict=True))
     above = sum(a >= b for a, b in zip(edited, base, strict=True))
-    p = min(1.0, 2 * (min(below, above) + 1) / (len(edited) + 1))
+    p = min(1.0, max(2 * (min(below, above) + 1) / (len(edited) + 1), 2.0 ** (1 - n)))
     return PairedTest(name=f"paired bootstrap, {len(edited)} draws", difference=difference, p=p)

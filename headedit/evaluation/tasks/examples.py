@@ -8,6 +8,7 @@ from typing import Any
 
 from headedit.data import last_exchange
 from headedit.data.encoding import encode_for_generation
+from headedit.data.formats import check_text
 from headedit.errors import HeadEditError
 from headedit.evaluation.tasks.readers import read_fields
 from headedit.evaluation.tasks.task import MC2, Task
@@ -56,6 +57,7 @@ def make_example(task: Task, record: object, tokenizer: Any, where: str) -> Exam
         record = read_fields(task.reader, record, where)
     labels, options = _labels_and_options(task, record, where)
     instruction = render(task.prompt, {**record, "labels": labels, "options": options}, where)
+    check_text(instruction, f"{where}: the prompt")
     if task.options_in_prompt:
         labels = options = tuple(label for label in labels if _names(instruction, label))
     answer = _answer(task.answer, record, where)
@@ -63,7 +65,7 @@ def make_example(task: Task, record: object, tokenizer: Any, where: str) -> Exam
         answers = _references(answer, where)
     else:
         right = answer if MC2 in task.metrics and isinstance(answer, list | tuple) else [answer]
-        answers = tuple(_label(one, labels, options, where) for one in right)
+        answers = tuple(_label(one, labels, options, where, listed=isinstance(task.options, list)) for one in right)
     turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": answers[0]}]
     assert task.template is not None  # as the task checks
     prompt, _ = last_exchange(turns, task.template, tokenizer, where)
@@ -84,6 +86,8 @@ def _labels_and_options(task: Task, record: Mapping[str, Any], where: str) -> tu
         wanted = "2 or more" if most is None else f"2 to {most}"
         raise HeadEditError(f"{where}: the field '{task.options}' lists {len(found)} options, expected {wanted}.")
     options = tuple(found)
+    for text in options:
+        check_text(text, f"{where}: an option")
     if task.labels == "letters":
         return tuple(string.ascii_uppercase[: len(options)]), options
     if len(set(options)) < len(options):
@@ -115,11 +119,19 @@ def _references(answer: Any, where: str) -> tuple[str, ...]:
     filled = tuple(text.strip() for text in references if text.strip())
     if not filled:
         raise HeadEditError(f"{where}: the answer is empty.")
+    for text in filled:
+        check_text(text, f"{where}: the answer")
     return filled
 
 
-def _label(answer: Any, labels: tuple[str, ...], options: tuple[str, ...], where: str) -> str:
+def _label(answer: Any, labels: tuple[str, ...], options: tuple[str, ...], where: str, *, listed: bool) -> str:
+    """The label of the right option; a number is its index, but may also be one of the labels that the task lists."""
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(labels):
+        if listed and str(answer) in labels and labels[answer] != str(answer):
+            raise HeadEditError(
+                f"{where}: the answer {answer} is an option of the task, and also the index of its option "
+                f"'{labels[answer]}'. Write it as a text, \"{answer}\", if it is the option."
+            )
         return labels[answer]
     wanted = str(answer).strip().lower()
     for names in (labels, options):

@@ -13,6 +13,7 @@ from headedit.data.sources import SourceRow, read_rows
 from headedit.errors import HeadEditError
 from headedit.evaluation.tasks.examples import Example, make_example
 from headedit.evaluation.tasks.task import Source, Task
+from headedit.io.describe import describe
 from headedit.io.optional import import_optional
 
 TaskData = str | PathLike[str] | Iterable[Any]
@@ -80,6 +81,11 @@ def load_rows(task: Task, data: TaskData | None, fields: Mapping[str, str] | Non
         raise HeadEditError(f"The task '{task.name}' does not say where its records are; give data=... or --data.")
     if data is None or isinstance(data, str | PathLike):
         return _read(task, data, "test" if task.data is None else task.data.split)
+    if not isinstance(data, Iterable):
+        raise HeadEditError(
+            f"data: found {describe(data)}, expected records, or where they are: a file, a folder, an address or an id "
+            "on the hub."
+        )
     return [SourceRow(f"record {i}", _with_fields(record)) for i, record in enumerate(data, start=1)]
 
 

@@ -31,14 +31,18 @@ def find_tasks(names: "Sequence[str | Task]", **changes: Any) -> list[Task]:
         changes: fields to change in all of them.
 
     Raises:
-        HeadEditError: there is no such task, or a task file is faulty.
+        HeadEditError: there is no such task, a task file is faulty, or two different tasks have one name.
     """
     found: dict[str, Task] = {}
     for name in names:
         suite: list[str | Task] = [task for task in packaged_tasks().values() if task.suite == name]
         for task in suite or [name]:
             chosen = find_task(task, **changes)
-            found[chosen.name] = chosen
+            if found.setdefault(chosen.name, chosen) != chosen:
+                raise HeadEditError(
+                    f"Two different tasks are named '{chosen.name}', so their reports would be too. Give one of them "
+                    "another name, by 'name' in its file, or evaluate them one by one."
+                )
     return list(found.values())
 
 

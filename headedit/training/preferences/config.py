@@ -40,7 +40,7 @@ class PreferenceConfig:
         edit_lr: peak learning rate of the second stage, which trains offsets on the heads with the largest scales.
         epochs: passes over the pairs, in each stage.
         batch_size: pairs per step.
-        max_length: the most tokens of a prompt with a response.
+        max_length: the most tokens of a prompt with a response; longer pairs are left out, and a warning counts them.
         init_std: standard deviation of the vectors at the start of each stage.
         training: any other field of ``transformers.TrainingArguments``.
         seed: seed of the order of pairs and of the vectors' start.
@@ -75,6 +75,8 @@ class PreferenceConfig:
             if name in _OWN:
                 raise HeadEditError(f"training: '{name}' is set by this run; its own fields are those above training.")
         checked_arguments(self.training)
+        if self.valid is None and self.training.get("eval_strategy", "no") != "no":
+            raise HeadEditError("training: 'eval_strategy' needs validation pairs; give valid.")
 
 
 def shipped_preferences() -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """Runs LoFiT by DPO: TRL's trainer with the edits, twice; the reference of each stage is the model at its start."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import yaml
 from torch import nn
 
+from headedit.data.formats import check_text
+from headedit.data.rows import Vocabulary
 from headedit.data.sources import read_rows
 from headedit.edits import HeadEdits, attach
 from headedit.edits.gate_set import GateIndex, all_gates, freeze_gates
@@ -21,6 +24,8 @@ from headedit.training.loop.trainer import HeadEditMixin
 from headedit.training.preferences.config import PreferenceConfig
 from headedit.training.recipes.jola import add_noise
 from headedit.training.recipes.lofit import ScaleNorm
+
+logger = logging.getLogger(__name__)
 
 _TEXTS = ("prompt", "chosen", "rejected")
 
@@ -41,8 +46,9 @@ def train_preferences(config: PreferenceConfig, *, base: nn.Module | None = None
         The handle of the edits, attached to the model.
 
     Raises:
-        HeadEditError: a file cannot be read, the output folder holds something, TRL is missing, or the model has fewer
-            heads than are to be kept.
+        HeadEditError: a file cannot be read, every pair of one is too long, the output folder holds something, TRL is
+            missing or refuses the arguments, the tokenizer has nothing to pad with, or the model has fewer heads than
+            are to be kept.
     """
     if config.output is None:
         raise HeadEditError("There is no output folder: give output=..., or --output.")
@@ -52,9 +58,10 @@ def train_preferences(config: PreferenceConfig, *, base: nn.Module | None = None
     train = read_pairs(config.train)
     valid = None if config.valid is None else read_pairs(config.valid)
     tokenizer = config.model.load_tokenizer()
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    train = _fitting(train, tokenizer, config.max_length, config.train)
+    valid = None if valid is None else _fitting(valid, tokenizer, config.max_length, str(config.valid))
     model = config.model.load() if base is None else base
+    _set_padding(tokenizer, model)
     folder.mkdir(parents=True, exist_ok=True)
     common: dict[str, Any] = {"config": config, "tokenizer": tokenizer, "train": train, "valid": valid}
     common |= {"folder": folder, "progress": progress}
@@ -87,7 +94,7 @@ def read_pairs(source: str) -> list[dict[str, str]]:
     """The records of ``prompt``, ``chosen`` and ``rejected`` in a file.
 
     Raises:
-        HeadEditError: there are none, or one is of another form.
+        HeadEditError: there are none, or one is of another form or has the same text twice.
     """
     rows = []
     for row in read_rows(source):
@@ -96,10 +103,46 @@ def read_pairs(source: str) -> list[dict[str, str]]:
         value = row.value
         if not isinstance(value, Mapping) or not all(isinstance(value.get(name), str) for name in _TEXTS):
             raise HeadEditError(f"{row.where}: expected the texts prompt, chosen and rejected.")
+        for name in _TEXTS:
+            check_text(value[name], f"{row.where}: the field '{name}'")
+        if value["chosen"] == value["rejected"]:
+            raise HeadEditError(f"{row.where}: chosen and rejected are the same text, so neither is preferred.")
         rows.append({name: value[name] for name in _TEXTS})
     if not rows:
         raise HeadEditError(f"{source}: holds no records.")
     return rows
+
+
+def _fitting(pairs: list[dict[str, str]], tokenizer: Any, longest: int, source: str) -> list[dict[str, str]]:
+    """The pairs of which both responses fit; TRL would cut the others, perhaps down to the same text."""
+
+    def tokens(pair: dict[str, str]) -> int:
+        texts = [pair["prompt"] + pair[name] for name in ("chosen", "rejected")]
+        return max(map(len, tokenizer(texts)["input_ids"])) + 1  # with the end-of-text
+
+    lengths = [tokens(pair) for pair in pairs]
+    fitting = [pair for pair, length in zip(pairs, lengths, strict=True) if length <= longest]
+    if len(fitting) < len(pairs):
+        said = (
+            f"{source}: {len(pairs) - len(fitting)} of {len(pairs)} pairs have more than max_length={longest} tokens, "
+            f"the longest {max(lengths)}"
+        )
+        if not fitting:
+            raise HeadEditError(f"{said}; raise max_length.")
+        logger.warning("%s; they are left out.", said)
+    return fitting
+
+
+def _set_padding(tokenizer: Any, model: nn.Module) -> None:
+    """Gives a tokenizer whose padding the model cannot read another token for it."""
+    vocabulary = Vocabulary.of(model)
+    if tokenizer.pad_token is None or not vocabulary.has(tokenizer.pad_token_id):
+        if not vocabulary.has(tokenizer.eos_token_id):
+            raise HeadEditError(
+                "The tokenizer has no padding token and no end-of-text that the model has, and DPO pads its batches. "
+                "Give it one, and save it next to the model: tokenizer.pad_token = ..."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def _stage(
@@ -140,12 +183,16 @@ def _stage(
         "disable_tqdm": not progress,
         **config.training,
     }
+    try:
+        arguments = trl.DPOConfig(**options)
+    except (ValueError, ImportError, TypeError, KeyError) as error:
+        raise HeadEditError(f"training: TRL refuses these arguments: {error}") from None
     more: dict[str, Any] = {"history_dir": folder}
     if history is not None:
         more = {"history": history, "first_step": max((row["step"] for row in history.rows), default=0)}
     trainer = trainer_class(
         edits,
-        args=trl.DPOConfig(**options),
+        args=arguments,
         train_dataset=datasets.Dataset.from_list(train),
         eval_dataset=None if valid is None else datasets.Dataset.from_list(valid),
         processing_class=tokenizer,

@@ -6,6 +6,7 @@ intervention (Li, Patel, Viégas, Pfister, Wattenberg, NeurIPS 2023, arXiv 2306.
 probe is most accurate. Both are an offset per head, so what they find is an edit, and a start for ``headedit.fit``.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -113,7 +114,7 @@ def steer(
     rank_by = _one_of(rank_by, "rank_by", RankBy)
     strength, seed = check_steering_strength(strength), whole_number(seed, "seed")
     batch_size = whole_number(batch_size, "batch_size")
-    if not isinstance(l2, int | float) or not l2 > 0:
+    if not isinstance(l2, int | float) or not 0 < l2 < math.inf:
         raise HeadEditError(f"l2: found {describe(l2)}, expected a number above 0.")
     if not isinstance(paired, bool):
         raise HeadEditError(f"paired: found {describe(paired)}, expected True or False.")

@@ -1,6 +1,7 @@
 """The results of a sweep: one row per run, their mean and spread, and what the validation loss chooses."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -100,17 +101,18 @@ def grouped(rows: Sequence[SweepRow]) -> list[SweepGroup]:
 def chosen(rows: Sequence[SweepRow]) -> list[SweepGroup]:
     """The fields that the validation loss chooses for each task: those with the lowest mean over the seeds.
 
-    Empty where a sweep has no fields to choose from. Fields with a run that failed or has no validation loss cannot be
-    chosen.
+    Empty where a sweep has no fields to choose from. Fields with a run that failed, or whose validation loss is
+    missing or not finite, cannot be chosen.
     """
     if len({json.dumps(row.fields) for row in rows}) < 2:
         return []
     best: dict[str, SweepGroup] = {}
     for group in grouped(rows):
-        if group.over == "tasks" or group.failed or group.figures.get(VALIDATION_LOSS) is None:
+        loss = group.figures.get(VALIDATION_LOSS)
+        if group.over == "tasks" or group.failed or loss is None or not math.isfinite(loss.mean):
             continue
         before = best.get(group.task)
-        if before is None or group.figures[VALIDATION_LOSS].mean < before.figures[VALIDATION_LOSS].mean:
+        if before is None or loss.mean < before.figures[VALIDATION_LOSS].mean:
             best[group.task] = group
     return list(best.values())
 

@@ -19,6 +19,7 @@ from headedit.data import Data
 from headedit.data.batches import PadRight
 from headedit.data.loading import load_data
 from headedit.data.losses import example_losses
+from headedit.data.rows import Vocabulary
 from headedit.errors import HeadEditError
 from headedit.hf.config import context_length, text_config
 from headedit.hf.models import check_causal_lm
@@ -117,6 +118,7 @@ def tune(
     )
     model: Any = config.model.load()
     check_causal_lm(model, "headedit tune")
+    pad = Vocabulary.of(model).padding(tokenizer)
     set_seed(config.seed)
     model = add_adapter(model, config.method)
     if ready is not None:
@@ -126,7 +128,6 @@ def tune(
     if not resume or not (folder / TUNE_YAML).is_file():
         config.save(folder)
         write_json(folder / DATA, data.report)
-    pad = tokenizer.pad_token_id or 0
     started = time.perf_counter()
     trainer, steps = _train(config, model, data, pad, arguments, resume=resume)
     model.eval()
