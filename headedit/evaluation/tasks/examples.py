@@ -138,8 +138,8 @@ def _label(answer: Any, labels: tuple[str, ...], options: tuple[str, ...], where
         for label, name in zip(labels, names, strict=True):
             if name.strip().lower() == wanted:
                 return label
-    listed = ", ".join(labels if labels else ["none"])
-    raise HeadEditError(f"{where}: the answer {answer!r} is not among the options: {listed}.")
+    possible = ", ".join(labels if labels else ["none"])
+    raise HeadEditError(f"{where}: the answer {answer!r} is not among the options: {possible}.")
 
 
 def _names(text: str, label: str) -> bool:
