@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, overload
 
 import torch
@@ -152,7 +151,7 @@ def batches(
     Raises:
         HeadEditError: ``batch_size`` is no whole number, or below 1.
     """
-    if not isinstance(batch_size, Integral) or batch_size < 1:
+    if not hasattr(batch_size, "__index__") or batch_size < 1:
         raise HeadEditError(f"batch_size: found {batch_size!r}, expected 1 or more, a whole number.")
     device, collate = input_device(model), PadRight()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
