@@ -4,6 +4,7 @@ import copy
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -253,6 +254,19 @@ def test_the_advised_changes_fit() -> None:
     joined = advise(planner, plan, plan.weights // 2)[-1]
     assert " + " in joined.what
     assert joined.plan.total < min(change.total for change in changes.values())
+
+
+def test_nothing_is_advised_that_the_device_or_the_dtype_cannot_have() -> None:
+    planner = Planner(LlamaConfig(**{**L8, "num_hidden_layers": 2}))
+
+    def advised(**changes: Any) -> str:
+        plan = planner.plan(Setup(batch_size=2, tokens=256, attention="eager", **changes))
+        return "; ".join(change.what for change in advise(planner, plan, 1))
+
+    assert "FlashAttention" in advised()
+    assert "devices" in advised()
+    assert "FlashAttention" not in advised(dtype="float32")
+    assert not any(word in advised(device="cpu") for word in ("FlashAttention", "devices"))
 
 
 def test_planning_creates_no_weight() -> None:
