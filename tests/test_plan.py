@@ -257,16 +257,19 @@ def test_the_advised_changes_fit() -> None:
 
 
 def test_nothing_is_advised_that_the_device_or_the_dtype_cannot_have() -> None:
-    planner = Planner(LlamaConfig(**{**L8, "num_hidden_layers": 2}))
+    planner = Planner(LlamaConfig(**WIDE))
 
     def advised(**changes: Any) -> str:
-        plan = planner.plan(Setup(batch_size=2, tokens=256, attention="eager", **changes))
+        plan = planner.plan(Setup(batch_size=1, tokens=128, attention="eager", **changes))
         return "; ".join(change.what for change in advise(planner, plan, 1))
 
-    assert "FlashAttention" in advised()
-    assert "devices" in advised()
-    assert "FlashAttention" not in advised(dtype="float32")
-    assert not any(word in advised(device="cpu") for word in ("FlashAttention", "devices"))
+    usual, exact, on_cpu = advised(), advised(dtype="float32"), advised(device="cpu")
+    assert "FlashAttention" in usual
+    assert "devices" in usual
+    assert "FlashAttention" not in exact
+    assert "devices" in exact
+    assert "FlashAttention" not in on_cpu
+    assert "devices" not in on_cpu
 
 
 def test_planning_creates_no_weight() -> None:
