@@ -336,6 +336,19 @@ MISTAKES = {
     "the set of examples is empty": lambda edits, rows: attribute(edits, []),
     "steps: found 0, expected 1 or more": lambda edits, rows: integrate(edits, rows, steps=0),
     "batch_size: found 0, expected 1 or more": lambda edits, rows: attribute(edits, rows, batch_size=0),
+    "batch_size: found 2.5, expected 1 or more, a whole": lambda edits, rows: attribute(edits, rows, batch_size=2.5),
+    "batch_size: found '4', expected 1 or more, a whole": lambda edits, rows: attribute(edits, rows, batch_size="4"),
+    "steps: found 2.5, expected a whole number": lambda edits, rows: integrate(edits, rows, steps=2.5),
+    r"heads: found \(1, 2\), expected 'open', 'all' or a list": lambda edits, rows: leave_one_out(
+        edits, rows, heads=(1, 2)
+    ),
+    r"heads: found \[\(0.5, 1\)\], expected 'open', 'all' or": lambda edits, rows: leave_one_out(
+        edits, rows, heads=[(0.5, 1)]
+    ),
+    r"heads: found \[\('a', 1\)\], expected 'open', 'all' or": lambda edits, rows: patch(
+        edits, rows, into="base", heads=[("a", 1)]
+    ),
+    "heads: found None, expected 'open', 'all' or a list": lambda edits, rows: leave_one_out(edits, rows, heads=None),
     "Example 1: is text, and there is no tokenizer": lambda edits, rows: attribute(edits, [("a", "b")]),
     "Example 3: has no labelled token": lambda edits, rows: attribute(edits, [*rows, labelled([3, 4], [4, -100])]),
     "Example 3: has 2 input_ids but 0 labels": lambda edits, rows: attribute(edits, [*rows, labelled([3, 4], [])]),

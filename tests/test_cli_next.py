@@ -1,6 +1,7 @@
 """A command that is finished says what to do next, in a command that parses."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from command_lines import parse
@@ -34,6 +35,21 @@ def test_a_finished_command_ends_with_the_next_one(arguments, called, capsys):
     line = last_line(capsys, *arguments)
     assert line.startswith("next: headedit ")
     assert parse(line.removeprefix("next: ")) == called
+
+
+@pytest.mark.parametrize(("memory", "called"), [("64GiB", "train"), ("1KiB", "plan")])
+def test_the_command_after_a_plan_is_that_of_the_run_that_was_planned(memory, called, capsys):
+    changed = ["--batch-size", "2", "--checkpointing", "--dtype", "float32", "--set", "recipe.epochs=3"]
+    expected = ["training.gradient_checkpointing=true", "recipe.batch_size=2", "model.dtype=float32", "recipe.epochs=3"]
+    line = last_line(capsys, "plan", "cpu-small", "--model", MODEL, *SMALL, *changed, "--memory", memory)
+    words = line.removeprefix("next: ").split()
+    assert words[:3] == ["headedit", called, "cpu-small"]
+    given = [setting for option, setting in pairwise(words) if option == "--set"]
+    assert {*expected, f"model.name={MODEL}", "data.max_length=16"} == set(given)
+    assert ("--device" in words) == (called == "plan")
+    line = last_line(capsys, "plan", "--model", MODEL, *SMALL, *changed, "--memory", "64GiB")
+    given = [setting for option, setting in pairwise(line.split()) if option == "--set"]
+    assert {*expected, "data.max_length=16"} == set(given)
 
 
 def test_an_evaluation_ends_with_the_table_of_its_reports_or_how_to_keep_them(capsys, tmp_path):

@@ -206,6 +206,33 @@ def test_the_scatter_shows_every_open_head_and_the_correlation(frame):
     plt.close("all")
 
 
+def test_a_sign_may_be_the_effect_itself(frame):
+    left, right = plots.agreement(frame, signs=("effect", "effect")).axes
+    assert left.get_title() == right.get_title() == "ρ = +1.00"
+    plt.close("all")
+
+
+def test_the_scatter_counts_the_heads_that_it_cannot_place_and_shows_those_of_size_0(frame):
+    changed = frame.copy()
+    first, second, *_ = changed.index[changed["open"]]
+    changed.loc[first, "share"] = math.inf  # of a head without an output
+    changed.loc[second, ["offset_norm", "scale_norm"]] = 0.0
+    figure = plots.agreement(changed, signs=("share", "gate"))
+    left, right = figure.axes
+    assert left.get_xlabel().endswith("(not drawn: 1 heads without a finite number)")
+    assert "not drawn" not in right.get_xlabel()
+    assert "of size 0 (1)" in [text.get_text() for text in figure.legends[0].get_texts()]
+    plt.close("all")
+
+
+def test_the_scatter_names_the_kind_of_a_head_that_is_not_attention(frame):
+    changed = frame.assign(kind="mlp")
+    (axis,) = plots.agreement(changed, signs=("gate",)).axes
+    assert axis.texts
+    assert all(text.get_text().endswith(" mlp") for text in axis.texts)
+    plt.close("all")
+
+
 def test_a_mistake_in_evidence_is_explained(frame, edits, tokenizer, llama, monkeypatch):
     with pytest.raises(HeadEditError, match="no column 'efect'"):
         separation(frame, "efect")
@@ -215,8 +242,21 @@ def test_a_mistake_in_evidence_is_explained(frame, edits, tokenizer, llama, monk
         agreement(frame, heads="some")
     with pytest.raises(HeadEditError, match="no sign is named"):
         plots.agreement(frame, signs=())
+    with pytest.raises(HeadEditError, match="The column 'kind' of the evidence holds no numbers"):
+        plots.agreement(frame, signs=("kind",))
+    with pytest.raises(HeadEditError, match="The column 'promotes' of the evidence holds no numbers"):
+        separation(frame, "promotes")
+    with pytest.raises(HeadEditError, match="columns: found 5, expected a list of columns"):
+        agreement(frame, 5)
+    for call in (agreement, separation, plots.agreement):
+        with pytest.raises(HeadEditError, match="evidence: found a HeadEdits, expected the frame that"):
+            call(edits)
     with pytest.raises(HeadEditError, match="read: found 'guessed'"):
         evidence(edits, RECORDS, read="guessed")
+    options = {"top": 0, "steps": "8", "seed": None, "probe": "yes"}
+    for name, value in options.items():
+        with pytest.raises(HeadEditError, match=f"{name}: found "):
+            evidence(edits, RECORDS, **{name: value})
     small, rows = headedit.attach(llama), [{"input_ids": [3, 4, 5], "labels": [3, 4, 5]}]
     randomise(small)
     with pytest.raises(HeadEditError, match="tokens, but the model's unembedding has 128"):

@@ -4,6 +4,7 @@ import copy
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -253,6 +254,22 @@ def test_the_advised_changes_fit() -> None:
     joined = advise(planner, plan, plan.weights // 2)[-1]
     assert " + " in joined.what
     assert joined.plan.total < min(change.total for change in changes.values())
+
+
+def test_nothing_is_advised_that_the_device_or_the_dtype_cannot_have() -> None:
+    planner = Planner(LlamaConfig(**WIDE))
+
+    def advised(**changes: Any) -> str:
+        plan = planner.plan(Setup(batch_size=1, tokens=128, attention="eager", **changes))
+        return "; ".join(change.what for change in advise(planner, plan, 1))
+
+    usual, exact, on_cpu = advised(), advised(dtype="float32"), advised(device="cpu")
+    assert "FlashAttention" in usual
+    assert "devices" in usual
+    assert "FlashAttention" not in exact
+    assert "devices" in exact
+    assert "FlashAttention" not in on_cpu
+    assert "devices" not in on_cpu
 
 
 def test_planning_creates_no_weight() -> None:

@@ -228,6 +228,42 @@ def test_parameters_are_those_of_the_open_gates_with_other_methods_next_to_them(
     assert next(line for line in axis.get_lines() if line.get_label() == "LoRA").get_xydata().tolist() == [[4096, 0.3]]
 
 
+def test_a_method_without_parameters_is_a_line_and_one_that_is_no_pair_is_refused():
+    found = PruningPath(
+        [replace(level, vectors={"0.offset": torch.ones(level.gates, 8)}) for level in levels().levels], 3
+    )
+    (axis,) = headedit.plot.parameters(found, others={"prompt": (0, 0.3)}).axes
+    line = next(line for line in axis.get_lines() if line.get_label() == "prompt")
+    assert list(line.get_ydata()) == [0.3, 0.3]
+    for others in ({"LoRA": 5}, {"LoRA": (5,)}, {"LoRA": ("5", 0.3)}, [("LoRA", (5, 0.3))]):
+        with pytest.raises(HeadEditError, match=r"others: found .*expected the number of parameters and the loss"):
+            headedit.plot.parameters(found, others=others)
+    with pytest.raises(HeadEditError, match="others: a comparison has its own methods"):
+        headedit.plot.parameters([{"method": "lora", "parameters": 9, "score": 0.8}], others={"LoRA": (9, 0.3)})
+
+
+def test_every_task_of_a_comparison_is_drawn_from_its_own_largest_number_of_examples():
+    lines = [
+        {"task": task, "size": size, "method": "lora", "parameters": 9000, "score": size / 1000}
+        for task, size in (("trec", 8), ("trec", 200), ("sst2", 64))
+    ]
+    left, right = headedit.plot.parameters(lines).axes
+    assert (left.get_title(), right.get_title()) == ("trec, from 200 examples", "sst2, from 64 examples")
+    points = [bars.lines[0].get_xydata().tolist() for axis in (left, right) for bars in axis.containers]
+    assert points == [[[9000, 0.2]], [[9000, 0.064]]]
+
+
+@pytest.mark.parametrize("name", ["history", "path", "parameters", "stability", "selection"])
+def test_a_picture_of_a_run_says_what_it_takes(name, llama):
+    for given in (headedit.attach(llama), None, 5):
+        with pytest.raises(
+            HeadEditError, match=r"Cannot draw .*; give the run that headedit\.fit returned, or the folder"
+        ):
+            getattr(headedit.plot, name)(given)
+        if hasattr(given, "detach"):
+            given.detach()
+
+
 def test_a_comparison_is_drawn_by_the_parameters_of_each_method():
     common = {"task": "trec", "size": 200, "metric": "accuracy"}
     lines = [

@@ -13,7 +13,9 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 import headedit
 from headedit import EditConfig, HeadEditError
 from headedit.edits.gate_set import GateIndex
+from headedit.interpret.head_map import HeadMap
 from headedit.interpret.palette import COLOURS, LAYERS
+from headedit.interpret.plots.effects import effect_sizes
 from headedit.runs.selection import Competitor, select
 from headedit.runs.stability import expected_jaccard, jaccard
 
@@ -123,6 +125,33 @@ def test_the_effect_sizes_can_be_shares_of_the_heads_output(llama):
         headedit.plot.effects(edits, norms=torch.ones(3, 4))
     with pytest.raises(HeadEditError, match="examples is empty"):
         headedit.head_norms(edits, [])
+
+
+def test_a_share_of_the_output_of_a_head_that_has_none_is_drawn_above_all(llama):
+    with torch.no_grad():
+        llama.model.layers[0].self_attn.v_proj.weight[:16] = 0  # of the heads 0 and 1
+    edits = headedit.attach(llama)
+    randomise(edits)
+    edits.set_head(0, 0, offset=torch.ones(16))
+    norms = headedit.head_norms(edits, [{"input_ids": [5, 6, 7]}], progress=False)
+    figure = headedit.plot.effects(edits, norms=norms)
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    drawn = image(axis)
+    silent = numpy.isinf(effect_sizes(HeadMap.of(edits), "attention", norms)[0])
+    assert silent[0, 0]
+    assert drawn[silent].min() > drawn[~silent].max()
+    assert axis.get_images()[0].get_clim()[1] == pytest.approx(drawn[~silent].max())
+    assert axis.get_title().endswith(f"{silent.sum()} above all: no output without the edit")
+    only = headedit.attach(tiny_model("llama"), config=EditConfig(gate_init=-10.0))
+    only.set_head(0, 0, offset=torch.ones(16))
+    assert "above all" in headedit.plot.effects(only, norms=torch.zeros(2, 4)).axes[0].get_title()
+
+
+def test_a_gate_map_for_a_folder_that_does_not_exist_is_refused(llama, tmp_path):
+    drawn = headedit.plot.gate_map(headedit.attach(llama))
+    with pytest.raises(HeadEditError, match=r"the folder .*missing does not exist; make it first"):
+        drawn.save(tmp_path / "missing" / "gates.svg")
 
 
 def test_edits_that_change_nothing_have_the_size_0(llama):

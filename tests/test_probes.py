@@ -355,6 +355,12 @@ BAD = {
     r"valid_share: found 1, expected a number between 0 and 1": {"valid_share": 1},
     r"l2: found 0, expected a number above 0": {"l2": 0},
     r"batch_size: found 0, expected 1 or more": {"batch_size": 0},
+    r"batch_size: found 2\.5, expected a whole number": {"batch_size": 2.5},
+    r"valid_share: found the text 'a', expected a finite number": {"valid_share": "a"},
+    r"l2: found None, expected a number above 0": {"l2": None},
+    r"seed: found the text 'x', expected a whole number": {"seed": "x"},
+    r"the set of examples is NoneType, expected a list": {"examples": None},
+    r"labels: found None, expected 0 or 1 for each example": {"labels": None},
     r"no site of kind 'mlp'; they have attention": {"kind": "mlp"},
 }
 
@@ -367,6 +373,25 @@ def test_an_argument_of_iti_that_cannot_be_used_is_named(llama, message):
     with pytest.raises(HeadEditError, match=f"(?i){message}"):
         iti(edits, options.pop("examples"), options.pop("labels"), **options)
     assert hooks(llama) == before
+
+
+def test_what_is_no_handle_and_no_number_of_heads_is_refused_by_probes(llama):
+    with pytest.raises(HeadEditError, match="Found a LlamaForCausalLM, expected the handle of edits"):
+        iti(llama, ROWS, LABELS)
+    with pytest.raises(HeadEditError, match="Found a LlamaForCausalLM, expected the handle of edits"):
+        headedit.head_norms(llama, ROWS)
+    edits = headedit.attach(llama)
+    with pytest.raises(HeadEditError, match="The set of examples is int, expected a list"):
+        headedit.head_norms(edits, 5)
+    found = iti(edits, ROWS, LABELS, progress=False)
+    with pytest.raises(HeadEditError, match=r"heads: found 2\.5, expected a whole number"):
+        found.top(2.5)
+    with pytest.raises(HeadEditError, match="strength: found the text 'a', expected a finite number"):
+        found.apply(edits, heads=1, strength="a")
+    with pytest.raises(HeadEditError, match="Found a LlamaForCausalLM, expected the handle of edits"):
+        found.apply(llama, heads=1)
+    with pytest.raises(HeadEditError, match=r"Cannot draw a HeadEdits; give what headedit\.iti or headedit.steer"):
+        headedit.plot.probes(edits)
 
 
 def test_heads_that_cannot_be_read_are_named(llama):

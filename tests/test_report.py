@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -26,8 +27,10 @@ from headedit.edits.gate_set import GateIndex
 from headedit.hf.loading import load_model, load_tokenizer
 from headedit.interpret import plots
 from headedit.interpret.report import Table, report
+from headedit.interpret.report.columns import columns_of, head_rows
 from headedit.interpret.report.drawing import DIM, lifted_colours, luminance, svg_of
 from headedit.interpret.report.folder import RunFolder, two_digits
+from headedit.interpret.report.heads import measures
 from headedit.interpret.report.origin import origin
 from headedit.runs.pruning_path import Level, PruningPath
 
@@ -312,6 +315,18 @@ def hexadecimal(colour):
 
 
 @pytest.mark.parametrize("colours", SCHEMES, ids=["light", "dark"])
+def test_the_share_of_a_head_without_an_output_has_the_last_colour_of_the_map(run, frame):
+    changed = frame.copy()
+    silent = changed.index[changed["open"]][0]
+    changed.loc[silent, "share"] = math.inf
+    rows = head_rows(RunFolder.read(run).source, changed)
+    (measure,) = [found for found in measures(rows, columns_of(rows)) if found.label == "share"]
+    assert measure.styles[tuple(changed.loc[silent, ["kind", "layer", "head"]])] == "s10"
+    assert measure.legend[-1].text == two_digits(frame.drop(silent)["share"].max())
+    best = max(Page(report(run, evidence=changed)).heads(), key=lambda row: row["share"]["data-order"] == "inf")
+    assert best["share"]["text"] == "inf"
+
+
 def test_text_has_contrast_on_every_background_of_the_page(colours):
     pairs = [(text, ground) for text in ("text", "soft", "link") for ground in ("page", "panel")]
     pairs += [("text", "mark"), ("soft", "mark")]

@@ -191,6 +191,16 @@ def test_tokens_that_cannot_be_read_from_the_weights_can_be_measured(model_type)
         assert words.measured.promotes[0][1] > 0
 
 
+def test_tokens_are_not_read_from_the_weights_where_layers_norm_the_residual_stream():
+    edits = headedit.attach(tiny_model("opt", do_layer_norm_before=False))
+    randomise(edits)
+    with pytest.raises(HeadEditError, match=r"layers\.0\.final_layer_norm, behind the residual stream, changes what"):
+        tokens(edits, Letters(), progress=False)
+    for words in tokens(edits, Letters(), ROWS, progress=False):
+        assert words.weights is None
+        assert words.measured is not None
+
+
 def test_padding_rows_of_the_unembedding_are_not_tokens(llama):
     edits = headedit.attach(llama, config=CLOSED)
     edits.set_head(0, 1, offset=(edits.sites[0].module.weight[:, 16:32].T @ llama.lm_head.weight[127]).detach())
@@ -209,6 +219,8 @@ def test_a_mistake_in_tokens_is_explained(llama):
         tokens(edits, None)
     with pytest.raises(HeadEditError, match="top: found 0, expected 1 or more"):
         tokens(edits, Letters(), top=0)
+    with pytest.raises(HeadEditError, match=r"top: found 2\.5, expected a whole number"):
+        tokens(edits, Letters(), top=2.5)
     edits.detach()
     with pytest.raises(HeadEditError, match="These edits are detached"):
         tokens(edits, Letters())

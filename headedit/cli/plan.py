@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from headedit.training.memory_plan import Plan, Setup
 
 
+_APART = ("model.name", "data.train")  # given to `headedit train` by options of their own
+
+
 @takes_json
 def plan(
     config: Annotated[
@@ -112,6 +115,7 @@ def plan(
         run, base, for_gpu=limit is not None, **{key: value for key, value in changes.items() if value is not None}
     )
     limit = memory_of(setup.device) if limit is None else limit
+    again = _given(named if config is not None else {key: named[key] for key in named if key not in _APART}, settings)
     planner = Planner(base, run.edits, spec=run.spec)
     found = planner.plan(setup)
     _print_plan(run, found, limit)
@@ -120,7 +124,7 @@ def plan(
             given["model.attn_implementation"] = "flash_attention_2" if attention == "flash" else attention
         fitted = fit_and_write(config, given, run, planner, found, limit, output)
         put_json({**plan_record(run, found, limit), "fit": fitted})
-        print_next("train", fitted["file"] or config, *([] if fitted["file"] else _given(settings)))
+        print_next("train", fitted["file"] or config, *([] if fitted["file"] else again))
         return
     advice = advise(planner, found, limit)
     for change in advice:
@@ -129,15 +133,19 @@ def plan(
     put_json({**plan_record(run, found, limit), "changes": changes_of})
     if found.verdict(limit) == "fits":
         of_run = ["--model", model, "--data", "FILE", "--output", "FOLDER"] if config is None else [config]
-        print_next("train", *of_run, *_given(settings))
+        print_next("train", *of_run, *again)
     elif config is not None:
-        print_next("plan", config, *_given(settings), "--memory", show(limit).replace(" ", ""), "--fit")
+        own = [word for key, value in changes.items() if value is not None for word in (f"--{key}", value)]
+        print_next("plan", config, *again, *own, "--memory", show(limit).replace(" ", ""), "--fit")
     else:
         say_next("the same command with one of these changes" if advice else "a smaller model, or more memory")
 
 
-def _given(settings: list[str] | None) -> list[str]:
-    return [word for setting in settings or [] for word in ("--set", setting)]
+def _given(named: dict[str, Any], settings: list[str] | None) -> list[str]:
+    """The options of a run that were given, as ``--set`` takes them: those with a name of their own, then others."""
+    words = {key: str(value).lower() if isinstance(value, bool) else value for key, value in named.items()}
+    assigned = [f"{key}={value}" for key, value in words.items() if value is not None] + (settings or [])
+    return [word for setting in assigned for word in ("--set", setting)]
 
 
 def plan_record(run: "RunConfig", found: "Plan", memory: int) -> dict[str, Any]:

@@ -149,10 +149,10 @@ def batches(
         The rows' numbers, [batch]; what to call the model with; and labels, [batch, tokens].
 
     Raises:
-        HeadEditError: ``batch_size`` is below 1.
+        HeadEditError: ``batch_size`` is no whole number, or below 1.
     """
-    if batch_size < 1:
-        raise HeadEditError(f"batch_size: found {batch_size}, expected 1 or more.")
+    if not hasattr(batch_size, "__index__") or batch_size < 1:
+        raise HeadEditError(f"batch_size: found {batch_size!r}, expected 1 or more, a whole number.")
     device, collate = input_device(model), PadRight()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     equal = not takes_padding(model, "right", unknown=True)

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from headedit.edits.arguments import as_list
 from headedit.errors import HeadEditError, suggest
+from headedit.io.describe import describe
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped,unused-ignore]
@@ -27,14 +29,15 @@ def agreement(
         A square frame of numbers from −1 to 1; NaN where a column does not vary, or there are fewer than 3 heads.
 
     Raises:
-        HeadEditError: there is no such column, or ``heads`` is neither of the two.
+        HeadEditError: there is no such column, one holds no numbers, or ``heads`` is neither of the two.
     """
     if heads not in ("open", "all"):
         raise HeadEditError(f"heads: found {heads!r}, expected 'open' or 'all'.")
-    for column in columns:
+    chosen = as_list(columns, "columns", "a list of columns of the evidence")
+    for column in chosen:
         check_column(evidence, column)
     rows = evidence[evidence["open"]] if heads == "open" else evidence
-    return rows[list(columns)].astype(float).corr(method="spearman", min_periods=3)
+    return rows[chosen].astype(float).corr(method="spearman", min_periods=3)
 
 
 def separation(evidence: "pandas.DataFrame", column: str = "effect", chosen: Sequence[bool] | None = None) -> float:
@@ -51,13 +54,15 @@ def separation(evidence: "pandas.DataFrame", column: str = "effect", chosen: Seq
         A number from 0 to 1, 0.5 by chance; NaN if all heads are chosen, or none.
 
     Raises:
-        HeadEditError: there is no such column, or ``chosen`` does not have one value per row.
+        HeadEditError: there is no such column, it holds no numbers, or ``chosen`` does not have one value per row.
     """
     check_column(evidence, column)
-    flags = evidence["open"].tolist() if chosen is None else [bool(flag) for flag in chosen]
+    given = evidence["open"].tolist() if chosen is None else as_list(chosen, "chosen", "a truth value for each head")
+    flags = [bool(flag) for flag in given]
     if len(flags) != len(evidence):
         raise HeadEditError(f"chosen: found {len(flags)} values for {len(evidence)} heads; give one for each.")
-    pairs = [(value, flag) for value, flag in zip(evidence[column].tolist(), flags, strict=True) if value == value]
+    values = evidence[column].astype(float).tolist()
+    pairs = [(value, flag) for value, flag in zip(values, flags, strict=True) if value == value]
     inside = [value for value, flag in pairs if flag]
     outside = [value for value, flag in pairs if not flag]
     if not inside or not outside:
@@ -67,6 +72,12 @@ def separation(evidence: "pandas.DataFrame", column: str = "effect", chosen: Seq
 
 
 def check_column(evidence: "pandas.DataFrame", column: str) -> None:
-    """Raises a HeadEditError if the evidence has no such column."""
+    """Raises a HeadEditError unless this is a frame of evidence with such a column, and numbers in it."""
+    if not hasattr(evidence, "columns"):
+        raise HeadEditError(f"evidence: found {describe(evidence)}, expected the frame that headedit.evidence returns.")
     if column not in evidence.columns:
         raise HeadEditError(f"The evidence has no column '{column}'.{suggest(column, map(str, evidence.columns))}")
+    try:
+        evidence[column].astype(float)
+    except (TypeError, ValueError):
+        raise HeadEditError(f"The column '{column}' of the evidence holds no numbers.") from None

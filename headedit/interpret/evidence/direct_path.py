@@ -164,8 +164,11 @@ def _branch(calls: Sequence[_Call], start: int, layer: str) -> list[Step] | str:
     if kind != "linear":
         return "it is followed directly by a norm or another function that is not linear"
     steps, value = [Step(calls[start].module, kind)], calls[start].returned
-    for call in calls[start + 1 :]:
+    for number, call in enumerate(calls[start + 1 :], start + 1):
         if call.path == layer:
+            normed = _norm_of_stream(calls[start + 1 : number], call)
+            if normed is not None:
+                return f"{normed}, behind the residual stream, changes what {layer} and later layers pass on"
             fits = call.returned.shape[-1] == value.shape[-1]
             return steps if fits else f"its output is not as wide as what {layer} returns"
         if _proportional(call.given, value) and not any(call.module.children()):
@@ -175,6 +178,15 @@ def _branch(calls: Sequence[_Call], start: int, layer: str) -> list[Step] | str:
             steps.append(Step(call.module, kind))
             value = call.returned
     return f"it runs outside {layer}"
+
+
+def _norm_of_stream(calls: Sequence[_Call], layer: _Call) -> str | None:
+    """The module of a layer whose output the layer returns, as in models with norms behind the residual stream."""
+    for call in calls:
+        inside = call.path.startswith(f"{layer.path}.") and not any(call.module.children())
+        if inside and _proportional(call.returned, layer.returned) and not _proportional(call.given, call.returned):
+            return call.path
+    return None
 
 
 def _tail(calls: Sequence[_Call], unembedding: nn.Module, stacks: set[str]) -> list[Step] | str:

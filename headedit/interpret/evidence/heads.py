@@ -2,8 +2,10 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,9 +83,7 @@ def edited_heads(edits: HeadEdits, choice: Choice = "all") -> list[Head]:
                 "No head is edited: every gate is closed. Train the edits, or set some heads with set_head."
             )
         return chosen
-    places = [] if isinstance(choice, str) else [(int(layer), int(head)) for layer, head in choice]
-    if not places:
-        raise HeadEditError(f"heads: found {choice!r}, expected 'open', 'all' or a list of (layer, head).")
+    places = _places(choice)
     by_place = {(head.layer, head.head): head for head in reversed(heads)}  # reversed: the first kind counts
     missing = next((place for place in places if place not in by_place), None)
     if missing is not None:
@@ -92,13 +92,28 @@ def edited_heads(edits: HeadEdits, choice: Choice = "all") -> list[Head]:
     return [by_place[place] for place in places]
 
 
-def check_acting(edits: HeadEdits) -> None:
-    """Raises a HeadEditError unless the edits are attached to the model, not merged, and not in a context."""
+def _places(choice: Any) -> list[tuple[int, int]]:
+    """The (layer, head) pairs of a list that holds at least one, and nothing else."""
+    pairs: list[Any] = []
+    with suppress(TypeError, ValueError):
+        pairs = [] if isinstance(choice, str) else [(index(layer), index(head)) for layer, head in choice]
+    if not pairs:
+        raise HeadEditError(f"heads: found {choice!r}, expected 'open', 'all' or a list of (layer, head).")
+    return pairs
+
+
+def check_handle(edits: Any) -> None:
+    """Raises a HeadEditError unless this is the handle of edits."""
     if not isinstance(edits, HeadEdits):
         raise HeadEditError(
             f"Found a {type(edits).__name__}, expected the handle of edits, which headedit.attach(model) and "
             "headedit.load(model, folder) return."
         )
+
+
+def check_acting(edits: HeadEdits) -> None:
+    """Raises a HeadEditError unless the edits are attached to the model, not merged, and not in a context."""
+    check_handle(edits)
     if not edits.attached:
         raise HeadEditError("These edits are detached, so they have no effect; attach or load them on the model first.")
     if edits.merged is not None:

@@ -15,10 +15,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from headedit.data.encoding import ids_to_last_token
+from headedit.data.encoding import check_iterable, ids_to_last_token
 from headedit.edits import HeadEdits
+from headedit.edits.arguments import as_list
+from headedit.edits.values import real_number, whole_number
 from headedit.errors import HeadEditError
 from headedit.hf.tokenizers import as_tokenizer
+from headedit.interpret.evidence.heads import check_handle
 from headedit.training.steering.directions import mass_mean_shift
 from headedit.training.steering.head_outputs import last_outputs
 from headedit.training.steering.probes import held_out_accuracy
@@ -52,10 +55,10 @@ class HeadProbes:
         """(layer, head) of the k best heads, best first; equal ones by layer, then head.
 
         Raises:
-            HeadEditError: ``k`` is below 1 or above the number of heads.
+            HeadEditError: ``k`` is no whole number, below 1, or above the number of heads.
         """
         count = int((~self.accuracy.isnan()).sum())
-        if not 1 <= k <= count:
+        if not 1 <= whole_number(k, "heads") <= count:
             raise HeadEditError(f"heads: found {k}, expected 1 to {count}, the number of heads that were probed.")
         order = torch.sort(self.accuracy.flatten().nan_to_num(nan=-1.0), descending=True, stable=True).indices
         return [divmod(int(i), self.accuracy.shape[1]) for i in order[:k]]
@@ -73,7 +76,8 @@ class HeadProbes:
         Raises:
             HeadEditError: ``heads`` is below 1 or above their number, or ``edits`` lacks these heads or offsets.
         """
-        chosen = self.top(heads)
+        check_handle(edits)
+        chosen, strength = self.top(heads), real_number(strength, "strength")
         widths = {
             (s.layer, first + h): s.head_dim for s, _, first in edits.module.columns(self.kind) for h in range(s.heads)
         }
@@ -121,9 +125,14 @@ def iti(
             example is of another form, empty, or longer than the model's context, the edits have no such kind, a
             head's output is not finite, or an option is out of its range.
     """
-    _check_option("valid_share", valid_share, 0 < valid_share < 1, "a number between 0 and 1")
-    _check_option("l2", l2, l2 > 0, "a number above 0")
-    _check_option("batch_size", batch_size, batch_size >= 1, "1 or more")
+    check_handle(edits)
+    check_iterable(examples, "The set of examples")
+    _check_option(
+        "valid_share", valid_share, 0 < real_number(valid_share, "valid_share") < 1, "a number between 0 and 1"
+    )
+    _check_option("l2", l2, real_number(l2, "l2", "a number above 0") > 0, "a number above 0")
+    _check_option("batch_size", batch_size, whole_number(batch_size, "batch_size") >= 1, "1 or more")
+    whole_number(seed, "seed")
     grid = edits.gates(kind).offset
     kind = edits.module.kinds()[0] if kind is None else kind
     reader = as_tokenizer(tokenizer)
@@ -161,7 +170,8 @@ def _check_option(name: str, value: float, fits: bool, expected: str) -> None:
 def _classes(labels: Sequence[int] | Tensor, examples: int) -> Tensor:
     if not examples:
         raise HeadEditError("There is nothing to probe with: the set of examples is empty.")
-    values = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+    given = as_list(labels, "labels", "0 or 1 for each example")
+    values = labels.tolist() if isinstance(labels, Tensor) else given
     if len(values) != examples:
         raise HeadEditError(f"labels: found {len(values)} for {examples} examples; give one for each.")
     wrong = next((i for i, value in enumerate(values) if value not in (0, 1)), None)

@@ -22,6 +22,7 @@ _TYPES = (  # whether a head has an offset and a scale, what that is called, and
     ((True, True), "both", "offset and scale", "D"),
     ((True, False), "offset", "offset", "o"),
     ((False, True), "scale", "scale", "^"),
+    ((False, False), "reference", "of size 0", "s"),
 )
 _NAMED = 3
 
@@ -46,7 +47,8 @@ def agreement(
 
     Returns:
         A figure with a panel for each sign: a point per head, marked by what its edit holds; where the effect has a
-        standard error, bars of one in either direction. Above each panel is Spearman's rank correlation ρ, and the
+        standard error, bars of one in either direction. Below a panel is the number of heads that have no finite number
+        there, such as the share of a head without an output. Above each panel is Spearman's rank correlation ρ, and the
         heads with the largest effect are named.
 
     Raises:
@@ -57,14 +59,14 @@ def agreement(
     rows = evidence[evidence["open"]]
     if not signs or not len(rows):
         raise HeadEditError("There is nothing to draw: " + ("no head is open." if signs else "no sign is named."))
-    ranks = correlations(rows, [*signs, effect])[effect]
+    ranks = correlations(rows, list(dict.fromkeys([*signs, effect])))[effect]
     size = (2.1 + 2.9 * len(signs), 3.9)
     figure, axes = plt.subplots(1, len(signs), figsize=size, layout="constrained", sharey=True, squeeze=False)
     for axis, sign in zip(axes[0], signs, strict=True):
-        _points(axis, rows, sign, effect)
+        lost = _points(axis, rows, sign, effect)
         rho = ranks[sign]
         axis.set_title(f"ρ = {rho:+.2f}" if numpy.isfinite(rho) else "ρ undefined: no variation", fontsize=11)
-        axis.set_xlabel(_axis_label(sign))
+        axis.set_xlabel(_axis_label(sign) + (f"\n(not drawn: {lost} heads without a finite number)" if lost else ""))
     axes[0, 0].set_ylabel(_axis_label(effect))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(handles)), frameon=False, fontsize=9)
@@ -76,7 +78,8 @@ def agreement(
     return figure
 
 
-def _points(axis: Axes, rows: "pandas.DataFrame", sign: str, effect: str) -> None:
+def _points(axis: Axes, rows: "pandas.DataFrame", sign: str, effect: str) -> int:
+    """Draws the heads; returns how many of them have no place, as a number is not finite."""
     x, y = rows[sign].to_numpy(float), rows[effect].to_numpy(float)
     if effect == "effect":
         errors = rows["effect_error"].to_numpy(float)
@@ -100,11 +103,14 @@ def _points(axis: Axes, rows: "pandas.DataFrame", sign: str, effect: str) -> Non
     axis.margins(x=0.2, y=0.1)
     for i in numpy.argsort(-y)[:_NAMED]:
         if numpy.isfinite(x[i]) and numpy.isfinite(y[i]):
+            kind = rows["kind"].iloc[i]
             name = head_name(rows["layer"].iloc[i], rows["head"].iloc[i])
+            name += "" if kind == "attention" else f" {kind}"
             axis.annotate(name, (x[i], y[i]), xytext=(5, 4), textcoords="offset points", fontsize=8)
     axis.grid(color=GRID, linewidth=0.6)
     axis.set_axisbelow(True)
     axis.locator_params(axis="x", nbins=5)
+    return int((~(numpy.isfinite(x) & numpy.isfinite(y))).sum())
 
 
 def _axis_label(column: str) -> str:

@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from headedit.data.encoding import ids_to_last_token
+from headedit.data.encoding import check_iterable, ids_to_last_token
 from headedit.edits import HeadEdits
 from headedit.edits.site_edit import SiteEdit
 from headedit.errors import HeadEditError
 from headedit.hf.tokenizers import as_tokenizer
+from headedit.interpret.evidence.heads import check_handle
 from headedit.interpret.head_map import Edits, HeadMap
 from headedit.interpret.labels import head_name
 from headedit.interpret.palette import COLOURS, EDGE, FAINT, SEQUENTIAL
@@ -40,7 +41,7 @@ def effects(
     Args:
         edits: the handle, attached or detached, its parameters, or a folder of saved edits.
         norms: of the heads' outputs before the edit, [layers, heads], as ``headedit.head_norms`` measures them;
-            offsets are then shares of them.
+            offsets are then shares of them. The share of a head without an output is above all others.
         kind: the kind of site; by default all that are edited, one row of panels each, or with ``norms`` the first.
         title: by default which kinds are shown.
         subtitle: True for model, task and recipe; False for none; or a text.
@@ -133,6 +134,8 @@ def head_norms(
         HeadEditError: there are no examples, one is of another form, empty or too long, the edits have no such kind,
             or a head's output is not finite.
     """
+    check_handle(edits)
+    check_iterable(examples, "The set of examples")
     result = torch.full_like(edits.gates(kind).offset, torch.nan)
     reader = as_tokenizer(tokenizer)
     rows = [ids_to_last_token(example, reader, f"Example {i + 1}") for i, example in enumerate(examples)]
@@ -146,25 +149,26 @@ def head_norms(
 
 
 def _panel(axis: Axes, grid: Grid, label: str) -> None:
-    there = ~numpy.isnan(grid)
-    sizes = grid[there & (grid > 0)]
+    there, beyond = ~numpy.isnan(grid), numpy.isinf(grid)  # a share of the output of a head that has none
+    sizes = grid[there & (grid > 0) & ~beyond]
     largest = float(sizes.max()) if len(sizes) else 1.0
     smallest = max(float(sizes.min()) if len(sizes) else 0.0, largest / _RANGE)
     smallest = smallest if smallest < largest else largest / 10
     colours = colormaps[SEQUENTIAL].with_extremes(bad=COLOURS["none"])
-    image = draw(axis, grid, colours=colours, norm=LogNorm(smallest, largest))
+    image = draw(axis, numpy.where(beyond, 2 * largest, grid), colours=colours, norm=LogNorm(smallest, largest))
     if len(axis.get_xticks(minor=True)):
         axis.grid(which="minor", color=FAINT, linewidth=0.6)  # white would not show on heads of size 0
     if len(sizes):
-        layer, head = numpy.unravel_index(numpy.nanargmax(grid), grid.shape)
+        layer, head = numpy.unravel_index(numpy.nanargmax(numpy.where(beyond, numpy.nan, grid)), grid.shape)
         label += f"\nlargest {head_name(int(layer), int(head))}"
-    elif there.any():
-        label += "\nall 0"
-    else:
-        label += "\nnone"
+    elif not beyond.any():
+        label += "\nall 0" if there.any() else "\nnone"
+    if beyond.any():
+        label += f"\n{int(beyond.sum())} above all: no output without the edit"
     axis.set_title(label, fontsize=10)
     below = bool(len(sizes)) and float(sizes.min()) < smallest
-    bar = add_bar(image, [axis], "", extend="min" if below else "neither")
+    extend = ("both" if below else "max") if beyond.any() else "min" if below else "neither"
+    bar = add_bar(image, [axis], "", extend=extend)
     ticks = numpy.geomspace(smallest, largest, 4) if len(sizes) else numpy.empty(0)
     bar.set_ticks(ticks.tolist(), labels=[f"{float(f'{tick:.2g}'):g}" for tick in ticks])
     bar.ax.minorticks_off()

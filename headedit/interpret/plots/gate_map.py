@@ -52,7 +52,7 @@ class GateMap:
         """Writes a file: ``.svg``, ``.html`` or ``.png``.
 
         Raises:
-            HeadEditError: the name ends otherwise.
+            HeadEditError: the name ends otherwise, or there is no such folder.
         """
         file = Path(path)
         page = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(self.title)}</title>"
@@ -61,6 +61,8 @@ class GateMap:
         contents = {".svg": self.svg.encode(), ".html": page.encode(), ".png": self.png}
         if file.suffix not in contents:
             raise HeadEditError(f"{file}: a gate map is saved as .svg, .html or .png.")
+        if not file.parent.is_dir():
+            raise HeadEditError(f"{file}: the folder {file.parent} does not exist; make it first.")
         write_atomically(file, contents[file.suffix])
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:

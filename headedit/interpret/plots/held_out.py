@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headedit.errors import HeadEditError
+from headedit.io.describe import describe
 from headedit.runs.files import RUN_FILE
 from headedit.runs.record import read_record
 
@@ -16,6 +17,14 @@ class HeldOut(NamedTuple):
 
     base: float
     edited: float
+
+
+def check_run(run: Any, *fields: str) -> None:
+    """Raises a HeadEditError unless this has the fields of a run, such as ``history``."""
+    if not all(hasattr(run, field) for field in fields):
+        raise HeadEditError(
+            f"Cannot draw {describe(run)}; give the run that headedit.fit returned, or the folder that it wrote."
+        )
 
 
 def record_of(run: Any) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from headedit.errors import HeadEditError
 from headedit.interpret.labels import LABELS, axis_label, short
 from headedit.interpret.palette import COLOURS, FAINT
 from headedit.interpret.plots.heading import Subtitle, put_heading
-from headedit.interpret.plots.held_out import held_out_losses, record_of
+from headedit.interpret.plots.held_out import check_run, held_out_losses, record_of
 from headedit.interpret.plots.stages import Stage, draw_strip, stages_of
 from headedit.runs.history import History
 
@@ -64,6 +64,8 @@ def history(
     if isinstance(run, str | PathLike):
         rows = History.read(run)
     else:
+        if not isinstance(run, History):
+            check_run(run, "history")
         rows = run if isinstance(run, History) else run.history
     if not rows.column("loss")[0]:
         raise HeadEditError(f"{rows.path or 'The history'}: no step was logged, so there is nothing to draw.")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from os import PathLike
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from headedit.interpret.plots.path import (
     put_legend,
     read_levels,
 )
+from headedit.io.describe import describe
 from headedit.runs.pruning_path import Level, PruningPath
 
 Row = Mapping[str, Any]
@@ -54,19 +56,22 @@ def parameters(
         source: a run, its folder or a pruning path, for the validation loss at every number of parameters; or what
             ``headedit.compare`` returned, or the lines of its ``summary``, for the score of every method.
         others: for a run, other methods by name: number of parameters, and validation loss in nats per token on the
-            same examples.
+            same examples. One without parameters is a dotted line.
         title: by default what is drawn.
         subtitle: True for model, task and recipe; False for none; or a text.
 
     Returns:
         A figure whose horizontal axis is logarithmic: of a run one panel, as ``headedit.plot.path`` draws it; of a
-        comparison a panel per task, from its largest number of examples, with bars of 95 %.
+        comparison a panel per task, from the task's largest number of examples, with bars of 95 %.
 
     Raises:
-        HeadEditError: the path has no validation losses, the comparison has no scores, or there is no such run.
+        HeadEditError: the path has no validation losses, the comparison has no scores, there is no such run, or
+            another method is not a pair of numbers.
     """
     lines = source if isinstance(source, Sequence) and not isinstance(source, str) else getattr(source, "summary", None)
     if lines is not None:
+        if others is not None:
+            raise HeadEditError("others: a comparison has its own methods; add a line to its summary for another one.")
         return scores_by_parameters(lines, title=title, subtitle=subtitle)
     found, levels = read_levels(source)  # type: ignore[arg-type]
     sizes = [_size(level) for level in levels]
@@ -76,8 +81,11 @@ def parameters(
     mark_kept(axis, _size(kept), kept.loss, f"kept: {_size(kept):,} parameters on {kept.heads} heads")
     refits = [(_size(found.level_of(gates)), loss) for gates, loss in found.refits.items() if gates <= _most(found)]
     draw_references(axis, refits, found.base_loss)
-    for name, (count, loss) in (others or {}).items():
+    for name, (count, loss) in _pairs(others):
         colour, marker = STYLES.get(name, (OTHER_METHOD, "X"))
+        if not count:  # has no place on a logarithmic axis
+            axis.axhline(loss, color=colour, linestyle=":", linewidth=1.2, label=name)
+            continue
         axis.plot([count], [loss], color=colour, marker=marker, markersize=9, linestyle="", label=name, zorder=4)
     axis.set_xscale("log")
     loss_axis(axis)
@@ -85,6 +93,21 @@ def parameters(
     put_legend(figure, axis)
     put_heading(figure, "Validation loss by the number of parameters" if title is None else title, subtitle, [source])
     return figure
+
+
+def _pairs(others: Any) -> list[tuple[str, tuple[float, float]]]:
+    """Other methods by name, each with its number of parameters and its loss."""
+    found = list(others.items()) if isinstance(others, Mapping) else [] if others is None else [("others", others)]
+    for name, given in found:
+        pair = given if isinstance(given, list | tuple) else ()
+        if len(pair) != 2 or not all(isinstance(value, Real) and math.isfinite(value) for value in pair):
+            raise HeadEditError(
+                f"others: found {describe(given)} for {name!r}, expected the number of parameters and the loss, such "
+                "as {'LoRA': (294_912, 0.31)}."
+            )
+        if pair[0] < 0:
+            raise HeadEditError(f"others: found {pair[0]} parameters for {name!r}, expected 0 or more.")
+    return found
 
 
 def scores_by_parameters(summary: Sequence[Row], *, title: str | None = None, subtitle: Subtitle = False) -> Figure:
@@ -103,9 +126,12 @@ def scores_by_parameters(summary: Sequence[Row], *, title: str | None = None, su
     ]
     if not lines:
         raise HeadEditError("There is nothing to draw: no line has a method, its number of parameters and its score.")
-    largest = max((line.get("size") or 0 for line in lines), default=0)
-    lines = [line for line in lines if (line.get("size") or 0) == largest]
-    names = list(dict.fromkeys(str(line.get("task", "")) for line in lines))
+    largest: dict[str, int] = {}
+    for line in lines:
+        task = str(line.get("task", ""))
+        largest[task] = max(largest.get(task, 0), line.get("size") or 0)
+    lines = [line for line in lines if (line.get("size") or 0) == largest[str(line.get("task", ""))]]
+    names, sizes = list(largest), set(largest.values())
     across = min(3, len(names))
     down = math.ceil(len(names) / across)
     figure, axes = plt.subplots(
@@ -115,7 +141,7 @@ def scores_by_parameters(summary: Sequence[Row], *, title: str | None = None, su
         axis.set_axis_off()
     for axis, task in zip(axes.flat, names, strict=False):
         _scores(axis, [line for line in lines if str(line.get("task", "")) == task])
-        axis.set_title(task, fontsize=11)
+        axis.set_title(task if len(sizes) == 1 else f"{task}, from {largest[task]} examples", fontsize=11)
     metrics = list(dict.fromkeys(line.get("metric") for line in lines))
     for axis in axes[:, 0]:
         axis.set_ylabel(metrics[0] if len(metrics) == 1 and metrics[0] else axis_label("score"))
@@ -124,7 +150,7 @@ def scores_by_parameters(summary: Sequence[Row], *, title: str | None = None, su
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
-    size = f", from {largest} examples" if largest else ""
+    size = f", from {max(sizes)} examples" if len(sizes) == 1 and max(sizes) else ""
     bars = " (bars: 95 % interval)" if any("score_low" in line for line in lines) else ""
     put_heading(figure, f"Score by the number of parameters{size}{bars}" if title is None else title, subtitle)
     return figure

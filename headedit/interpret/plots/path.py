@@ -15,7 +15,7 @@ from headedit.errors import HeadEditError
 from headedit.interpret.labels import LABELS, axis_label, label, short
 from headedit.interpret.palette import COLOURS
 from headedit.interpret.plots.heading import Subtitle, put_heading
-from headedit.interpret.plots.held_out import held_out_losses, record_of
+from headedit.interpret.plots.held_out import check_run, held_out_losses, record_of
 from headedit.runs.pruning_path import Level, PruningPath
 
 _LEAST_RATIO = 1.25
@@ -83,6 +83,8 @@ def read_levels(run: "HasPath | PruningPath | str | PathLike[str]") -> tuple[Pru
     if isinstance(run, str | PathLike):
         found = PruningPath.read(run)
     else:
+        if not isinstance(run, PruningPath):
+            check_run(run, "path")
         found = run if isinstance(run, PruningPath) else run.path
     if found.base_loss is None and (losses := held_out_losses(record_of(run))) is not None:
         found = replace(found, base_loss=losses.base)

@@ -14,6 +14,7 @@ from headedit.interpret.head_map import Edits, HeadMap
 from headedit.interpret.labels import axis_label
 from headedit.interpret.plots.heading import Subtitle
 from headedit.interpret.plots.heatmap import add_bar, draw, finish, frame, mark_layers, mark_missing
+from headedit.io.describe import describe
 from headedit.training.steering.steering import Steering
 
 _POINTS = 72  # per inch
@@ -37,6 +38,8 @@ def probes(
     Raises:
         HeadEditError: ``edits`` does not have the heads that were probed, or the examples were too few for probes.
     """
+    if not isinstance(found, HeadProbes | Steering):
+        raise HeadEditError(f"Cannot draw {describe(found)}; give what headedit.iti or headedit.steer returned.")
     grid = numpy.asarray(found.accuracy)
     if numpy.isnan(grid).all():
         raise HeadEditError("There is no accuracy to draw: a set had fewer than 4 examples, too few for probes.")

@@ -17,6 +17,7 @@ from headedit.interpret.labels import axis_label, head_name
 from headedit.interpret.palette import COLOURS, INK
 from headedit.interpret.plots.heading import Subtitle, put_heading
 from headedit.interpret.plots.heatmap import add_bar, draw, mark_groups, mark_missing
+from headedit.interpret.plots.held_out import check_run
 from headedit.runs.run import Run
 from headedit.runs.selection import Selection
 
@@ -63,6 +64,7 @@ def selection(
         HeadEditError: there is no such run, it was made without ``bootstrap``, or the edits have no site of the kind.
     """
     named = Run.read(run) if isinstance(run, str | PathLike) else run
+    check_run(named, "selection", "edits", "output_dir")
     found = named.selection
     if found is None:
         raise HeadEditError(

@@ -19,6 +19,7 @@ from headedit.interpret.labels import axis_label, short, with_error
 from headedit.interpret.palette import COLOURS, SEQUENTIAL
 from headedit.interpret.plots.heading import Subtitle, put_heading
 from headedit.interpret.plots.heatmap import add_bar, draw, mark_missing
+from headedit.interpret.plots.held_out import check_run
 from headedit.interpret.plots.selection import selection_grid
 from headedit.runs.record import read_record
 from headedit.runs.selection import Selection
@@ -109,6 +110,7 @@ def _read(run: "HasRecord | str | PathLike[str]") -> tuple[Path, dict[str, Any]]
         folder = Path(run)
         record: Any = read_record(folder)
     else:
+        check_run(run, "output_dir", "record")
         folder, record = run.output_dir, run.record
     found = record.get("stability") if isinstance(record, Mapping) else None
     if found is None:

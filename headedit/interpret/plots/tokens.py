@@ -8,6 +8,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from headedit.edits.arguments import as_list
+from headedit.edits.values import whole_number
 from headedit.errors import HeadEditError
 from headedit.interpret.evidence.agreement import check_column
 from headedit.interpret.evidence.causal import HeadEffects
@@ -16,6 +18,7 @@ from headedit.interpret.evidence.tokens import HeadWords, ScaleChange, TokenChan
 from headedit.interpret.labels import axis_label
 from headedit.interpret.palette import COLOURS, INK
 from headedit.interpret.plots.heading import Subtitle, put_heading
+from headedit.io.describe import describe
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped,unused-ignore]
@@ -56,8 +59,15 @@ def tokens(
     Raises:
         HeadEditError: there are no heads, or ``measured`` is given and nothing was measured.
     """
+    words = as_list(words, "words", "what headedit.tokens returned")
+    wrong = next((word for word in words if not isinstance(word, HeadWords)), None)
+    if wrong is not None:
+        raise HeadEditError(f"words: found {describe(wrong)} in it, expected what headedit.tokens returned.")
     if not words:
         raise HeadEditError("There is nothing to draw: no head is given.")
+    for name, number in (("top", top), ("most", most)):
+        if whole_number(number, name) < 1:
+            raise HeadEditError(f"{name}: found {number}, expected 1 or more.")
     there = any(word.measured is not None for word in words)
     if show not in (None, "weights", "measured") or (show == "measured" and not there):
         what = "nothing was measured; give tokens() data" if show == "measured" else f"found {show!r}"

@@ -110,10 +110,10 @@ def _measure(column: Column, values: Mapping[Key, Any]) -> Measure:
         legend = [Swatch(style=f"t-{style}", text=f"{name}: {counts[name]:,}") for name, style in kinds.items()]
         styles = {key: f"t-{kinds[value]}" for key, value in values.items()}
         return Measure(label=column.label, meaning=column.meaning, legend=legend, styles=styles)
-    numbers = [value for value in values.values() if not is_missing(value)]
+    numbers = [value for value in values.values() if not is_missing(value) and math.isfinite(value)]
     signed = column.form == "signed"
     low = min(numbers) if column.key == "probe_accuracy" else 0.0
-    high = 1.0 if column.key in _GATES else max(map(abs, numbers))
+    high = 1.0 if column.key in _GATES else max(map(abs, numbers), default=0.0)
     levels = range(-_SIDE, _SIDE + 1) if signed else range(LEVELS + 1)
     names = [_style(level, signed) for level in levels]
     ends = (two_digits(-high if signed else low), two_digits(high))
@@ -128,6 +128,8 @@ def _measure(column: Column, values: Mapping[Key, Any]) -> Measure:
 
 def _level(value: float, low: float, high: float, signed: bool) -> int:
     """The level of a value, rounded away from 0, so that only 0 is drawn as 0."""
+    if math.isinf(value):
+        return (_SIDE if value > 0 else -_SIDE) if signed else LEVELS
     if high <= low:
         return 0
     share = (abs(value) - low) / (high - low)

@@ -62,7 +62,7 @@ def _checkpointing(planner: Planner, plan: Plan, memory: int) -> Change | None:
 
 
 def _flash(planner: Planner, plan: Plan, memory: int) -> Change | None:
-    if plan.setup.device == "cpu":
+    if plan.setup.device == "cpu" or plan.setup.dtype == "float32":  # it computes in half precision, on GPUs
         return None
     return _first_that_fits(planner, plan, memory, [("FlashAttention", replace(plan.setup, attention="flash"))])
 
@@ -81,6 +81,8 @@ def _four_bits(planner: Planner, plan: Plan, memory: int) -> Change | None:
 
 
 def _more_devices(planner: Planner, plan: Plan, memory: int) -> Change | None:
+    if plan.setup.device == "cpu":  # all its cores share one memory
+        return None
     numbers = [n for n in _DEVICES if n > plan.setup.devices]
     how = _HOW[plan.setup.split]
     return _first_that_fits(
