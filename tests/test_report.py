@@ -314,7 +314,6 @@ def hexadecimal(colour):
     return "#" + "".join(f"{int(part):02x}" for part in re.findall(r"\d+", colour)[:3])
 
 
-@pytest.mark.parametrize("colours", SCHEMES, ids=["light", "dark"])
 def test_the_share_of_a_head_without_an_output_has_the_last_colour_of_the_map(run, frame):
     changed = frame.copy()
     silent = changed.index[changed["open"]][0]
@@ -327,6 +326,7 @@ def test_the_share_of_a_head_without_an_output_has_the_last_colour_of_the_map(ru
     assert best["share"]["text"] == "inf"
 
 
+@pytest.mark.parametrize("colours", SCHEMES, ids=["light", "dark"])
 def test_text_has_contrast_on_every_background_of_the_page(colours):
     pairs = [(text, ground) for text in ("text", "soft", "link") for ground in ("page", "panel")]
     pairs += [("text", "mark"), ("soft", "mark")]
