@@ -219,7 +219,7 @@ def test_the_scatter_counts_the_heads_that_it_cannot_place_and_shows_those_of_si
     changed.loc[second, ["offset_norm", "scale_norm"]] = 0.0
     figure = plots.agreement(changed, signs=("share", "gate"))
     left, right = figure.axes
-    assert left.get_xlabel().endswith("(not drawn: 1 heads without a finite number)")
+    assert left.get_xlabel().endswith("(without a finite number, not drawn: 1)")
     assert "not drawn" not in right.get_xlabel()
     assert "of size 0 (1)" in [text.get_text() for text in figure.legends[0].get_texts()]
     plt.close("all")

@@ -66,7 +66,7 @@ def agreement(
         lost = _points(axis, rows, sign, effect)
         rho = ranks[sign]
         axis.set_title(f"ρ = {rho:+.2f}" if numpy.isfinite(rho) else "ρ undefined: no variation", fontsize=11)
-        axis.set_xlabel(_axis_label(sign) + (f"\n(not drawn: {lost} heads without a finite number)" if lost else ""))
+        axis.set_xlabel(_axis_label(sign) + (f"\n(without a finite number, not drawn: {lost})" if lost else ""))
     axes[0, 0].set_ylabel(_axis_label(effect))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(handles)), frameon=False, fontsize=9)
