@@ -50,6 +50,14 @@ def whole_number(value: Any, name: str, expected: str = "a whole number") -> int
     raise HeadEditError(f"{name}: found {describe(value)}, expected {expected}.")
 
 
+def one_or_more(value: Any, name: str) -> int:
+    """A whole number above 0; raises a HeadEditError, as ``whole_number`` does, where it is not one."""
+    number = whole_number(value, name)
+    if number < 1:
+        raise HeadEditError(f"{name}: found {number}, expected 1 or more.")
+    return number
+
+
 def head_vector(value: Any, name: str, width: int, dtype: torch.dtype, *, scalar: bool = False) -> Tensor:
     """The values of one head, [width], in double precision on the CPU.
 

@@ -156,8 +156,8 @@ def run_cell(cell: Cell, base: Callable[[], nn.Module], tokenizer: Any, say: Cal
 
     Returns:
         Task, size, seed, method; score with its interval, values of each example (None for a metric of the whole set);
-        parameters, heads, seconds, peak of
-        memory, bytes on disk. With ``error`` and without figures where the method cannot be used.
+        parameters, heads, seconds, peak of memory, bytes on disk. With ``error`` and without figures where the method
+        cannot be used.
     """
     config = cell.config
     lesson = Lesson(

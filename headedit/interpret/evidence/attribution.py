@@ -26,8 +26,7 @@ from headedit.data.encoding import encode_all
 from headedit.data.losses import mean_losses
 from headedit.data.prompts import labelled
 from headedit.edits import HeadEdits
-from headedit.edits.values import whole_number
-from headedit.errors import HeadEditError
+from headedit.edits.values import one_or_more
 from headedit.hf.modes import evaluating
 from headedit.hf.sharding import refuse_tensor_parallel
 from headedit.hf.tokenizers import as_tokenizer
@@ -137,7 +136,7 @@ def integrate(
     Raises:
         HeadEditError: ``steps`` is below 1; or as for ``attribute``.
     """
-    check_steps(steps)
+    one_or_more(steps, "steps")
     heads, rows, model = (
         edited_heads(edits),
         encode_all(data, as_tokenizer(tokenizer), edits.model, edits.module.date),
@@ -161,12 +160,6 @@ def integrate(
                         share = by_head(gradient, site) * (by_head(z, site) - by_head(edited, site))
                         shares[site.path] += share.sum((0, 2)).cpu() / (t * steps)
     return torch.stack([shares[head.site.path][head.index] for head in heads]) / len(rows)
-
-
-def check_steps(steps: Any) -> None:
-    """Raises a HeadEditError unless this is a number of strengths to integrate over."""
-    if whole_number(steps, "steps") < 1:
-        raise HeadEditError(f"steps: found {steps}, expected 1 or more.")
 
 
 def _gradients(

@@ -18,7 +18,7 @@ from torch import Tensor
 from headedit.data.encoding import check_iterable, ids_to_last_token
 from headedit.edits import HeadEdits
 from headedit.edits.arguments import as_list
-from headedit.edits.values import real_number, whole_number
+from headedit.edits.values import one_or_more, real_number, whole_number
 from headedit.errors import HeadEditError
 from headedit.hf.tokenizers import as_tokenizer
 from headedit.interpret.evidence.heads import check_handle
@@ -131,7 +131,7 @@ def iti(
         "valid_share", valid_share, 0 < real_number(valid_share, "valid_share") < 1, "a number between 0 and 1"
     )
     _check_option("l2", l2, real_number(l2, "l2", "a number above 0") > 0, "a number above 0")
-    _check_option("batch_size", batch_size, whole_number(batch_size, "batch_size") >= 1, "1 or more")
+    one_or_more(batch_size, "batch_size")
     whole_number(seed, "seed")
     grid = edits.gates(kind).offset
     kind = edits.module.kinds()[0] if kind is None else kind

@@ -8,14 +8,14 @@ from headedit.data.batches import Encoded
 from headedit.data.encoding import encode_all, last_response
 from headedit.data.tokens import without_end
 from headedit.edits import HeadEdits
-from headedit.edits.values import whole_number
+from headedit.edits.values import one_or_more, whole_number
 from headedit.errors import HeadEditError
 from headedit.hf.tokenizers import as_tokenizer
-from headedit.interpret.evidence.attribution import HeadEstimates, attribute, check_steps, integrate
+from headedit.interpret.evidence.attribution import HeadEstimates, attribute, integrate
 from headedit.interpret.evidence.causal import HeadEffects, leave_one_out, patch
 from headedit.interpret.evidence.heads import Head, edited_heads
 from headedit.interpret.evidence.iti import HeadProbes, iti
-from headedit.interpret.evidence.tokens import TokenChanges, by_weights, check_top, tokens
+from headedit.interpret.evidence.tokens import TokenChanges, by_weights, tokens
 from headedit.interpret.naming import subtitle_of
 from headedit.io.describe import describe
 from headedit.io.optional import import_optional
@@ -82,8 +82,8 @@ def evidence(
         raise HeadEditError(f"read: found {read!r}, expected 'weights' or 'measured'.")
     if not isinstance(probe, HeadProbes | bool):
         raise HeadEditError(f"probe: found {describe(probe)}, expected the result of iti, True or False.")
-    check_top(top)
-    check_steps(steps)
+    one_or_more(top, "top")
+    one_or_more(steps, "steps")
     whole_number(seed, "seed")
     frame = import_optional("pandas", "The table of evidence").DataFrame
     heads = edited_heads(edits)

@@ -17,7 +17,7 @@ from headedit.data.batches import IGNORED, Encoded, batches
 from headedit.data.encoding import encode_all
 from headedit.data.prompts import labelled
 from headedit.edits import HeadEdits
-from headedit.edits.values import whole_number
+from headedit.edits.values import one_or_more
 from headedit.errors import HeadEditError
 from headedit.hf.modes import evaluating
 from headedit.hf.tokenizers import as_tokenizer
@@ -112,7 +112,7 @@ def tokens(
             unembedding, the tokenizer is not the model's, or an example cannot be used; without data, also where no
             head can be read from the weights.
     """
-    check_top(top)
+    one_or_more(top, "top")
     chosen, tokenizer = edited_heads(edits, heads), as_tokenizer(tokenizer)
     by_head, obstacles = by_weights(edits, chosen, tokenizer, top)
     known = _known(edits, tokenizer)
@@ -141,12 +141,6 @@ def tokens(
         )
         for i, head in enumerate(chosen)
     ]
-
-
-def check_top(top: Any) -> None:
-    """Raises a HeadEditError unless this is a number of tokens to show."""
-    if whole_number(top, "top") < 1:
-        raise HeadEditError(f"top: found {top}, expected 1 or more.")
 
 
 def scale_change(head: Head, rms: Tensor | None = None) -> ScaleChange | None:
